@@ -1,0 +1,25 @@
+# make demo | make test | make lint: every target sets up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: all demo test lint clean
+all: .venv/installed
+
+# Exact versions by name (constraints.txt); the package itself declares honest ranges.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/segshift demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff
+	$(BIN)/ruff check src tests benchmarks
+
+clean:
+	rm -rf .venv

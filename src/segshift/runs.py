@@ -1,0 +1,142 @@
+"""Run folders: configuration, atomic files, JSON lines, progress, and the one error for wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class InputError(Exception):
+    """Wrong input, in one sentence: what was found, what was expected, what to do, with the path (exit code 2)."""
+
+
+@contextmanager
+def atomic(path: Path, *, check_folder: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block succeeds and vanishes when it fails.
+
+    Raises: InputError when the folder cannot be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}: choose a writable output folder") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (28, 122):  # no space left, quota exceeded
+            raise InputError(f"disk full while writing {path}: free some space and run the same command again") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass or plain value as indented JSON, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as nested dicts and lists, ready for JSON."""
+    return json.loads(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value))
+
+
+def read_json(path: Path) -> Any:
+    """Raises: InputError when the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}: expected a folder that segshift wrote") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON ({error}): restore it or start again in a new folder") from error
+
+
+def read_config(path: Path, kind: type[T]) -> T:
+    """Read a configuration saved by `begin`. Raises: InputError."""
+    try:
+        return TypeAdapter(kind).validate_python(_tuples(read_json(path)["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no {kind.__name__}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def begin(out: Path, stage: str, config: Any, *, free: tuple[str, ...] = ()) -> None:
+    """Claim `out` for this stage and configuration, or accept it if it is the same one being continued.
+
+    `free`: fields that change no result (workers, device, ...) and may differ when a run is continued.
+    Raises: InputError when `out` belongs to another configuration, naming the fields that differ.
+    """
+    path = out / "config.json"
+    plain = {"stage": stage, "config": to_plain(config)}
+    if path.exists():
+        before = read_json(path)
+        if before.get("stage") != stage:
+            raise InputError(f"{out} holds a run of stage '{before.get('stage')}', not '{stage}': name a new folder")
+        old, new = before["config"], plain["config"]
+        differ = [key for key in new if key not in free and old.get(key) != new[key]]
+        if differ:
+            what = ", ".join(f"{key} {old.get(key)!r} there, {new[key]!r} asked for" for key in differ)
+            raise InputError(f"{out} holds a run of another configuration ({what}): name a new folder, or delete it")
+        return
+    write_json(path, plain)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """JSON lines; a last line cut short by a kill is left out. A missing file is an empty list."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    """Write JSON lines atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def failures(out: Path) -> list[dict]:
+    """Frames a stage could not do: {"id", "error"} each; stages write them to failures.jsonl (exit code 1)."""
+    return read_lines(out / "failures.jsonl")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s", style="cyan")
+
+
+@contextmanager
+def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
+    """A progress bar with rate and ETA; call `.advance()` on the yielded object after every item."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        bar.advance = lambda by=1, _advance=bar.advance: _advance(task, by)  # one bar, one task
+        yield bar

@@ -1,0 +1,29 @@
+"""Run folders: atomic files and configurations that cannot be mixed up."""
+
+from pathlib import Path
+
+import pytest
+
+from segshift.config import TransferConfig
+from segshift.runs import InputError, atomic, begin, read_config, read_lines
+
+
+def test_a_failing_write_leaves_nothing(tmp_path: Path):
+    with pytest.raises(RuntimeError), atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_round_trips_and_another_one_is_refused(tmp_path: Path):
+    config = TransferConfig(source="cityscapes:/data:train", to=("night", "fog"))
+    begin(tmp_path, "transfer", config, free=("batch_size",))
+    assert read_config(tmp_path / "config.json", TransferConfig) == config
+    begin(tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), batch_size=1), free=("batch_size",))
+    with pytest.raises(InputError, match="seed 42 there, 7 asked for"):
+        begin(tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), seed=7))
+
+
+def test_a_line_cut_short_is_left_out(tmp_path: Path):
+    (tmp_path / "lines.jsonl").write_text('{"id": "a"}\n{"id": ')
+    assert read_lines(tmp_path / "lines.jsonl") == [{"id": "a"}]
