@@ -35,6 +35,40 @@ class TownConfig:
 
 
 @dataclass(frozen=True)
+class PriorConfig:
+    """Train the embedded diffusion prior on scenes of a town that is not the benchmark's (ours)."""
+
+    seed: int = 0
+    """Seed of everything."""
+    scenes: int = 6000
+    """Scenes drawn, each under one weather."""
+    height: int = 128
+    """Image height in pixels."""
+    width: int = 256
+    """Image width in pixels."""
+    vae_steps: int = 6000
+    """Optimizer steps of the VAE, on 64x96 crops."""
+    vae_batch: int = 8
+    """Crops per step of the VAE."""
+    vae_lr: float = 1e-3
+    """Peak learning rate of the VAE (AdamW, cosine)."""
+    steps: int = 4000
+    """Optimizer steps of UNet, ControlNet and text encoder."""
+    batch: int = 16
+    """Latents per step."""
+    lr: float = 1e-3
+    """Peak learning rate (AdamW, cosine)."""
+    narrow_share: float = 0.7
+    """Share of the steps that see half-width latents."""
+    checkpoint_every: int = 200
+    """Steps between resumable states."""
+    workers: int = 0
+    """Processes that draw scenes; 0 takes every core."""
+    threads: int = 0
+    """torch threads; 0 leaves torch's choice."""
+
+
+@dataclass(frozen=True)
 class CheckConfig:
     """Walk a data set and report what is missing, broken or unknown, and how often each class occurs."""
 
@@ -114,11 +148,13 @@ class NetworkConfig:
     encoder: str = "resnet50"
     """Encoder, for segmentation-models-pytorch and refinenet."""
     pretrained: bool = True
-    """ImageNet weights for the encoder (a download)."""
+    """Published weights to start from (a download): ImageNet's for an encoder, the hub's for `hf:`."""
     weights: str | None = None
-    """Weights to start from: .safetensors, or .pt/.pth read with weights_only=True."""
+    """Local file to start from instead, of the whole network or the encoder: .safetensors, or .pt/.pth read with
+    weights_only=True."""
     feature_layer: str | None = None
-    """Module whose output the similarity loss compares; None takes the last encoder stage."""
+    """Module of the network, by its dotted name, whose output the similarity loss compares; None takes the last
+    encoder stage, in your own network the output of its `encoder`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +178,8 @@ class TrainConfig:
     target's labels (oracle: not attainable without them)."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     classes: Literal[13, 16, 19] | None = None
-    """Class set; None takes every class of the label space."""
+    """Class set; None takes every class of the label space. Pixels of other classes count as void, and those classes
+    are never predicted."""
     size: tuple[int, int] = (512, 1024)
     """Height and width that images and labels are resized to before cropping, in pixels."""
     crop: tuple[int, int] = (384, 768)
@@ -152,7 +189,7 @@ class TrainConfig:
     batch_size: int = 4
     """Pairs (zodi) or images (source_only) per optimizer step, over all processes."""
     accumulate: int = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
     steps: int = 74_375
     """Optimizer steps (the published 100 epochs of Cityscapes at batch 4)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -166,15 +203,15 @@ class TrainConfig:
     warmup: int = 0
     """Steps of linear warm-up of the learning rate."""
     poly_power: float = 0.9
-    """The learning rate falls as (1 - step / steps) to this power."""
+    """The learning rate falls as (1 - step / steps) to this power, every step (published: every epoch)."""
     similarity: Literal["cosine", "simsiam", "byol", "none"] = "cosine"
     """Form of L_sim."""
     similarity_weight: float = 0.1
     """lambda of the paper."""
     joint_pass: bool = True
-    """x and x' go through the network as one batch; False: two passes (batch-norm statistics apart)."""
+    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm statistics."""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Mixed precision."""
+    """Mixed precision; fp16 on a GPU only."""
     seed: int = 0
     """Seed of initialisation, order, crops and jitter."""
     workers: int = 2
@@ -184,6 +221,7 @@ class TrainConfig:
     validate_every: int = 500
     """Steps between validations."""
     device: Device = "auto"
+    """Where it runs; auto takes CUDA, then MPS, then the CPU. Several GPUs: start under torchrun."""
 
 
 @dataclass(frozen=True)

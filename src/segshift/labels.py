@@ -31,6 +31,14 @@ class LabelSpace:
     """The value a label file holds for each train id."""
     ignored_ids: tuple[int, ...] = (IGNORE,)
     """Values a label file may hold that are no class (void). The first is written for ignored pixels."""
+    merged_ids: tuple[tuple[int, int], ...] = ()
+    """(value, train id) of further values, where several of a data set's own classes are one class here."""
+    absent: tuple[int, ...] = ()
+    """Train ids that the data set labels nowhere: their `ids` occur in predictions alone."""
+    file_colours: tuple[tuple[Colour, int], ...] = ()
+    """(RGB, value) of every class and void, for label files drawn in colours."""
+    red_channel: bool = False
+    """Label files have three channels, the class in the first (SYNTHIA)."""
 
     @property
     def classes(self) -> int:
@@ -39,8 +47,15 @@ class LabelSpace:
     @cached_property
     def _to_train(self) -> np.ndarray:
         table = np.full(65536, IGNORE, np.uint8)
-        for train_id, file_id in enumerate(self.ids):
+        table[list(self.ids)] = np.arange(self.classes)
+        for file_id, train_id in self.merged_ids:
             table[file_id] = train_id
+        return table
+
+    @cached_property
+    def _known(self) -> np.ndarray:
+        table = np.zeros(65536, bool)
+        table[[*self.ids, *self.ignored_ids, *(file_id for file_id, _ in self.merged_ids)]] = True
         return table
 
     @cached_property
@@ -67,9 +82,17 @@ class LabelSpace:
         """Train ids [H, W] uint8 to an RGB picture [H, W, 3] uint8; ignored pixels are black."""
         return self._palette[train_ids]
 
-    def unknown(self, file_ids: np.ndarray) -> list[int]:
-        """Values in `file_ids` that are neither a class nor a declared void value, ascending."""
-        return sorted(set(np.unique(file_ids).tolist()) - set(self.ids) - set(self.ignored_ids))
+    def unknown(self, file_ids: np.ndarray, *, truth: bool = False) -> list[int]:
+        """Values in `file_ids` (0 to 65535) that are neither a class nor void, ascending.
+
+        `truth`: they are of a label, not of a prediction, and the classes that the data set labels nowhere are
+        unknown too.
+        """
+        known = self._known
+        if truth and self.absent:
+            known = known.copy()
+            known[[self.ids[train_id] for train_id in self.absent]] = False
+        return [] if known[file_ids].all() else np.unique(file_ids[~known[file_ids]]).tolist()
 
 
 _NAMES = (
@@ -82,18 +105,25 @@ _COLOURS = (
     (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )  # fmt: skip
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_VOID_COLOURS = (
+    ((0, 0, 0), 0), ((20, 20, 20), 4), ((111, 74, 0), 5), ((81, 0, 81), 6), ((250, 170, 160), 9),
+    ((230, 150, 140), 10), ((180, 165, 180), 14), ((150, 100, 100), 15), ((150, 120, 90), 16), ((0, 0, 90), 29),
+    ((0, 0, 110), 30),
+)  # fmt: skip
 _SYNTHIA_IDS = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 
 CITYSCAPES = LabelSpace(
-    "cityscapes", _NAMES, _COLOURS, _CITYSCAPES_IDS, tuple(i for i in range(35) if i not in _CITYSCAPES_IDS)
+    "cityscapes", _NAMES, _COLOURS, _CITYSCAPES_IDS, tuple(i for i in range(35) if i not in _CITYSCAPES_IDS),
+    file_colours=(*zip(_COLOURS, _CITYSCAPES_IDS, strict=True), *_VOID_COLOURS),
 )
-"""Cityscapes `labelIds` (0 to 33); ACDC and GTA5 write the same. 34 is GTA5's licence plate of GTA."""
+"""Cityscapes `labelIds` (0 to 33); ACDC and GTA5 write the same, GTA5 also 34 (licence plate, void)."""
 
 TRAIN_IDS = LabelSpace("train ids", _NAMES, _COLOURS, tuple(range(19)))
 """Files that hold train ids already (`gt_labelTrainIds`)."""
 
 SYNTHIA = LabelSpace(
-    "synthia", _NAMES, _COLOURS, _SYNTHIA_IDS, tuple(i for i in range(23) if i not in _SYNTHIA_IDS)
+    "synthia", _NAMES, _COLOURS, _SYNTHIA_IDS, tuple(i for i in range(23) if i not in _SYNTHIA_IDS),
+    red_channel=True,
 )
 """SYNTHIA RAND_CITYSCAPES class ids (0 void, 13 parking, 14 road work, 22 lane marking are no class)."""
 
@@ -109,8 +139,8 @@ ADE20K_COLOURS: dict[str, Colour] = {
     "fence": (255, 184, 6), "pole": (51, 0, 255), "traffic light": (41, 0, 255), "traffic sign": (255, 5, 153),
     "vegetation": (4, 200, 3), "terrain": (4, 250, 7), "sky": (6, 230, 230), "person": (150, 5, 61),
     "rider": (150, 5, 61), "car": (0, 102, 200), "truck": (255, 0, 20), "bus": (255, 0, 245),
-    "train": (255, 61, 6), "motorcycle": (163, 0, 255), "bicycle": (255, 245, 0),
+    "train": (255, 0, 245), "motorcycle": (163, 0, 255), "bicycle": (255, 245, 0),
     "tree": (4, 200, 3), "sign": (255, 5, 153), "pedestrian": (150, 5, 61), "bicyclist": (255, 245, 0),
 }  # fmt: skip
-"""ADE20K colour of the nearest of ADE20K's 150 classes, by class name (train has none: 'tent' stays unused, the
-railcar colour is ours)."""
+"""ADE20K colour of the nearest of ADE20K's 150 classes, by class name: a rider is a person there, a motorcycle a
+minibike, a sign a signboard, terrain is grass, and a train, which ADE20K does not have, is a bus."""

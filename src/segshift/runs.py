@@ -71,15 +71,16 @@ def read_json(path: Path) -> Any:
 def read_config(path: Path, kind: type[T]) -> T:
     """Read a configuration saved by `begin`. Raises: InputError."""
     try:
-        return TypeAdapter(kind).validate_python(_tuples(read_json(path)["config"]))
+        return TypeAdapter(kind).validate_python(tuples(read_json(path)["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no {kind.__name__}: {error}") from error
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
+    """Lists inside plain values as tuples, as frozen dataclasses hold them."""
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return tuple(tuples(item) for item in value)
+    return {key: tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def begin(out: Path, stage: str, config: Any, *, free: tuple[str, ...] = ()) -> None:

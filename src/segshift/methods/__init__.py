@@ -1,0 +1,63 @@
+"""The papers in code, and what the training loop asks of one.
+
+A method is a `torch.nn.Module` that holds every network it needs, trained or not: its `state_dict` is what a
+checkpoint keeps. The loop asks each player in turn for its losses, backpropagates their sum and steps the player's
+optimizer; gradients that a player's losses leave in another's networks are thrown away. So an adversary is a second
+player, and a teacher is a module of the method that is no player and follows in `after_step`.
+
+    player  name of a group of networks that is trained by one optimizer
+    batch   named tensors: images [B, 3, H, W] in [0, 1], labels [B, H, W] uint8 train ids, 255 ignored
+    terms   scalars by name, each weighted already
+    step    optimizer steps done before this one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segshift.labels import IGNORE
+
+Batch = dict[str, Tensor]
+
+
+class Method(nn.Module):
+    """A method of adaptation; a paper's file overrides what it needs."""
+
+    def __init__(self, excluded: Sequence[int] = ()):
+        """`excluded`: train ids outside the class set (16 or 13 classes), which are never predicted."""
+        super().__init__()
+        self.excluded = list(excluded)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What is trained, by player."""
+        raise NotImplementedError
+
+    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The player's terms on one batch; their sum is backpropagated."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called when all players have stepped: the place of a teacher's average."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to logits [B, C, H, W]; -inf for classes outside the class set."""
+        raise NotImplementedError
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """Logits [B, C, H, W] with the excluded classes at -inf."""
+        index = torch.tensor(self.excluded, dtype=torch.long, device=logits.device)
+        return logits.index_fill(1, index, float("-inf"))
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """CE(f(x), y), the mean over labelled pixels; 0 where all are void.
+
+    logits: [B, C, H, W]; label: [B, H, W] uint8 train ids, 255 void.
+    """
+    total = F.cross_entropy(logits, label.long(), ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)

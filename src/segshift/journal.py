@@ -1,0 +1,75 @@
+"""The journal of a stage that several processes work on at once: which frames are done, which could not be read.
+
+Every process appends to a file of its own, a line at a time, so no line can be lost; manifests are made from all of
+them. A journal is kept for good: it is what a continued run goes by.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from segshift import frames, runs
+from segshift.frames import Dataset
+from segshift.runs import InputError
+
+
+class Journal:
+    """The lines of all processes that share `out`, and the file that this one (`name`) writes."""
+
+    def __init__(self, out: Path, name: str, slugs: tuple[str, ...]) -> None:
+        self.out, self.slugs = out, slugs
+        self.path = out / "journal" / f"{name}.jsonl"
+
+    def add(self, line: dict) -> None:
+        """Append a line. Raises: InputError when it cannot be written."""
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("ab") as file:  # a newline before, too: a kill may have cut the last line short
+                file.write(f"\n{json.dumps(line, ensure_ascii=False)}\n".encode())
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path} ({error.strerror}): free some space and run the same command again"
+            ) from error
+
+    def read(self) -> list[dict]:
+        """The lines of every process."""
+        return [line for path in sorted(self.path.parent.glob("*.jsonl")) for line in runs.read_lines(path)]
+
+    def finished(self, dataset: Dataset) -> set[tuple[str, str]]:
+        """(domain, frame id) of what has a line and an image."""
+        by_id = {frame.id: frame for frame in dataset.frames}
+        made = {(line["domain"], line["id"]) for line in self.read() if "domain" in line}
+        return {(s, id) for s, id in made if id in by_id and frames.place(dataset, by_id[id], self.out / s).exists()}
+
+    def merge(self) -> None:
+        """Make manifest.jsonl and failures.jsonl of all lines.
+
+        Two processes may do this at the same time, and the one with older lines write last. Whoever finishes says so
+        in its journal first; so if nobody has in the meantime, what was just written holds all of the finished.
+        """
+        while True:
+            lines = self.read()
+            failed = {line["id"]: line for line in lines if "error" in line}
+            missing: dict[str, dict] = {}
+            for slug in self.slugs:
+                made = {line["id"]: line for line in lines if line.get("domain") == slug}
+                runs.write_lines(self.out / slug / "manifest.jsonl", [made[id] for id in sorted(made)])
+                here = {id: line for id, line in failed.items() if id not in made}
+                _write_failures(self.out / slug, here)
+                missing |= here
+            _write_failures(self.out, missing)
+            if _ends(self.read()) == _ends(lines):
+                return
+
+
+def _ends(lines: list[dict]) -> int:
+    return sum("finished" in line for line in lines)
+
+
+def _write_failures(folder: Path, failed: dict[str, dict]) -> None:
+    path = folder / "failures.jsonl"
+    if failed:
+        runs.write_lines(path, [failed[id] for id in sorted(failed)])
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""Prediction PNGs: what they hold.
+
+A folder of predictions mirrors the data set (`frames.place`): the prediction of an image lies at the image's path
+relative to the data set's root, as PNG. So `leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png` is found by cityscapesScripts
+(pattern `ulm_000000_000019*.png`) and by the benchmark servers, and a folder predicted for a whole data set also
+serves its subsets. Values are the data set's official ids, at the label's size, as its label files hold them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from segshift import runs
+from segshift.labels import LabelSpace
+
+
+def read(file: Path, space: LabelSpace) -> np.ndarray:
+    """Train ids [H, W] uint8; void becomes 255. Raises: InputError on an unreadable file, on several channels and on
+    values outside the label space."""
+    ids = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    if ids is None:
+        raise runs.InputError(f"cannot read the prediction {file}: delete it and run segshift predict again")
+    if ids.ndim != 2:  # OpenCV gives the colours of indexed PNGs, Pillow their indices
+        with Image.open(file) as picture:
+            ids = np.array(picture) if picture.mode == "P" else ids
+    if ids.ndim != 2:
+        raise runs.InputError(
+            f"the prediction {file} has {ids.shape[2]} channels, expected one holding {space.name} ids: "
+            "write ids, not colours"
+        )
+    values = 256 if ids.dtype == np.uint8 else 65536
+    unknown = space.unknown(np.flatnonzero(cv2.calcHist([ids], [0], None, [values], [0, values])))
+    if unknown:
+        raise runs.InputError(
+            f"the prediction {file} holds {unknown[:5]}, which {space.name} does not know: "
+            f"write its official ids ({space.names[0]} is {space.ids[0]})"
+        )
+    return space.to_train(ids)
+
+
+def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
+    """Write train ids [H, W] uint8 in the official ids, atomically. Raises: InputError when it cannot be written."""
+    # Unfiltered rows: for flat areas of ids the files are smaller and decode twice as fast.
+    settings = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 4]
+    done, data = cv2.imencode(".png", space.to_file(train_ids), settings)
+    assert done
+    with runs.atomic(file) as temporary:
+        temporary.write_bytes(data)

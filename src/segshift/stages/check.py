@@ -1,0 +1,163 @@
+"""Check: read every file of a data set, say what is wrong, and count how often each class occurs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from segshift import frames, runs
+from segshift.config import CheckConfig
+from segshift.frames import Dataset, Frame
+from segshift.labels import IGNORE, LabelSpace
+
+_CHUNK = 16
+"""Frames handed to a process at a time."""
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How often a class occurs."""
+
+    name: str
+    pixels: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found; check.json holds the same."""
+
+    data: str
+    frames: int
+    labelled: int
+    """Frames whose label could be read."""
+    domains: dict[str, int]
+    """Frames per domain."""
+    sizes: dict[str, int]
+    """Frames per image size, "WIDTHxHEIGHT"."""
+    classes: tuple[ClassCount, ...]
+    """By train id."""
+    void_pixels: int
+    failures: tuple[dict, ...]
+    """{"id", "error"} of every fault; a frame may have several."""
+
+
+def check(config: CheckConfig, out: Path | None = None) -> Report:
+    """Walk a data set in parallel, print a table, and write OUT/check.json and OUT/failures.jsonl when `out` is given.
+
+    Faults are: images without label where others of the same subset have one, labels without image, unreadable and
+    truncated files, labels of another size than their image (not in transferred trees), values outside the label
+    space, and frames of a published list that are not there. A subset without any label is none: test sets are.
+
+    A script that calls this with more than one process needs `if __name__ == "__main__":` around the call.
+
+    Raises: InputError when the data set cannot be listed.
+    """
+    dataset = frames.load(config.data)
+    if out is not None:
+        runs.begin(out, "check", config, free=("workers",))
+    faults = [*dataset.left_out, *_without_label(dataset)]
+    sizes: Counter[str] = Counter()
+    pixels, occurrences = np.zeros((2, 256), np.int64)
+    labelled = 0
+    with runs.progress("check", len(dataset.frames)) as bar:
+        for frame, (size, counts, errors) in zip(dataset.frames, _walk(dataset, config.workers), strict=True):
+            faults += [(frame.id, error) for error in errors]
+            sizes.update([size] if size else [])
+            if counts is not None:
+                labelled += 1
+                pixels += counts
+                occurrences += counts > 0
+            bar.advance()
+    report = Report(
+        data=dataset.name,
+        frames=len(dataset.frames),
+        labelled=labelled,
+        domains=dict(Counter(frame.domain for frame in dataset.frames)),
+        sizes=dict(sizes.most_common()),
+        classes=tuple(
+            ClassCount(name, int(pixels[i]), int(occurrences[i])) for i, name in enumerate(dataset.space.names)
+        ),
+        void_pixels=int(pixels[IGNORE]),
+        failures=tuple({"id": id, "error": error} for id, error in faults),
+    )
+    if out is not None:
+        runs.write_json(out / "check.json", report)
+        runs.write_lines(out / "failures.jsonl", list(report.failures))
+    _print(report)
+    return report
+
+
+def _without_label(dataset: Dataset) -> list[tuple[str, str]]:
+    """Frames that have no label although others of their subset have one."""
+    parts = defaultdict(list)
+    for frame in dataset.frames:
+        parts[frames.part_of(dataset, frame)[0].name].append(frame)
+    return [
+        (frame.id, f"no label {frames.place(dataset, frame, dataset.root, 'label')}")
+        for part in parts.values()
+        if any(frame.label for frame in part)
+        for frame in part
+        if not frame.label
+    ]
+
+
+def _walk(dataset: Dataset, workers: int) -> Iterator[tuple[str | None, np.ndarray | None, list[str]]]:
+    """`_inspect` of every frame, in order."""
+    inspect = partial(_inspect, space=dataset.space, transferred=dataset.transferred)
+    workers = min(workers or os.cpu_count() or 1, -(-len(dataset.frames) // _CHUNK))
+    if workers == 1:
+        yield from map(inspect, dataset.frames)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(inspect, dataset.frames, chunksize=_CHUNK)
+
+
+def _inspect(frame: Frame, space: LabelSpace, transferred: bool) -> tuple[str | None, np.ndarray | None, list[str]]:
+    """Image size, pixels per train id (int64 [256]), and what is wrong; None for what cannot be read."""
+    size, counts, errors = None, None, []
+    try:
+        height, width = frames.read_image(frame.image).shape[:2]
+        size = f"{width}x{height}"
+    except runs.InputError as error:
+        errors.append(str(error))
+    if frame.label is not None:
+        try:
+            label = frames.read_label(frame, space)
+            counts = np.bincount(label.ravel(), minlength=256)
+            label_size = f"{label.shape[1]}x{label.shape[0]}"
+            if size and size != label_size and not transferred:
+                errors.append(f"image {frame.image} is {size}, its label {label_size}: they must be equal")
+        except runs.InputError as error:
+            errors.append(str(error))
+    return size, counts, errors
+
+
+def _print(report: Report) -> None:
+    total = sum(c.pixels for c in report.classes)
+    console = Console()
+    console.print(report.data, style="bold", markup=False, highlight=False)
+    if report.labelled:
+        table = Table()
+        for column in ("class", "% of labelled pixels", "frames"):
+            table.add_column(column, justify="left" if column == "class" else "right")
+        for c in report.classes:
+            table.add_row(c.name, f"{100 * c.pixels / max(total, 1):.3f}", str(c.frames), style="" if c.frames else "dim")
+        console.print(table)
+    for what, counts in (("domain", report.domains), ("image size", report.sizes)):
+        console.print(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()))
+    console.print(f"{report.frames} frames, {report.frames - report.labelled} without a readable label")
+    for line in report.failures[:20]:
+        console.print(f"{line['id']}: {line['error']}", style="red", markup=False, highlight=False)
+    if len(report.failures) > 20:
+        console.print(f"... and {len(report.failures) - 20} more", style="red")

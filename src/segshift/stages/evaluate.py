@@ -1,0 +1,166 @@
+"""Evaluate: prediction PNGs against the ground truth, one confusion matrix per data set.
+
+Writes OUT/metrics.json: the protocol string, mIoU, pixel accuracy, per-class IoU and confusion matrix over all
+frames, the same for every domain, and mIoU and pixel accuracy of each frame. Ratios are fractions in [0, 1]; null
+stands for a class that is neither in the truth nor predicted. The numbers are computed again on every call, so a
+result is never older than its PNGs.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from math import isnan
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from segshift import frames, labels, metrics, predictions, runs
+from segshift.config import EvaluateConfig
+from segshift.frames import Dataset, Frame
+
+PUBLISHED_SIZE = (512, 1024)
+"""Height and width of the evaluation in ZoDi's published code (azuma164/ZoDi, eval_test.py)."""
+
+
+def evaluate(config: EvaluateConfig, out: Path) -> Path:
+    """Compare `config.predictions` with the labels of `config.data`; returns `out`, with metrics.json in it.
+
+    Raises: InputError on missing, unreadable or mis-sized predictions, on a data set without labels, and on a class
+    set that the label space has not.
+    """
+    data, folder = frames.load(config.data), Path(config.predictions)
+    chosen = _class_set(config, data)
+    kept, left_out = _labelled(config, data, folder)
+    runs.begin(out, "evaluate", config, free=("workers",))
+
+    def count(frame: Frame) -> np.ndarray:
+        label = frames.read_label(frame, data.space)
+        pred = predictions.read(frames.place(data, frame, folder), data.space)
+        label, pred = _sized(config, frame, label, pred)
+        return metrics.restrict(metrics.confusion_matrix(pred, label, data.space.classes), chosen)
+
+    names = [data.space.names[c] for c in chosen]
+    totals: dict[str, np.ndarray] = {}
+    per_frame = []
+    # Threads: OpenCV decodes and counts outside the interpreter lock, and nothing has to be started or pickled.
+    with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool, runs.progress("evaluate", len(kept)) as bar:
+        for frame, matrix in zip(kept, pool.map(count, kept), strict=True):
+            totals[frame.domain] = totals.get(frame.domain, 0) + matrix
+            score, accuracy = metrics.miou(matrix), metrics.pixel_accuracy(matrix)
+            per_frame.append(
+                {"id": frame.id, "domain": frame.domain, "miou": _plain(score), "pixel_accuracy": _plain(accuracy)}
+            )
+            bar.advance()
+    model = runs.read_json(folder / "model.json") if (folder / "model.json").exists() else None
+    setting = _setting(config, data, len(kept), len(chosen), len(left_out))
+    result = {
+        "protocol": f"{setting}; {model['selection'] if model else 'selection of the checkpoint unknown'}",
+        "setting": setting,
+        "data": {"layout": data.layout, "subset": data.subset, "transferred": data.transferred, "space": data.space.name},
+        "model": model,
+        "classes": names,
+        "colours": {data.space.names[c]: "#{:02x}{:02x}{:02x}".format(*data.space.colours[c]) for c in chosen},
+        **_scores(sum(totals.values()), names),
+        "domains": {domain: _scores(matrix, names) for domain, matrix in totals.items()},
+        "frames": per_frame,
+        "left_out": left_out,
+    }
+    runs.write_json(out / "metrics.json", result)
+    _print(result)
+    return out
+
+
+def _class_set(config: EvaluateConfig, data: Dataset) -> tuple[int, ...]:
+    """Train ids to score: those of the class set that the data set labels at all."""
+    if config.classes is None:
+        chosen = range(data.space.classes)
+    elif data.space.names != labels.CITYSCAPES.names:
+        raise runs.InputError(
+            f"{data.name} has the classes of '{data.space.name}', expected Cityscapes' 19 for classes = "
+            f"{config.classes}: leave `classes` out to evaluate all {data.space.classes}"
+        )
+    else:
+        chosen = labels.CLASS_SETS[config.classes]
+    return tuple(c for c in chosen if c not in data.space.absent)
+
+
+def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list[Frame], list[dict]]:
+    """The frames to evaluate, and those that the protocol leaves out with the reason."""
+    if not folder.is_dir():
+        raise runs.InputError(f"no folder of predictions {folder}: run segshift predict, or give the folder it wrote")
+    frames.require_labels(data)
+    kept, left_out = [], []
+    for frame in data.frames:
+        # The published loader takes fog frames of 1920x1080 only (datasets/acdc.py); other conditions are not checked.
+        if config.protocol == "as-published" and data.layout == "acdc" and frame.domain == "fog":
+            height, width = frames.image_size(frame.image)
+            if (height, width) != (1080, 1920):
+                left_out.append({"id": frame.id, "reason": f"{width}x{height}, not 1920x1080"})
+                continue
+        kept.append(frame)
+    if not kept:
+        raise runs.InputError(
+            f"none of the {len(data.frames)} frames of {data.name} is 1920x1080, which the as-published protocol "
+            "expects of ACDC fog: evaluate with protocol = native"
+        )
+    missing = [frame for frame in kept if not frames.place(data, frame, folder).is_file()]
+    if missing:
+        raise runs.InputError(
+            f"no prediction for {len(missing)} of {len(kept)} frames of {data.name}, the first is expected at "
+            f"{frames.place(data, missing[0], folder)}: run segshift predict for this data set into {folder}"
+        )
+    return kept, left_out
+
+
+def _sized(config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label and prediction [H, W] at the protocol's size. Raises: InputError when the sizes do not match."""
+    published = config.protocol == "as-published"
+    if pred.shape != label.shape and not (published and pred.shape == PUBLISHED_SIZE):
+        raise runs.InputError(
+            f"the prediction of frame '{frame.id}' is {pred.shape[1]}x{pred.shape[0]}, its label {frame.label} is "
+            f"{label.shape[1]}x{label.shape[0]}: predict at the label's size, as segshift predict does"
+        )
+    if not published:
+        return label, pred
+    height, width = PUBLISHED_SIZE
+    # NEAREST_EXACT takes the pixels that Pillow's NEAREST takes.
+    return tuple(cv2.resize(a, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for a in (label, pred))
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if isnan(value) else float(value)
+
+
+def _scores(matrix: np.ndarray, names: list[str]) -> dict:
+    return {
+        "miou": _plain(metrics.miou(matrix)),
+        "pixel_accuracy": _plain(metrics.pixel_accuracy(matrix)),
+        "iou": {name: _plain(score) for name, score in zip(names, metrics.iou(matrix), strict=True)},
+        "confusion": matrix.tolist(),
+    }
+
+
+def _setting(config: EvaluateConfig, data: Dataset, count: int, classes: int, left_out: int) -> str:
+    """What a number is a number of, but for the checkpoint: data, subset, classes and resolution."""
+    size = "label's native size"
+    if config.protocol == "as-published":
+        size = f"{PUBLISHED_SIZE[0]}x{PUBLISHED_SIZE[1]}, labels resized"
+    what = " ".join(filter(None, ("transferred" if data.transferred else "", data.layout, data.subset)))
+    frames_of = f"{count} frames" + (f" ({left_out} fog frames not 1920x1080 left out)" if left_out else "")
+    return f"{what}; {frames_of}; {classes} classes; {size}"
+
+
+def _print(result: dict) -> None:
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    say = Console(soft_wrap=True, highlight=False)
+    say.print(result["protocol"], style="dim")
+    parts = {"all": result} | (result["domains"] if len(result["domains"]) > 1 else {})
+    for name, scores in parts.items():
+        say.print(f"{name}: mIoU {percent(scores['miou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %")
+    say.print(", ".join(f"{name} {percent(score)}" for name, score in result["iou"].items()), style="dim")

@@ -1,0 +1,320 @@
+"""Train: a segmentation network on labelled source frames, with their transferred images or without.
+
+The run folder is described in `segshift.checkpoints`. The same command continues a run where it was stopped; on one
+CPU the result is bitwise that of a run which was not.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast, set_seed
+from torch.optim import SGD, AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from segshift import batches, checkpoints, frames, loop, metrics, runs
+from segshift.config import TrainConfig
+from segshift.frames import Dataset
+from segshift.methods import Method
+from segshift.runs import InputError
+
+FREE = ("workers", "device", "checkpoint_every")
+"""Fields that may change when a run is continued."""
+
+
+def train(config: TrainConfig, out: Path) -> Path:
+    """Train as `config` says, or continue; returns `out`, which `segshift predict` reads.
+
+    Raises: InputError for settings that do not fit together, data that does not, and losses that are not finite.
+    """
+    _check(config)
+    accelerator = _accelerator(config)
+    data = _open(config)
+    if accelerator.is_main_process:
+        runs.begin(out, "train", config, free=FREE)
+        checkpoints.describe(out, data.source.space, accelerator.device)
+    accelerator.wait_for_everyone()
+    start = checkpoints.last_step(out)
+    if start == config.steps:
+        return out
+
+    set_seed(config.seed)  # every process builds the same network
+    method = checkpoints.method_of(config, data.source.space).to(accelerator.device).train()
+    optimizers = {
+        player: accelerator.prepare_optimizer(_optimizer(config, list(network.parameters())))
+        for player, network in method.networks.items()
+    }
+    best = _resume(out, start, method, optimizers, accelerator) if start else None
+    keeper = _Keeper(config, out, method, optimizers, accelerator, data, best)
+    samples = batches.Samples(
+        data.pairs, data.pictures(data.source), crop=config.crop, jitter=config.jitter, seed=config.seed
+    )
+    schedule = batches.Schedule(
+        start, config.steps, config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
+    )
+    first = accelerator.is_main_process
+    show = runs.progress(f"train {config.method}", config.steps, done=start) if first else nullcontext()
+    with show as bar, keeper.log(start), _explained(out):
+
+        def done(step: int, line: dict[str, Any]) -> None:
+            keeper.after(step, line)
+            if bar is not None:
+                total = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
+                bar.update(bar.task_ids[0], description=f"train {config.method}, loss {total:.3f}")
+                bar.advance()
+
+        loop.fit(
+            method,
+            optimizers,
+            iter(_loader(samples, config, accelerator, batch_sampler=schedule)),
+            accelerator,
+            start=start,
+            steps=config.steps,
+            accumulate=config.accumulate,
+            seed=config.seed,
+            factor=lambda step: loop.learning_rate(step, config.steps, config.warmup, config.poly_power),
+            frames_of=lambda step: [samples.frame(step * config.batch_size + i).id for i in range(config.batch_size)],
+            done=done,
+        )
+    accelerator.wait_for_everyone()
+    return out
+
+
+def _check(config: TrainConfig) -> None:
+    """Raises: InputError for settings that do not fit together."""
+    if config.method == "zodi" and not config.transferred:
+        raise InputError("method zodi needs transferred images and `transferred` is empty: name the trees that segshift transfer wrote, or take method source_only")
+    if config.method == "source_only" and config.transferred:
+        raise InputError(f"method source_only takes no transferred images, got {', '.join(config.transferred)}: leave them out, or take method zodi")
+    needed = {"source": config.validation, "transferred": config.transferred_validation, "oracle": config.oracle_validation}
+    if config.select != "last" and not needed[config.select]:
+        field = "validation" if config.select == "source" else f"{config.select}_validation"
+        raise InputError(f"select = {config.select} needs a validation set and `{field}` is empty: name one, or take select last")
+    if config.oracle_validation and config.select != "oracle":
+        raise InputError(f"oracle_validation {config.oracle_validation} is for select = oracle alone, got {config.select}: leave it out, for whoever looks at the target's labels is an oracle")
+    if any(c > s for c, s in zip(config.crop, config.size, strict=True)):
+        raise InputError(f"crop {config.crop} is larger than size {config.size}: take a crop of at most that size")
+    for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
+    if min(config.jitter) < 0 or config.jitter[3] > 0.5:
+        raise InputError(f"jitter is {config.jitter}, expected amounts of 0 or more, and of hue 0.5 at most")
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """Raises: InputError when the device is not there or does not fit the settings."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(config.device, True):
+        raise InputError(f"device {config.device} is asked for and torch finds none: take device auto or cpu")
+    AcceleratorState._reset_state(True)  # one process may train twice, with another precision
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+    )
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("precision fp16 needs a GPU and this is a CPU: take bf16 or no")
+    parts = config.accumulate * accelerator.num_processes
+    if config.batch_size % parts:
+        raise InputError(f"batch_size {config.batch_size} cannot be divided into {config.accumulate} micro-batches on {accelerator.num_processes} processes: take a multiple of {parts}")
+    return accelerator
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Everything that is read, checked."""
+
+    config: TrainConfig
+    source: Dataset
+    pairs: list[batches.Pair]
+    validation: dict[str, Dataset]
+    """By name: source, transferred/<its folder>, oracle."""
+    kept: tuple[int, ...]
+
+    def pictures(self, dataset: Dataset) -> batches.Pictures:
+        images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in self.validation.values())
+        labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
+        pixels = self.config.size[0] * self.config.size[1]
+        keep = pixels * (3 * images + labels) * max(1, self.config.workers) < batches.CACHE_BYTES
+        return batches.Pictures(self.config.size, dataset.space, self.kept, keep)
+
+
+def _open(config: TrainConfig) -> _Data:
+    """Raises: InputError for data that is incomplete or does not fit together."""
+    source = frames.load(config.source)
+    validation = {"source": frames.load(config.validation)} if config.validation else {}
+    for name in config.transferred_validation:
+        dataset = frames.load(name)
+        validation[f"transferred/{dataset.root.name}"] = dataset
+    if config.oracle_validation:
+        validation["oracle"] = frames.load(config.oracle_validation)
+    for dataset in (source, *validation.values()):
+        if dataset.space.names != source.space.names:
+            raise InputError(f"{dataset.name} has the classes of '{dataset.space.name}' and {source.name} those of '{source.space.name}', expected the same: map one onto the other in its dataset.yaml")
+        frames.require_labels(dataset)
+        frames.require_sizes(dataset)
+    pairs = batches.pair_up(source, [frames.load(name) for name in config.transferred])
+    return _Data(config, source, pairs, validation, checkpoints.class_set(config, source.space))
+
+
+def _optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
+    if config.optimizer == "sgd":
+        made = SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    else:
+        made = AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    for group in made.param_groups:
+        group["initial_lr"] = config.lr
+    return made
+
+
+def _resume(
+    out: Path, step: int, method: Method, optimizers: dict[str, Optimizer], accelerator: Accelerator
+) -> float | None:
+    """Load the checkpoint of `step`; returns the best score so far."""
+    state = checkpoints.load(out, step, method)
+    for player, optimizer in optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][player])
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return state["best"]
+
+
+def _loader(samples: torch.utils.data.Dataset, config: TrainConfig, accelerator: Accelerator, **how: Any) -> DataLoader:
+    return DataLoader(
+        samples,
+        num_workers=config.workers,
+        collate_fn=batches.collate,
+        worker_init_fn=_one_thread,
+        pin_memory=accelerator.device.type == "cuda",
+        **how,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)  # its threads do not survive the fork, and the workers are the parallelism
+
+
+class _Keeper:
+    """What happens between steps: the log, validation, and checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        method: Method,
+        optimizers: dict[str, Optimizer],
+        accelerator: Accelerator,
+        data: _Data,
+        best: float | None,
+    ):
+        self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
+        self.accelerator, self.data, self.best = accelerator, data, best
+        self.judges: dict[str, DataLoader] = {}
+        for name, dataset in data.validation.items():
+            share = dataset.frames[accelerator.process_index :: accelerator.num_processes]
+            whole = batches.Whole(share, data.pictures(dataset))
+            self.judges[name] = _loader(whole, config, accelerator, batch_size=4, persistent_workers=config.workers > 0)
+
+    @contextmanager
+    def log(self, start: int) -> Iterator[None]:
+        """metrics.jsonl, without what was logged after the checkpoint that is continued from."""
+        self.write: Callable[[dict[str, Any]], None] = lambda line: None
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        path = self.out / "metrics.jsonl"
+        runs.write_lines(path, [line for line in runs.read_lines(path) if line["step"] <= start])
+        with path.open("a", buffering=1) as file:  # by line: a report can follow, a kill loses no more than one
+            self.write = lambda line: print(json.dumps(line), file=file)
+            yield
+
+    def after(self, step: int, line: dict[str, Any]) -> None:
+        """Log a step; validate and save where it is time."""
+        self.write(line)
+        last = step == self.config.steps
+        judging = bool(self.judges) and (last or step % self.config.validate_every == 0)
+        saving = last or step % self.config.checkpoint_every == 0
+        if judging or saving:
+            self._share_buffers()
+        if judging:
+            self._validate(step)
+        if saving and self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "best": self.best,
+            }
+            if self.config.select == "last":
+                checkpoints.save_best(self.out, step, self.method, None)
+            checkpoints.save(self.out, step, self.method, state)
+
+    def _share_buffers(self) -> None:
+        """The first process's batch-norm statistics for all: those that are validated and saved."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.method.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    def _validate(self, step: int) -> None:
+        found = {name: self._judge(name) for name in self.judges}
+        chosen = [told["miou"] for name, told in found.items() if name.split("/")[0] == self.config.select]
+        score = None if not chosen or None in chosen else float(np.mean(chosen))
+        self.write({"step": step, "score": score, "validation": found})
+        if score is not None and (self.best is None or score > self.best):
+            self.best = score
+            if self.accelerator.is_main_process:
+                checkpoints.save_best(self.out, step, self.method, score)
+
+    @torch.inference_mode()
+    def _judge(self, name: str) -> dict[str, Any]:
+        """mIoU and IoU by class, in [0, 1], of whole images at the training size: to choose by, not to report."""
+        space, classes = self.data.source.space, self.data.source.space.classes
+        matrix = np.zeros((classes, classes + 1), np.int64)
+        self.method.eval()
+        for batch in self.judges[name]:
+            batch = batches.checked(batch)
+            with self.accelerator.autocast():
+                logits = self.method.predict(batch["image"].to(self.accelerator.device))
+            predicted = logits.argmax(1).byte().cpu().numpy()
+            for pred, label in zip(predicted, batch["label"].numpy(), strict=True):
+                matrix += metrics.confusion_matrix(pred, label, classes)
+        self.method.train()
+        total = self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum").cpu().numpy()
+        scored = [c for c in self.data.kept if c not in self.data.validation[name].space.absent]
+        total = metrics.restrict(total, scored)
+        iou = {space.names[c]: _plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)}
+        return {"miou": _plain(metrics.miou(total)), "iou": iou}
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if isnan(value) else float(value)
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """What can go wrong in a long run through no fault of ours, as one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"out of GPU memory in {out}: take a larger `accumulate` or a smaller crop, in a new folder") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError("a micro-batch of one image leaves the network's batch norm one value to average: take a larger batch_size, a smaller accumulate, or fewer processes") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"disk full while writing {out}: free some space and run the same command again") from error

@@ -1,0 +1,416 @@
+"""Frames: the layouts as they are published, reading pictures, pairing by id, and wrong input."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+
+from segshift import frames
+from segshift.frames import Frame, load, pair, place, read_image, read_label
+from segshift.labels import CITYSCAPES, SYNTHIA
+from segshift.runs import InputError, write_lines
+
+LAYOUTS = {
+    "cityscapes": ("clear", trees.IDS),
+    "acdc": ("night", ("GOPR0351_frame_000001", "GOPR0351_frame_000158")),
+    "gta5": ("game", ("00001", "00002", "00003")),
+    "synthia": ("synthia", ("0000000", "0000001")),
+    "folder": ("day", ("a", "b", "c")),
+}
+
+
+def label_frame(path: Path) -> Frame:
+    return Frame("x", "x", path, path)
+
+
+# --- the published trees
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_published_tree_is_read_as_it_is_unpacked(layout: str, tmp_path: Path):
+    domain, ids = LAYOUTS[layout]
+    data = load(f"{layout}:{getattr(trees, layout)(tmp_path)}")
+    assert [frame.id for frame in data.frames] == list(ids)
+    assert {frame.domain for frame in data.frames} == {domain}
+    for frame in data.frames:
+        label = trees.train_ids(frame.id)
+        expected = np.where(label == 255, 255, label % 3) if layout == "folder" else label
+        assert np.array_equal(read_label(frame, data.space), expected)
+        if layout != "folder":  # JPEG there
+            assert np.array_equal(read_image(frame.image), trees.picture(frame.id))
+
+
+def test_acdc_subsets_are_conditions_splits_and_both_and_leave_out_reference_frames(tmp_path: Path):
+    for condition, split in (("night", "train"), ("night", "val"), ("fog", "val"), ("rain", "test")):
+        trees.acdc(tmp_path, [f"G{condition}{split}_1"], condition=condition, split=split, labelled=split != "test")
+    reference = tmp_path / "rgb_anon/night/val_ref/Gnightval/Gnightval_1_rgb_ref_anon.png"
+    trees.save(reference, trees.picture("r"))
+
+    def ids(subset: str) -> list[str]:
+        return [frame.id for frame in load(f"acdc:{tmp_path}{subset}").frames]
+
+    assert ids(":night/val") == ["Gnightval_1"]
+    assert ids(":night") == ["Gnighttrain_1", "Gnightval_1"]
+    assert ids(":val") == ["Gfogval_1", "Gnightval_1"]
+    assert ids("") == ["Gfogval_1", "Gnighttrain_1", "Gnightval_1", "Graintest_1"]
+    assert load(f"acdc:{tmp_path}:rain/test").frames[0].label is None
+
+
+def test_gta5_subsets_come_from_the_published_lists(tmp_path: Path, caplog):
+    root = trees.gta5(tmp_path, splits={"train": [1, 3], "val": [2, 40]})
+    assert [frame.id for frame in load(f"gta5:{root}:train").frames] == ["00001", "00003"]
+    assert len(load(f"gta5:{root}").frames) == 3
+    assert not caplog.records
+    val = load(f"gta5:{root}:val")
+    assert [frame.id for frame in val.frames] == ["00002"]
+    assert val.left_out == (("00040", f"no image {root}/images/00040.png"),)
+    assert "1 frames left out, the first is '00040'" in caplog.text
+
+
+def test_gta5_leaves_out_frames_whose_image_and_label_differ_in_size(tmp_path: Path, caplog):
+    trees.save(trees.gta5(tmp_path) / "images/00002.png", trees.picture("00002", (30, 64)))
+    (tmp_path / "labels/00003.png").write_text("no picture")
+    data = load(f"gta5:{tmp_path}")
+    assert [frame.id for frame in data.frames] == ["00001"]
+    assert [id for id, _ in data.left_out] == ["00002", "00003"]
+    assert "2 frames left out, the first is '00002'" in caplog.text
+    assert "00002.png is 64x30, its label 64x32" in caplog.text
+
+
+def test_gta5_indices_count_also_where_a_void_has_the_colour_of_a_class(tmp_path: Path):
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[7, 26, 34]] = (128, 64, 128), (0, 0, 142), (0, 0, 142)  # road, car, licence plate
+    label = Image.fromarray(np.array([[7, 26, 34]], np.uint8))
+    label.putpalette(palette.tobytes())
+    label.save(tmp_path / "label.png")
+    assert read_label(label_frame(tmp_path / "label.png"), CITYSCAPES).tolist() == [[0, 13, 255]]
+
+
+def test_labels_saved_again_in_colours_or_with_another_palette_mean_the_same(tmp_path: Path):
+    label = trees.train_ids("x")
+    painted = Image.fromarray(CITYSCAPES.paint(label))
+    painted.save(tmp_path / "colours.png")
+    painted.quantize(64).save(tmp_path / "palette.png")
+    for name in ("colours.png", "palette.png"):
+        assert np.array_equal(read_label(label_frame(tmp_path / name), CITYSCAPES), label)
+
+
+def test_frames_are_matched_by_id_and_never_by_position(tmp_path: Path):
+    ids = [f"ulm_{i:06d}_000019" for i in range(5)]
+    trees.cityscapes(tmp_path, ids)
+    (tmp_path / f"gtFine/train/ulm/{ids[1]}_gtFine_labelIds.png").unlink()
+    (tmp_path / f"leftImg8bit/train/ulm/{ids[3]}_leftImg8bit.png").unlink()
+    data = load(f"cityscapes:{tmp_path}:train")
+    assert [(frame.id, frame.label is None) for frame in data.frames] == [
+        (ids[0], False), (ids[1], True), (ids[2], False), (ids[4], False)
+    ]  # fmt: skip
+    assert [id for id, _ in data.left_out] == [ids[3]]
+    for frame in data.frames:
+        assert frame.label is None or frame.id in frame.label.name
+
+
+def test_hidden_files_are_no_frames(tmp_path: Path):
+    trees.save(trees.gta5(tmp_path) / "images/.tmp-0001.png", trees.picture("x"))
+    assert len(load(f"gta5:{tmp_path}").frames) == 3
+
+
+def test_a_path_may_hold_a_colon_and_brackets(tmp_path: Path):
+    root = trees.cityscapes(tmp_path / "a:b[1]")
+    assert len(load(f"cityscapes:{root}").frames) == len(load(f"cityscapes:{root}:train").frames) == 3
+
+
+# --- pictures
+
+
+def png16(path: Path, pixels: np.ndarray) -> None:
+    cv2.imwrite(str(path), pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+
+
+def test_every_kind_of_picture_becomes_rgb_of_8_bits(tmp_path: Path):
+    colour = trees.picture("x", (8, 6))
+    grey = colour[..., 0]
+    three = np.repeat(grey[..., None], 3, axis=2)
+    palette = Image.fromarray(colour).quantize(256)
+    saved = {
+        "grey": (Image.fromarray(grey), three),
+        "palette": (palette, np.array(palette.convert("RGB"))),
+        "rgba": (Image.fromarray(np.dstack([colour, grey])), colour),
+        "grey and alpha": (Image.fromarray(np.dstack([grey, grey]), "LA"), three),
+        "one bit": (Image.fromarray(grey > 99), np.where(three > 99, 255, 0)),
+    }
+    for name, (picture, expected) in saved.items():
+        picture.save(tmp_path / f"{name}.png")
+        got = read_image(tmp_path / f"{name}.png")
+        assert got.dtype == np.uint8 and np.array_equal(got, expected), name
+    png16(tmp_path / "16 bit grey.png", grey.astype(np.uint16) * 257)
+    assert np.array_equal(read_image(tmp_path / "16 bit grey.png"), three)
+    png16(tmp_path / "16 bit colour.png", colour.astype(np.uint16) * 257)
+    assert np.array_equal(read_image(tmp_path / "16 bit colour.png"), colour)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_picture_is_named(suffix: str, tmp_path: Path):
+    path = trees.save(tmp_path / f"image.{suffix}", trees.picture("x"))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=f"cannot read {path}"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("layout", ["cityscapes", "gta5", "synthia"])
+def test_a_truncated_label_is_named(layout: str, tmp_path: Path):
+    frame = load(f"{layout}:{getattr(trees, layout)(tmp_path)}").frames[0]
+    data = frame.label.read_bytes()
+    frame.label.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=f"cannot read {frame.label}"):
+        read_label(frame, SYNTHIA if layout == "synthia" else CITYSCAPES)
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path: Path):
+    path = trees.save(tmp_path / "image.png", trees.picture("x", (40, 60)))
+    path.write_bytes(path.read_bytes()[:100])
+    assert frames.image_size(path) == (40, 60)
+
+
+def test_a_label_value_outside_the_space_is_named(tmp_path: Path):
+    path = trees.save(tmp_path / "label.png", np.array([[7, 99, 120]], np.uint8))
+    with pytest.raises(InputError, match=r"label .*label\.png holds the values 99, 120"):
+        read_label(label_frame(path), CITYSCAPES)
+
+
+def test_a_label_of_16_bits_keeps_its_values(tmp_path: Path):
+    space = replace(CITYSCAPES, ids=tuple(range(1000, 1019)))
+    png16(tmp_path / "label.png", space.to_file(np.array([[0, 18, 255]], np.uint8)))
+    assert read_label(label_frame(tmp_path / "label.png"), space).tolist() == [[0, 18, 255]]
+
+
+def test_a_label_colour_outside_the_space_is_named(tmp_path: Path):
+    path = trees.save(tmp_path / "label.png", np.array([[(128, 64, 128), (1, 2, 3)]], np.uint8))
+    with pytest.raises(InputError, match=r"label\.png holds the colours \(1, 2, 3\)"):
+        read_label(label_frame(path), CITYSCAPES)
+
+
+def test_a_label_that_links_to_nothing_is_named(tmp_path: Path):
+    os.symlink(tmp_path / "gone.png", tmp_path / "label.png")
+    with pytest.raises(InputError, match=r"label\.png links to .*gone\.png, which is gone"):
+        read_label(label_frame(tmp_path / "label.png"), CITYSCAPES)
+
+
+# --- the user's own folder
+
+
+def test_classes_may_be_colours_and_several_may_become_one(tmp_path: Path):
+    yaml = """\
+images: "{subset}/images/*.jpg"
+labels: "{subset}/labels/*.png"
+subsets: [train]
+classes: {lane: [9, 9, 9], kerb: [0, 0, 0], bush: [0, 200, 0], lamp: [200, 0, 0]}
+ignore: [[255, 255, 255]]
+"""
+    trees.folder(tmp_path, ["a"], yaml=yaml)
+    colours = [(9, 9, 9), (0, 0, 0), (0, 200, 0), (200, 0, 0), (255, 255, 255)]
+    trees.save(tmp_path / "train/labels/a.png", np.array([colours], np.uint8))
+    data = load(f"folder:{tmp_path}:train")
+    assert data.space.names == ("lane", "kerb", "bush", "lamp")
+    assert data.space.colours == tuple(colours[:4])
+    assert read_label(data.frames[0], data.space).tolist() == [[0, 1, 2, 3, 255]]
+
+    more = "map: {cityscapes: {lane: road, kerb: road, bush: vegetation}}\n"
+    (tmp_path / "dataset.yaml").write_text(yaml + more)
+    data = load(f"folder:{tmp_path}:train")
+    assert data.space.names == CITYSCAPES.names
+    assert read_label(data.frames[0], data.space).tolist() == [[0, 0, 8, 255, 255]]
+    predicted = np.array([[*range(19), 255]], np.uint8)  # classes without a value of their own, too
+    assert np.array_equal(data.space.to_train(data.space.to_file(predicted)), predicted)
+
+
+def test_a_colour_label_needs_colours_in_the_yaml(tmp_path: Path):
+    data = load(f"folder:{trees.folder(tmp_path, ['a'])}:train")
+    trees.save(data.frames[0].label, trees.picture("a"))
+    with pytest.raises(InputError, match=r"a\.png is a colour picture, expected one channel"):
+        read_label(data.frames[0], data.space)
+
+
+def test_several_stars_make_one_id(tmp_path: Path):
+    yaml = 'images: "*/rgb/*.png"\nlabels: "*/ids/*.png"\nclasses: [a, b]\n'
+    for sequence in ("s1", "s2"):
+        trees.save(tmp_path / sequence / "rgb/0001.png", trees.picture(sequence))
+        trees.save(tmp_path / sequence / "ids/0001.png", np.zeros((32, 64), np.uint8))
+    (tmp_path / "dataset.yaml").write_text(yaml)
+    data = load(f"folder:{tmp_path}")
+    assert [frame.id for frame in data.frames] == ["s1_0001", "s2_0001"]
+    assert [frame.label.parts[-3] for frame in data.frames] == ["s1", "s2"]
+    assert {frame.domain for frame in data.frames} == {tmp_path.name}
+
+
+def test_an_id_that_occurs_twice_is_refused(tmp_path: Path):
+    trees.folder(tmp_path, ["a"])
+    trees.folder(tmp_path, ["a"], split="val")
+    with pytest.raises(InputError, match=r"frame id 'a' belongs to .*train/images/a\.jpg and .*val/images/a\.jpg"):
+        load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("classes: [road, tree, car]", "classes: [[road", "cannot read"),
+        ("classes: [road, tree, car]", "", "has images, labels, subsets, ignore: expected images, classes"),
+        ("ignore", "ignored", "ignored"),
+        ("ignore: [3]", "ignore: [2]", "two meanings"),
+        ("[road, tree, car]", "{road: [1, 2, 3], tree: 4}", "some classes are colours and some are values"),
+        ("[road, tree, car]", "{road: 0, tree: 70000}", "values from 0 to 65535"),
+        ("[road, tree, car]", "{road: [1, 2]}", "describes no data set"),
+        ("{subset}/labels/*.png", "labels.png", "pattern 'labels.png'"),
+        ("{subset}/labels/*.png", "{subset}/labels/*.jpg", "expected a pattern of PNGs"),
+        ("{subset}/images/*.jpg", "/data/{subset}/*.jpg", "expected one below root"),
+        ("subsets: {train: day, val: day, test: dusk}", "", "go together"),
+        ("ignore: [3]", "map: {cityscapes: {road: street}}", "map names street, which is no class"),
+        ("ignore: [3]", "colours: {street: [1, 2, 3]}", "street"),
+        ("ignore: [3]", "map: {coco: {road: road}}", "map onto 'coco'"),
+    ],
+)
+def test_a_wrong_yaml_says_what_is_wrong(old: str, new: str, message: str, tmp_path: Path):
+    trees.folder(tmp_path, ["a"], yaml=trees.FOLDER_YAML.replace(old, new))
+    with pytest.raises(InputError, match=r"dataset\.yaml") as error:
+        load(f"folder:{tmp_path}:train")
+    assert message in str(error.value)
+
+
+def test_camvid_is_read_in_its_own_classes_and_in_those_of_cityscapes(tmp_path: Path):
+    own, mapped = (load(f"folder:{trees.camvid(tmp_path, onto)}:day/val") for onto in (False, True))
+    assert len(own.frames) == len(mapped.frames) == 101
+    assert own.space.classes == 11 and mapped.space.classes == 19
+    frame = own.frames[7]
+    label, onto = read_label(frame, own.space), read_label(mapped.frames[7], mapped.space)
+    assert read_image(frame.image).shape == (*label.shape, 3) == (360, 480, 3)
+    assert np.array_equal(label == own.space.names.index("tree"), onto == CITYSCAPES.names.index("vegetation"))
+    assert np.array_equal(label == 255, onto == 255)
+    dusk = load(f"folder:{tmp_path}/camvid.yaml:dusk/train")
+    assert {(frame.domain, frame.label) for frame in dusk.frames} == {("dusk", None)}
+
+
+# --- other trees of the same layout, and pairs
+
+
+def transfer(source: frames.Dataset, root: Path) -> None:
+    """Write what `segshift transfer` writes: PNGs at half the size, labels, manifest."""
+    for frame in source.frames:
+        image, label = place(source, frame, root), place(source, frame, root, "label")
+        trees.save(image, read_image(frame.image)[::2, ::2])
+        label.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(frame.label, label)
+    frames.describe(source, root)
+    trees.mark_transferred(root, [frame.id for frame in source.frames])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_transferred_tree_is_loaded_like_its_source_and_paired_by_id(layout: str, tmp_path: Path):
+    make = getattr(trees, layout)
+    root = make(tmp_path / "a", splits={"train": [1, 2], "val": [3]}) if layout == "gta5" else make(tmp_path / "a")
+    subset = {"acdc": ":night/val", "synthia": ""}.get(layout, ":train")
+    source = load(f"{layout}:{root}{subset}")
+    transfer(source, tmp_path / "b")
+    transferred = load(f"{layout}:{tmp_path / 'b'}{subset}")
+    assert transferred.transferred and not source.transferred
+    pairs = pair(source, transferred)
+    assert len(pairs) == len(source.frames)
+    for ours, theirs in pairs:
+        assert (ours.id, ours.domain) == (theirs.id, theirs.domain)
+        assert np.array_equal(read_image(theirs.image), read_image(ours.image)[::2, ::2])
+        assert np.array_equal(read_label(theirs, transferred.space), read_label(ours, source.space))
+    frames.require_sizes(transferred)  # its images may be smaller than its labels
+
+
+def test_torchvision_reads_a_transferred_cityscapes_tree(tmp_path: Path):
+    from torchvision.datasets import Cityscapes
+
+    source = load(f"cityscapes:{trees.cityscapes(tmp_path / 'a')}:train")
+    transfer(source, tmp_path / "b")
+    theirs = Cityscapes(str(tmp_path / "b"), split="train", mode="fine", target_type="semantic")
+    got = {(np.asarray(image).tobytes(), np.asarray(label).tobytes()) for image, label in theirs}
+    expected = {
+        (trees.picture(id)[::2, ::2].tobytes(), CITYSCAPES.to_file(trees.train_ids(id)).tobytes()) for id in trees.IDS
+    }
+    assert got == expected
+
+
+def test_a_transferred_set_that_does_not_match_is_refused(tmp_path: Path):
+    source = load(f"cityscapes:{trees.cityscapes(tmp_path / 'a')}:train")
+    fewer = load(f"cityscapes:{trees.cityscapes(tmp_path / 'b', trees.IDS[:1])}:train")
+    with pytest.raises(InputError, match=r"3 frames and .* 1, but 2 of them are not in .*b:train \(first 'aachen_000001"):
+        pair(source, fewer)
+    with pytest.raises(InputError, match=r"1 frames and .* 3, but 2 of them are not in .*b:train"):
+        pair(fewer, source)
+
+
+def test_frames_whose_transfer_failed_are_left_out_of_the_pairs(tmp_path: Path, caplog):
+    source = load(f"cityscapes:{trees.cityscapes(tmp_path / 'a')}:train")
+    other = load(f"cityscapes:{trees.cityscapes(tmp_path / 'b', trees.IDS[1:])}:train")
+    write_lines(tmp_path / "b/failures.jsonl", [{"id": trees.IDS[0], "error": "truncated"}])
+    assert [(a.id, b.id) for a, b in pair(source, other)] == [(id, id) for id in trees.IDS[1:]]
+    assert "1 frames left out" in caplog.text
+
+
+# --- wrong input
+
+
+@pytest.mark.parametrize("spec", ["coco:/data", "cityscapes", "cityscapes:", ""])
+def test_an_unknown_layout_is_refused(spec: str):
+    with pytest.raises(InputError, match=f"'{spec}' names no data set: write layout:path.*cityscapes, acdc, gta5"):
+        load(spec)
+
+
+def test_an_unknown_subset_is_refused_with_those_there_are(tmp_path: Path):
+    for layout, there in {"cityscapes": "train, val, test", "acdc": "fog/train, ", "folder": "train, val, test"}.items():
+        root = getattr(trees, layout)(tmp_path / layout)
+        with pytest.raises(InputError, match=rf"no subset 'dawn' in {root}: name one of {there}"):
+            load(f"{layout}:{root}:dawn")
+    with pytest.raises(InputError, match=r"no subset 'train' in .* without the published split\.mat: it has none"):
+        load(f"gta5:{trees.gta5(tmp_path / 'gta5')}:train")
+
+
+def test_a_broken_list_of_gta5_is_named(tmp_path: Path):
+    trees.gta5(tmp_path, splits={})
+    (tmp_path / "split.mat").write_bytes(b"no lists")
+    with pytest.raises(InputError, match=r"cannot read trainIds, valIds and testIds in .*split\.mat"):
+        load(f"gta5:{tmp_path}:train")
+
+
+def test_a_missing_folder_and_an_empty_one_are_named(tmp_path: Path):
+    with pytest.raises(InputError, match=f"no folder {tmp_path}/none"):
+        load(f"cityscapes:{tmp_path}/none:train")
+    (tmp_path / "gtFine").mkdir()
+    with pytest.raises(InputError, match=rf"no image leftImg8bit/train/\*/\*.* in {tmp_path}, where there is gtFine"):
+        load(f"cityscapes:{tmp_path}:train")
+    for path, file in ((tmp_path, tmp_path / "dataset.yaml"), (tmp_path / "my.yaml", tmp_path / "my.yaml")):
+        with pytest.raises(InputError, match=f"no {file}: a data set of layout 'folder' needs one"):
+            load(f"folder:{path}:train")
+
+
+def test_a_frame_without_label_is_named_with_the_cure(tmp_path: Path):
+    test = load(f"cityscapes:{trees.cityscapes(tmp_path, split='test', labelled=False)}:test")
+    assert len(test.frames) == 3
+    with pytest.raises(InputError, match=r"no label for frame 'aachen_000000_000019' .*: unpack gtFine_trainvaltest\.zip"):
+        frames.require_labels(test)
+    frames.require_labels(load(f"cityscapes:{trees.cityscapes(tmp_path)}:train"))
+    bare = trees.folder(tmp_path / "bare", labelled=False, yaml=trees.FOLDER_YAML.replace("labels:", "# labels:"))
+    with pytest.raises(InputError, match=r"says nowhere where labels lie: give `labels` in its dataset\.yaml"):
+        frames.require_labels(load(f"folder:{bare}:train"))
+
+
+def test_a_label_of_another_size_is_named(tmp_path: Path):
+    data = load(f"cityscapes:{trees.cityscapes(tmp_path)}:train")
+    frames.require_sizes(data)
+    trees.save(data.frames[1].label, np.zeros((8, 8), np.uint8))
+    with pytest.raises(InputError, match=f"'{trees.IDS[1]}' have not the same size .* 64x32, its label 8x8"):
+        frames.require_sizes(data)
+
+
+def test_a_picture_that_is_none_is_named(tmp_path: Path):
+    (tmp_path / "image.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"cannot read .*image\.png"):
+        read_image(tmp_path / "image.png")

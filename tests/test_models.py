@@ -1,0 +1,187 @@
+import networks
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from segshift import models
+from segshift.config import NetworkConfig
+from segshift.models import Segmenter, build, load_weights
+from segshift.refinenet import RefineNet
+from segshift.runs import InputError
+
+
+def own(name="two_convs", **more):
+    return NetworkConfig(name=f"networks:{name}", **more)
+
+
+def random(name, encoder="resnet18", **more):
+    return NetworkConfig(name=name, encoder=encoder, pretrained=False, **more)
+
+
+@pytest.fixture(scope="module")
+def deeplab():
+    torch.manual_seed(0)
+    return build(random("deeplabv3plus"), 19)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 70), (33, 31)])
+def test_logits_have_the_images_size_whatever_the_stride(deeplab, size):
+    with torch.no_grad():
+        assert deeplab.eval()(torch.rand(1, 3, *size)).shape == (1, 19, *size)
+
+
+def test_features_are_those_of_the_last_encoder_stage(deeplab):
+    with torch.no_grad():
+        images = torch.rand(2, 3, 64, 64)
+        logits, features = deeplab.eval().forward_with_features(images)
+        torch.testing.assert_close(features, deeplab.network.encoder((images - deeplab.mean) / deeplab.std)[-1])
+        torch.testing.assert_close(logits, deeplab(images))
+    assert features.shape[1] == deeplab.feature_channels == 512
+    assert not deeplab.network.encoder._forward_hooks
+
+
+def test_images_are_normalised_inside():
+    seen = {}
+
+    class Remember(nn.Module):
+        def forward(self, x):
+            seen["x"] = x
+            return x[:, :2]
+
+    Segmenter(Remember(), 2, None)(torch.tensor(models.IMAGENET_MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    torch.testing.assert_close(seen["x"], torch.zeros(1, 3, 32, 32))
+
+
+def test_refinenet_gives_a_quarter_of_the_size_and_trains_every_weight():
+    network = RefineNet("resnet18", False, 5, channels=8)
+    logits = network(torch.rand(2, 3, 64, 96))
+    assert logits.shape == (2, 5, 16, 24)
+    logits.sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    assert build(random("refinenet"), 3).feature_channels == 512
+
+
+def test_transformers_networks_are_read_from_a_folder(tmp_path):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8, num_labels=4
+    )
+    saved = SegformerForSemanticSegmentation(config)
+    saved.save_pretrained(tmp_path)
+    segmenter = build(NetworkConfig(name=f"hf:{tmp_path}"), 7)
+    loaded = segmenter.network.segformer.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in saved.segformer.state_dict().items())
+    logits, features = segmenter.eval().forward_with_features(torch.rand(1, 3, 64, 96))
+    assert logits.shape == (1, 7, 64, 96) and features.shape[:2] == (1, 16) and segmenter.feature_channels == 16
+    assert build(NetworkConfig(name=f"hf:{tmp_path}", pretrained=False), 7).classes == 7
+
+
+def test_features_of_transformers_output_objects():
+    from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
+
+    a, b = torch.zeros(1, 2, 3, 3), torch.ones(1, 5, 4)
+    assert models._features(BackboneOutput(feature_maps=(b, a))) is a
+    assert models._features(BaseModelOutput(last_hidden_state=b)) is b
+    assert models._features([b, a]) is a
+
+
+def test_the_users_own_network_is_imported_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "somebodys_net.py").write_text(
+        "from torch import nn\ndef make(classes):\n    return nn.Conv2d(3, classes, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    segmenter = build(NetworkConfig(name="somebodys_net:make"), 6)
+    assert segmenter(torch.rand(1, 3, 20, 30)).shape == (1, 6, 20, 30)
+    assert segmenter.feature_channels is None
+
+
+def test_the_users_own_layer_is_compared_by_name():
+    segmenter = build(own("anonymous", feature_layer="body"), 5)
+    assert segmenter.forward_with_features(torch.rand(1, 3, 32, 32))[1].shape == (1, 4, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (random("nonet"), "no network 'nonet' with encoder 'resnet18'"),
+        (random("unet", encoder="resnet19"), "encoder 'resnet19'"),
+        (own("one_class_too_many"), r"shape \[1, 6, 32, 32\], expected \[1, 5, "),
+        (own("not_there"), "cannot import network 'networks:not_there'"),
+        (NetworkConfig(name="no_such_module:make"), "cannot import network 'no_such_module:make'"),
+        (own("no_network"), "made a int, expected a torch.nn.Module"),
+        (own(feature_layer="nowhere"), "no layer 'nowhere' in the network: .* such as encoder"),
+        (own(weights="nowhere.safetensors"), "no weights at nowhere.safetensors"),
+        (NetworkConfig(name="hf:/no/such/folder"), "cannot read config.json and model.safetensors of '/no/such/folder'"),
+    ],
+)
+def test_bad_networks_get_one_sentence(config, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build(config, 5)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_probe_leaves_batch_norm_and_training_mode_alone():
+    segmenter = build(own(), 5)
+    assert segmenter.training and segmenter.network.encoder[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(("encoder", "home"), [("resnet18", "smp-hub/resnet18.imagenet"), ("tu-resnet10t", "resnet10t")])
+def test_a_missing_download_says_which_file_and_how_to_go_on(tmp_path, monkeypatch, encoder, home):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=rf"model.safetensors of .*{home} .*network.pretrained.*network.weights"):
+        build(NetworkConfig(encoder=encoder), 5)
+
+
+def test_non_commercial_weights_come_with_a_notice(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.warns(UserWarning, match="non-commercial"), pytest.raises(InputError):
+        build(NetworkConfig(name="segformer", encoder="mit_b0"), 5)
+
+
+def weights_of(config, classes=5):
+    torch.manual_seed(3)
+    return build(config, classes).network.state_dict()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "segmenter.network."])
+def test_weights_of_the_whole_network(tmp_path, prefix):
+    saved = weights_of(own())
+    save_file({prefix + key: value for key, value in saved.items()}, tmp_path / "w.safetensors")
+    torch.save({"state_dict": {prefix + key: value for key, value in saved.items()}}, tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        loaded = build(own(weights=str(tmp_path / name)), 5).network.state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in saved.items())
+
+
+def test_weights_of_the_encoder_alone_as_the_hub_keeps_them(tmp_path):
+    encoder = build(random("deeplabv3plus"), 5).network.encoder.state_dict()
+    encoder = {key: value.contiguous() for key, value in encoder.items()}
+    save_file(encoder | {"fc.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    config = NetworkConfig(encoder="resnet18", weights=str(tmp_path / "model.safetensors"))  # pretrained: no download
+    loaded = build(config, 5).network.encoder.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in encoder.items())
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    save_file(weights_of(own("anonymous")), tmp_path / "w.safetensors")
+    save_file(weights_of(own(), classes=6), tmp_path / "six.safetensors")
+    segmenter = build(own(), 5)
+    before = segmenter.network.classifier.weight.clone()
+    with pytest.raises(InputError, match=r"w.safetensors is a checkpoint of another network: 9 tensors missing .* 4 unknown"):
+        load_weights(segmenter, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"2 of another shape \(such as 'classifier.bias'\)"):
+        load_weights(segmenter, tmp_path / "six.safetensors")
+    assert torch.equal(before, segmenter.network.classifier.weight)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save(networks.TwoConvs(5), tmp_path / "module.pt")  # a pickled object: code, not weights
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    for name in ("cut.safetensors", "text.pt", "module.pt", "other.pt"):
+        with pytest.raises(InputError, match=name):
+            models.read_tensors(tmp_path / name)

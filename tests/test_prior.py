@@ -1,0 +1,75 @@
+"""The embedded prior: captions, tokenizer, latents, training that resumes, and the folder it ships in."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segshift import diffusion
+from segshift.config import DiffusionConfig, PriorConfig
+from segshift.runs import InputError
+from segshift.town import prior
+
+TINY = PriorConfig(scenes=6, height=64, width=128, vae_steps=2, vae_batch=1, steps=4, batch=2, checkpoint_every=1, workers=1)
+
+
+def test_words_of_the_captions_are_single_tokens_and_others_are_spelled():
+    tokenizer = prior.build_tokenizer()
+    assert [w for w in prior.WORDS if len(tokenizer(w).input_ids) != 3] == []
+    spelled = tokenizer.convert_ids_to_tokens(tokenizer("driving through a Xylophone").input_ids)
+    assert "".join(spelled[4:-1]) == "xylophone</w>"
+
+
+def test_captions_name_their_conditions():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        text = prior.caption(("night", "snow"), False, rng)
+        assert any(p in text for p in prior.PHRASES["night"]) and any(p in text for p in prior.PHRASES["snow"])
+    assert all(prior.BAD in prior.caption(("fog",), True, rng) for _ in range(20))
+
+
+def test_folding_statistics_whitens_latents_and_changes_no_picture():
+    torch.manual_seed(0)
+    vae = prior.build_vae().eval()
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        picture = vae.decode(before.mode()).sample
+        prior.fold_statistics(vae, before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3)))
+        after = vae.encode(x).latent_dist
+        torch.testing.assert_close(vae.decode(after.mode()).sample, picture, atol=1e-4, rtol=1e-4)
+        # the posterior's spread is measured in the new units too
+        torch.testing.assert_close(after.std / after.mean.std((0, 2, 3), keepdim=True), before.std / before.mean.std((0, 2, 3), keepdim=True), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
+
+
+def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch):
+    torch.set_num_threads(1)
+    prior.train(TINY, tmp_path / "whole")
+    calls, noise = [], prior.offset_noise
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return noise(*args)
+
+    monkeypatch.setattr(prior, "offset_noise", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prior.train(TINY, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "model").exists()
+    prior.train(TINY, tmp_path / "killed")
+    for part in ("vae", "unet", "controlnet"):
+        files = [tmp_path / run / "model" / part / "diffusion_pytorch_model.safetensors" for run in ("whole", "killed")]
+        assert files[0].read_bytes() == files[1].read_bytes(), part
+    loaded = diffusion.load(DiffusionConfig(model=str(tmp_path / "whole" / "model"), device="cpu"))
+    assert loaded.defaults.guidance == prior.DEFAULTS["guidance"]
+    assert diffusion.embed(loaded, "driving at night, best quality").shape == (1, prior.MAX_TOKENS, 64)
+
+
+def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="multiple of 16"):
+        prior.train(replace(TINY, height=70), tmp_path)
