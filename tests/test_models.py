@@ -54,7 +54,7 @@ def test_images_are_normalised_inside():
 
 
 def test_refinenet_gives_a_quarter_of_the_size_and_trains_every_weight():
-    network = RefineNet("resnet18", False, 5, channels=8)
+    network = RefineNet("resnet18", None, 5, channels=8)
     logits = network(torch.rand(2, 3, 64, 96))
     assert logits.shape == (2, 5, 16, 24)
     logits.sum().backward()
@@ -85,6 +85,7 @@ def test_features_of_transformers_output_objects():
     assert models._features(BackboneOutput(feature_maps=(b, a))) is a
     assert models._features(BaseModelOutput(last_hidden_state=b)) is b
     assert models._features([b, a]) is a
+    assert models._features(([b, a], [b])) is a  # smp's transformers add their class tokens
 
 
 def test_the_users_own_network_is_imported_from_the_working_directory(tmp_path, monkeypatch):
@@ -107,7 +108,7 @@ def test_the_users_own_layer_is_compared_by_name():
     [
         (random("nonet"), "no network 'nonet' with encoder 'resnet18'"),
         (random("unet", encoder="resnet19"), "encoder 'resnet19'"),
-        (own("one_class_too_many"), r"shape \[1, 6, 32, 32\], expected \[1, 5, "),
+        (own("one_class_too_many"), r"shape \[1, 6, 128, 128\], expected \[1, 5, "),
         (own("not_there"), "cannot import network 'networks:not_there'"),
         (NetworkConfig(name="no_such_module:make"), "cannot import network 'no_such_module:make'"),
         (own("no_network"), "made a int, expected a torch.nn.Module"),

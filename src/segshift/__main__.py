@@ -34,11 +34,15 @@ def town(out: Out, config: OmitArgPrefixes[TownConfig]) -> Path:
     return writer.town(config, out)
 
 
-def check(config: OmitArgPrefixes[CheckConfig], out: Annotated[Path | None, tyro.conf.arg(help="Folder for check.json.")] = None) -> list[dict]:
+def check(
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help="layout:path[:subset], for example cityscapes:/data/cityscapes:train.")],
+    out: Annotated[Path | None, tyro.conf.arg(help="Folder for check.json.")] = None,
+    workers: Annotated[int, tyro.conf.arg(help="Processes; 0 takes every core.")] = 0,
+) -> list[dict]:
     """Walk a data set and report missing, broken and mislabelled frames, and how often each class occurs."""
     from segshift.stages import check
 
-    return list(check.check(config, out).failures)
+    return list(check.check(CheckConfig(data, workers), out).failures)
 
 
 def transfer(out: Out, config: OmitArgPrefixes[TransferConfig]) -> Path:

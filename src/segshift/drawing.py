@@ -93,7 +93,7 @@ def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], names: 
     for y in y_ticks:
         _, at = place(x_ticks[0], y)
         parts.append(f'<path class="grid" d="M{left} {at:.1f}H{width - 10}"/>')
-        parts.append(f'<text x="{left - 6}" y="{at + 3.5:.1f}" text-anchor="end">{y:.4g}</text>')
+        parts.append(f'<text x="{left - 6}" y="{at + 3.5:.1f}" text-anchor="end">{_short(y)}</text>')
     for x in x_ticks:
         at, _ = place(x, y_ticks[0])
         parts.append(f'<text x="{at:.1f}" y="{height - 6}" text-anchor="middle">{_short(x)}</text>')
@@ -107,8 +107,11 @@ def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], names: 
     return "".join(parts) + "</svg>"
 
 
-def _short(x: float) -> str:
-    return f"{x / 1000:g}k" if abs(x) >= 10_000 else f"{x:g}"
+def _short(value: float) -> str:
+    if 0 < abs(value) < 0.01:
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        return f"{value / 10**power:.3g}e{power}"
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -118,7 +121,7 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
     """
     cell, left, top = 17, 92, 84
     columns = [*names, "void"] if matrix[:, -1].any() else list(names)
-    width, height = left + cell * len(columns) + 4, top + cell * len(names) + 4
+    width, height = left + cell * len(columns) + 44, top + cell * len(names) + 4  # the last name leans to the right
     parts = [f'<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-label="confusion matrix">']
     parts.append(f'<rect class="field" x="{left}" y="{top}" width="{cell * len(columns)}" height="{cell * len(names)}"/>')
     for j, name in enumerate(columns):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ def run(name: str, out: Path | None = None, data: dict[str, str] | None = None) 
 
 
 def fill(value: T, names: dict[str, str], keep: str | None = None) -> T:
-    """Replace `{name}` in every string of a dataclass. Raises: InputError for a name that is not given."""
+    """Replace `{name}` in a string, or in every string of a dataclass. Raises: InputError for a name that is not given."""
 
     def replace_in(item: Any) -> Any:
         if isinstance(item, str):
@@ -60,7 +60,7 @@ def fill(value: T, names: dict[str, str], keep: str | None = None) -> T:
             raise InputError(f"where is {match[1]} unpacked? add --data {match[1]} /path/to/{match[1]}")
         return str(names[match[1]])
 
-    return TypeAdapter(type(value)).validate_python(tuples(replace_in(asdict(value))))
+    return TypeAdapter(type(value)).validate_python(tuples(replace_in(asdict(value) if is_dataclass(value) else value)))
 
 
 def run_experiment(experiment: Experiment, out: Path) -> Path:

@@ -91,7 +91,7 @@ class Segmenter(nn.Module):
 
     def _probe(self) -> int | None:
         """One small picture through the network: checks the logits, and returns D, the feature layer's channels."""
-        side, was_training = math.lcm(64, self.stride), self.training
+        side, was_training = math.lcm(128, self.stride), self.training  # PAN needs 128
         image, features = torch.zeros(1, 3, side, side), None
         self.eval()  # batch norm keeps its statistics, dropout draws nothing
         with torch.no_grad():
@@ -121,6 +121,8 @@ def _features(output: object) -> Tensor:
     """The features in what a layer returns: a tensor, the last of several stages, or transformers' output objects."""
     for name in ("feature_maps", "last_hidden_state"):
         output = getattr(output, name, output)
+    if isinstance(output, tuple) and output and isinstance(output[0], list):
+        output = output[0]  # smp's transformers: the stages, and their class tokens
     if isinstance(output, list | tuple) and output:
         output = output[-1]
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
@@ -157,12 +159,13 @@ def _smp(name: str, encoder: str, pretrained: bool, classes: int) -> nn.Module:
             "network.pretrained False does without them",
             stacklevel=3,
         )
+    weights = (encoder.startswith("tu-") or "imagenet") if pretrained else None  # timm's have one set, True
+    more = {"dynamic_img_size": True} if name == "dpt" else {}  # else a transformer takes one size alone
     try:
         if name == "refinenet":
-            network = RefineNet(encoder, pretrained, classes)
+            network = RefineNet(encoder, weights, classes)
         else:
-            weights = "imagenet" if pretrained else None
-            network = smp.create_model(name, encoder, encoder_weights=weights, classes=classes)
+            network = smp.create_model(name, encoder, encoder_weights=weights, classes=classes, **more)
     except OSError as error:
         raise InputError(f"cannot download model.safetensors of {_encoder_home(encoder)} from the hub ({_first_line(error)}): set network.pretrained to False to start from random weights, or network.weights to a local copy of that file") from error
     except (KeyError, ValueError, RuntimeError) as error:

@@ -96,30 +96,52 @@ def town_target(domain: str, split: str = "val") -> str:
     return f"gta5:{{out}}/town/gta5:{split}" if domain == "game" else f"acdc:{{out}}/town/acdc:{domain}/{split}"
 
 
-def town_training(*, steps: int, batch: int, **changes) -> TrainConfig:
-    """The town's training: from scratch, AdamW, half the colour jitter of the published recipe's strength or none."""
-    settings = dict(
-        source=town_target("clear", "train"), validation=town_target("clear"), size=(128, 256), crop=(128, 128),
-        jitter=(0.0, 0.0, 0.0, 0.0), network=NetworkConfig(encoder="resnet18", pretrained=False), steps=steps,
-        batch_size=batch, optimizer="adamw", lr=1e-3, weight_decay=1e-2, warmup=min(50, steps // 5), workers=0,
-        checkpoint_every=max(100, steps // 4), validate_every=max(50, steps // 4), select="last",
+JITTER = (0.5, 0.5, 0.5, 0.3)
+"""Brightness, contrast, saturation and hue of the published recipe: the strong jitter."""
+
+
+def town_training(*, steps: int, images: int, seed: int = 0) -> TrainConfig:
+    """Source only on the town: DeepLabV3+ ResNet-18 from scratch, `images` images in each of `steps` steps."""
+    return TrainConfig(
+        method="source_only", source=town_target("clear", "train"), validation=town_target("clear"), size=(128, 256),
+        crop=(128, 128), jitter=(0.0, 0.0, 0.0, 0.0), network=NetworkConfig(encoder="resnet18", pretrained=False),
+        steps=steps, batch_size=images, optimizer="adamw", lr=1e-3, weight_decay=1e-2, warmup=steps // 10, seed=seed,
+        workers=0, checkpoint_every=max(50, steps // 4), validate_every=max(50, steps // 4), select="last",
     )  # fmt: skip
-    return TrainConfig(**(settings | changes))
+
+
+def town_rows(base: TrainConfig, domains: tuple[str, ...]) -> tuple[Row, ...]:
+    """Source only, source + strong jitter, and ZoDi per domain: equal steps, equal numbers of images per step."""
+    zodi = replace(base, method="zodi", batch_size=base.batch_size // 2, jitter=JITTER)
+    return (
+        Row("source only", base),
+        Row("source + jitter", replace(base, jitter=JITTER)),
+        *(
+            Row(f"ZoDi {domain}", replace(zodi, transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",)))
+            for domain in domains
+        ),
+    )
+
+
+def _town(domain: str) -> Experiment:
+    """The embedded town in full: what `benchmarks/town.py` measures over seeds, for one target and one seed."""
+    return Experiment(
+        name=f"zodi-town-{domain}",
+        town=TownConfig(),
+        transfer=TransferConfig(source=town_target("clear", "train"), to=(domain,)),
+        rows=town_rows(town_training(steps=300, images=12), (domain,)),
+        targets=(Target(domain, town_target(domain)), Target("clear", town_target("clear"))),
+    )
 
 
 def _demo() -> Experiment:
-    """Small enough for five minutes on two cores: equal numbers of steps and of images per step for both rows."""
-    zodi = town_training(
-        steps=200, batch=6, method="zodi", transferred=("cityscapes:{out}/transferred/night:train",)
-    )
+    """Small enough for five minutes on two cores."""
+    rows = town_rows(town_training(steps=160, images=12), ("night",))
     return Experiment(
         name="demo",
-        town=TownConfig(source_train=96, source_val=20, target_train=4, target_val=30),
+        town=TownConfig(source_train=96, source_val=20, target_train=1, target_val=30),
         transfer=TransferConfig(source=town_target("clear", "train"), to=("night",)),
-        rows=(
-            Row("source only", replace(zodi, method="source_only", transferred=(), batch_size=2 * zodi.batch_size)),
-            Row("ZoDi", zodi),
-        ),
+        rows=(rows[0], replace(rows[2], name="ZoDi")),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )
 
@@ -128,6 +150,7 @@ RECIPES: dict[str, Experiment] = {
     recipe.name: recipe
     for recipe in (
         _demo(),
+        *(_town(domain) for domain in TOWN_DOMAINS),
         *(_published(domain, network) for network in _NETWORKS for domain in ("night", "snow", "rain", "fog", "game")),
     )
 }

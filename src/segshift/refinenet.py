@@ -76,9 +76,10 @@ class RefineBlock(nn.Module):
 class RefineNet(nn.Module):
     """Images [B, 3, H, W], H and W multiples of 32, to logits [B, classes, H/4, W/4]."""
 
-    def __init__(self, encoder: str, pretrained: bool, classes: int, channels: int = 256):
+    def __init__(self, encoder: str, weights: str | bool | None, classes: int, channels: int = 256):
+        """`encoder` and `weights` as segmentation-models-pytorch takes them."""
         super().__init__()
-        self.encoder = get_encoder(encoder, weights="imagenet" if pretrained else None)
+        self.encoder = get_encoder(encoder, weights=weights)
         stages = self.encoder.out_channels[-4:]
         widths = (channels, channels, channels, 2 * channels)
         self.blocks = nn.ModuleList(

@@ -15,12 +15,14 @@ Azuma, Matsui, Maki, "ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Ima
 | N, eta, w | DDIM steps over the whole schedule, DDIM's eta in [0, 1], guidance scale |
 
 Shapes: B images, H x W pixels at the working size, C latent channels at h x w (Stable Diffusion: 4, H/8 x W/8),
-L tokens of width M. Latents are float32 whatever the networks compute in.
+L tokens of width M, hint: the ControlNet's embedding of the layout [B,C0,h,w]. Latents are float32 whatever the
+networks compute in.
 
 Where this differs from the paper's text or the published code:
 - s = 1 asks for t = T, which does not exist (the published code stops there): t = T - 1 is taken.
 - z0 is the mode of E's posterior, as in the recorded runs; the code as published draws a sample of it.
 - The two passes of classifier-free guidance run as one batch of 2B, and only the conditional one when w = 1.
+- The ControlNet's embedding of the layout is computed once per image, not at every step.
 - A v-prediction is turned into eps and x0 without dividing by sqrt(abar_t), so any Stable Diffusion 2 works.
 - Void pixels are black in the layout; the published one shows Cityscapes' own colours for its void classes.
 - The published code asks for a bilinear resize of the layout, but only after the image's rule (area, Lanczos) has made
@@ -39,7 +41,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segshift.diffusion import Diffusion
 from segshift.labels import ADE20K_COLOURS, CITYSCAPES, Colour, LabelSpace
@@ -143,6 +145,12 @@ def published_noise(seed: int, shape: tuple[int, ...]) -> Noise:
 
 
 @torch.inference_mode()
+def embed_layout(model: Diffusion, control: Tensor) -> Tensor:
+    """The layout as the ControlNet takes it in: [B,3,H,W] in [0, 1] to the hint [B,C0,h,w]."""
+    return model.controlnet.controlnet_cond_embedding(control.to(model.dtype))
+
+
+@torch.inference_mode()
 def encode(model: Diffusion, images: Tensor) -> Tensor:
     """z0 = scale E(x): [B,3,H,W] in [0, 1] to [B,C,h,w]."""
     posterior = model.vae.encode((2 * images - 1).to(model.dtype)).latent_dist
@@ -183,7 +191,7 @@ def predict(
     z: Tensor,
     t: int,
     text: Tensor,
-    control: Tensor | None,
+    hint: Tensor | None,
     *,
     negative: Tensor | None = None,
     guidance: float = 1.0,
@@ -191,18 +199,16 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """eps(z, t, c, y) and the image latent x0 that it implies, both [B,C,h,w].
 
-    text, negative: [1,L,M]. control: [B,3,H,W] in [0, 1], or None to go without the ControlNet. With a `negative`
-    and guidance w != 1: eps = eps(negative) + w (eps(text) - eps(negative)), the layout acting in both.
+    text, negative: [1,L,M]. hint: [B,C0,h,w], or None to go without the ControlNet. With a `negative` and guidance
+    w != 1: eps = eps(negative) + w (eps(text) - eps(negative)), the layout acting in both.
     """
     guided = negative is not None and guidance != 1
     words = torch.cat([c.expand(len(z), -1, -1) for c in ((negative, text) if guided else (text,))])
     inputs = (torch.cat((z, z)) if guided else z).to(model.dtype), t, words.to(model.dtype)
     residuals = {}
-    if control is not None:
-        hint = (torch.cat((control, control)) if guided else control).to(model.dtype)
-        down, middle = model.controlnet(
-            *inputs, controlnet_cond=hint, conditioning_scale=control_strength, return_dict=False
-        )
+    if hint is not None:
+        hints = torch.cat((hint, hint)) if guided else hint
+        down, middle = _controlnet(model, *inputs, hints, control_strength)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     output = model.unet(*inputs, **residuals, return_dict=False)[0].float()
     if guided:
@@ -214,8 +220,20 @@ def predict(
     return output, (z - b * output) / a
 
 
+def _controlnet(model: Diffusion, z: Tensor, t: int, text: Tensor, hint: Tensor, strength: float):
+    """The ControlNet's residuals for a layout that is embedded already; diffusers would embed it at every step."""
+    embedding, model.controlnet.controlnet_cond_embedding = model.controlnet.controlnet_cond_embedding, _AS_IT_IS
+    try:
+        return model.controlnet(z, t, text, controlnet_cond=hint, conditioning_scale=strength, return_dict=False)
+    finally:
+        model.controlnet.controlnet_cond_embedding = embedding
+
+
+_AS_IT_IS = nn.Identity()
+
+
 def invert(
-    model: Diffusion, z0: Tensor, text: Tensor, control: Tensor | None, sampling: Sampling, noises: Noise
+    model: Diffusion, z0: Tensor, text: Tensor, hint: Tensor | None, sampling: Sampling, noises: Noise
 ) -> Tensor:
     """z_t, the start of the walk [B,C,h,w].
 
@@ -226,7 +244,7 @@ def invert(
     if sampling.inversion == "ddim":
         z, before = z0, alpha(model, -1)
         for t in timesteps(model, sampling.steps)[: sampling.walked]:
-            eps, _ = predict(model, z, t, text, control, control_strength=sampling.control_strength)
+            eps, _ = predict(model, z, t, text, hint, control_strength=sampling.control_strength)
             x0 = (z - (1 - before) ** 0.5 * eps) / before**0.5
             z, before = diffuse(model, x0, eps, t), alpha(model, t)
         return z
@@ -235,7 +253,7 @@ def invert(
     z_noisy = diffuse(model, z0, n, t)
     if sampling.inversion == "none":
         return z_noisy
-    eps, _ = predict(model, z_noisy, t, text, control, control_strength=sampling.control_strength)
+    eps, _ = predict(model, z_noisy, t, text, hint, control_strength=sampling.control_strength)
     return diffuse(model, z0, eps, t)
 
 
@@ -244,7 +262,7 @@ def denoise(
     z: Tensor,
     text: Tensor,
     negative: Tensor,
-    control: Tensor | None,
+    hint: Tensor | None,
     sampling: Sampling,
     noises: Noise,
 ) -> Tensor:
@@ -252,7 +270,7 @@ def denoise(
     stride = model.scheduler.config.num_train_timesteps // sampling.steps
     for i, t in enumerate(reversed(timesteps(model, sampling.steps)[: sampling.walked]), start=1):
         eps, x0 = predict(
-            model, z, t, text, control,
+            model, z, t, text, hint,
             negative=negative, guidance=sampling.guidance, control_strength=sampling.control_strength,
         )  # fmt: skip
         now, then = alpha(model, t), alpha(model, t - stride)
@@ -269,10 +287,10 @@ def transfer(
     z0: Tensor,
     text: Tensor,
     negative: Tensor,
-    control: Tensor | None,
+    hint: Tensor | None,
     sampling: Sampling,
     noises: Noise,
 ) -> Tensor:
     """x' [B,3,H,W] uint8 from z0 [B,C,h,w] of one target domain: inversion, walk, decoding."""
-    z = invert(model, z0, text, control, sampling, noises)
-    return decode(model, denoise(model, z, text, negative, control, sampling, noises))
+    z = invert(model, z0, text, hint, sampling, noises)
+    return decode(model, denoise(model, z, text, negative, hint, sampling, noises))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from segshift import drawing, frames, predictions, runs
 from segshift.config import ReportConfig
@@ -28,6 +29,7 @@ SHOWN_TRANSFERRED = 6
 """Frames in the gallery of transferred images."""
 THUMBNAIL = 420
 """Width of pictures in pixels."""
+_NO_LOSS = ("step", "lr", "seconds", "score", "validation")
 _NAMES = {"zodi": "ZoDi", "source-only": "Source only", "source_only": "Source only", "oracle": "Oracle"}
 
 
@@ -60,8 +62,21 @@ class Column:
     """By key of the model: miou, pixel_accuracy, iou, confusion; one part of its metrics.json."""
     sources: dict[str, tuple[Folder, str | None]] = field(default_factory=dict)
     """By key of the model: the evaluation, and the domain to take its frames from (None: no gallery)."""
+    models: list[Model] = field(default_factory=list)
     gallery: list[dict] = field(default_factory=list)
     note: str = ""
+
+    @property
+    def best(self) -> float | None:
+        """The highest mIoU of the column, where there is something to be better than."""
+        found = [scores["miou"] for scores in self.scores.values() if scores["miou"] is not None]
+        return max(found) if len(found) > 1 else None
+
+    def difference(self, model: Model, first: Model, name: str | None = None) -> float | None:
+        """Points of mIoU, or of a class' IoU, of a model over the first; None where one of them has none."""
+        scores = [self.scores.get(m.key) for m in (model, first)]
+        values = [s and (s["iou"][name] if name else s["miou"]) for s in scores]
+        return None if None in values else 100 * (values[0] - values[1])
 
 
 @dataclass
@@ -87,7 +102,7 @@ def report(config: ReportConfig, out: Path) -> Path:
     with runs.progress("report", sum(len(g.columns) for g in groups) + 1) as bar:
         for group in groups:
             for column in group.columns:
-                _fill_gallery(column, group.models)
+                _fill_gallery(column, group)
                 bar.advance()
         page = {
             "title": config.title,
@@ -103,7 +118,7 @@ def report(config: ReportConfig, out: Path) -> Path:
         loader=PackageLoader("segshift.stages", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": _percent, "gain": _gain}
+    environment.filters["percent"] = _percent
     environment.globals |= {"series": drawing.SERIES, "heat_map": _heat_map}
     with runs.atomic(out / "index.html") as temporary:
         temporary.write_text(environment.get_template("report.html").render(page), encoding="utf-8")
@@ -133,13 +148,8 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _gain(value: float | None, first: float | None) -> float | None:
-    """Difference in percentage points."""
-    return None if value is None or first is None else 100 * (value - first)
-
-
-def _heat_map(scores: dict, classes: tuple[str, ...]) -> str:
-    return drawing.heat_map(np.array(scores["confusion"]), classes)
+def _heat_map(confusion: list[list[int]], classes: tuple[str, ...]) -> Markup:
+    return Markup(drawing.heat_map(np.array(confusion), classes))
 
 
 def _groups(evaluations: list[Folder]) -> list[Group]:
@@ -165,6 +175,8 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
             if place not in columns:
                 columns[place] = Column(name, about, classes)
                 group.columns.append(columns[place])
+            if model not in columns[place].models:
+                columns[place].models.append(model)
             columns[place].scores[model.key] = scores
             columns[place].sources[model.key] = (folder, domain)
     return list(groups.values())
@@ -177,20 +189,27 @@ def _model(evaluation: Folder, told: dict | None) -> Model:
     return Model(f"{Path(told['run']).resolve()} {told['selection']}", _name(told["run"]), told["selection"])
 
 
-def _fill_gallery(column: Column, models: list[Model]) -> None:
-    """Frames from the lowest to the highest mIoU of the first model, with every model's prediction."""
-    models = [m for m in models if m.key in column.sources]
-    first, domain = column.sources[models[0].key]
-    if domain is None:
-        return
+def _fill_gallery(column: Column, group: Group) -> None:
+    """Frames from the lowest to the highest mIoU of the column's first model, with every model's prediction."""
+    column.models.sort(key=group.models.index)
+    per_frame = {}
+    for model in column.models:
+        folder, domain = column.sources[model.key]
+        lines = runs.read_json(folder.path / "metrics.json")["frames"]
+        per_frame[model.key] = {line["id"]: line["miou"] for line in lines if line["domain"] == domain}
+    first = per_frame[column.models[0].key]
+    ids = sorted((id for id, score in first.items() if score is not None), key=lambda id: (first[id], id))
+    if not ids:
+        return  # all domains together, whose frames are in their own columns
     try:
-        data = frames.load(first.config["data"])
-        scored = [f for f in runs.read_json(first.path / "metrics.json")["frames"] if f["domain"] == domain]
-        scored = sorted((f for f in scored if f["miou"] is not None), key=lambda f: (f["miou"], f["id"]))
+        data = frames.load(column.sources[column.models[0].key][0].config["data"])
         by_id = {frame.id: frame for frame in data.frames}
-        for i in _spread(len(scored), SHOWN):
-            column.gallery.append(_row(by_id[scored[i]["id"]], data, scored[i]["miou"], column, models))
-    except (InputError, KeyError) as error:
+        for i in _spread(len(ids), SHOWN):
+            if ids[i] not in by_id:
+                raise InputError(f"frame '{ids[i]}' was evaluated and is not in {data.name}: restore it")
+            scores = {key: found.get(ids[i]) for key, found in per_frame.items()}
+            column.gallery.append(_row(by_id[ids[i]], data, column, group, scores))
+    except InputError as error:  # the numbers stand without their pictures
         column.gallery.clear()
         column.note = f"No pictures: {error}"
 
@@ -200,23 +219,22 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))}) if count else []
 
 
-def _row(frame: Frame, data: Dataset, score: float, column: Column, models: list[Model]) -> dict:
+def _row(frame: Frame, data: Dataset, column: Column, group: Group, scores: dict[str, float | None]) -> dict:
     image, label = frames.read_image(frame.image), frames.read_label(frame, data.space)
-    row = {
-        "id": frame.id,
-        "score": score,
-        "image": drawing.thumbnail(image, THUMBNAIL),
-        "truth": drawing.thumbnail(drawing.paint(label, data.space.colours), THUMBNAIL, flat=True),
-        "predictions": [],
-    }
-    for index, model in enumerate(models):
+    pictures = []
+    for model in column.models:
         folder = Path(column.sources[model.key][0].config["predictions"])
         pred = predictions.read(frames.place(data, frame, folder), data.space)
-        picture = {"model": model, "index": index, "classes": _painted(pred, data), "errors": None}
-        if pred.shape == label.shape:
-            picture["errors"] = drawing.thumbnail(drawing.errors(image, label, pred), THUMBNAIL)
-        row["predictions"].append(picture)
-    return row
+        wrong = drawing.errors(image, label, pred) if pred.shape == label.shape else None
+        pictures.append({
+            "model": model,
+            "index": group.models.index(model),
+            "score": scores[model.key],
+            "classes": _painted(pred, data),
+            "errors": None if wrong is None else drawing.thumbnail(wrong, THUMBNAIL),
+        })  # fmt: skip
+    image = drawing.thumbnail(image, THUMBNAIL)
+    return {"id": frame.id, "image": image, "truth": _painted(label, data), "predictions": pictures}
 
 
 def _painted(label: np.ndarray, data: Dataset) -> str:
@@ -271,15 +289,18 @@ def _transfer(source: str, trees: list[tuple[Path, list[dict]]]) -> dict:
 
 
 def _curves(folders: list[Folder]) -> dict:
-    """Line charts of everything the trainings logged, all runs of a name in one chart."""
+    """Line charts of what the trainings logged (`segshift.checkpoints`), all runs in one chart of a name."""
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for index, folder in enumerate(folders):
         for line in runs.read_lines(folder.path / "metrics.jsonl"):
-            for name, value in _flat(line).items():
-                if name not in ("step", "seconds") and " iou " not in name and value is not None:
-                    found.setdefault(name, {}).setdefault(index, []).append((line["step"], value))
+            values = {f"loss: {name}": value for name, value in line.items() if name not in _NO_LOSS}
+            judged = {name: told["miou"] for name, told in line.get("validation", {}).items() if told["miou"] is not None}
+            values |= {f"mIoU on {name}, %": 100 * miou for name, miou in judged.items()}
+            values |= {"learning rate": line["lr"]} if "lr" in line else {}
+            for name, value in values.items():
+                found.setdefault(name, {}).setdefault(index, []).append((line["step"], value))
     names = [_name(folder.path) for folder in folders]
-    charts = [(name, drawing.line_chart(name, curves, names)) for name, curves in found.items()]
+    charts = [(name, Markup(drawing.line_chart(name, curves, names))) for name, curves in found.items()]
     return {"names": names, "charts": charts}
 
 
@@ -296,7 +317,12 @@ def _settings(folders: list[Folder]) -> dict:
     flat = [_flat(f.config) for f in trainings]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     rows = [(key, [json.dumps(s.get(key)) for s in flat]) for key in keys]
-    texts = [(f.stage, str(f.path), json.dumps(f.config, indent=2, ensure_ascii=False)) for f in folders]
+    texts = []
+    for f in folders:
+        file = f.path / "environment.json"
+        made = runs.read_json(file) if file.exists() else None
+        text = json.dumps(f.config, indent=2, ensure_ascii=False)
+        texts.append({"stage": f.stage, "path": str(f.path), "config": text, "environment": made})
     return {
         "names": [_name(f.path) for f in trainings],
         "differ": [row for row in rows if len(set(row[1])) > 1],

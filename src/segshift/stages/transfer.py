@@ -94,6 +94,8 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         done = total - sum(map(len, wanted.values()))
         quiet = nullcontext() if int(os.environ.get("RANK", 0)) else runs.progress("transfer", total, done=done)
         worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
+        if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
+            raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
         try:
             with quiet as bar:
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
@@ -243,10 +245,11 @@ class Worker:
     def _batch(self, samples: list[Sample], rows: int) -> Iterator[tuple[Sample, Target, np.ndarray, float]]:
         size = self.size(*samples[0].image.shape[:2])
         z0 = zodi.encode(self.model, self._stack([zodi.resize(s.image, size) for s in samples], rows))
-        control = None
+        hint = None
         if self.config.control:
             drawn = {"palette": self.palette, "reference": self.config.mode == "reference"}
             control = self._stack([zodi.layout(s.label, self.space, size, **drawn) for s in samples], rows)
+            hint = zodi.embed_layout(self.model, control)
         for goal in self.goals:
             chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]
             if not chosen:
@@ -255,7 +258,7 @@ class Worker:
             index = _fill(chosen, rows)
             pictures = zodi.transfer(
                 self.model, z0[index], self.texts[goal.slug], self.negative,
-                None if control is None else control[index], self.sampling(goal),
+                None if hint is None else hint[index], self.sampling(goal),
                 self._noise([samples[i].id for i in index], goal.slug, z0.shape[1:]),
             )  # fmt: skip
             pictures = pictures.permute(0, 2, 3, 1).cpu().numpy()

@@ -22,6 +22,7 @@ the time embedding beside the cross-attention, and latents whitened by folding t
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -265,7 +266,7 @@ def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorCon
     with progress(name, steps, done=start) as bar:
         for step in range(start, steps):
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1, (step + 1) / 200) * (0.5 * (1 + np.cos(np.pi * step / steps)) * 0.98 + 0.02)
+                group["lr"] = lr * min(1, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
             generator = torch.Generator().manual_seed(hash((config.seed, step)) % 2**62)
             loss = loss_of(step, generator)
             optimizer.zero_grad(set_to_none=True)

@@ -91,7 +91,10 @@ def draw(world: World, seed: int, height: int = 128, width: int = 256) -> Layers
     """Draw one scene of a world at a size (pixels); the same arguments give the same arrays."""
     rng = generator(world, seed)
     s = SUPERSAMPLING
-    uniform = lambda r: float(rng.uniform(*r))  # noqa: E731
+
+    def uniform(limits: tuple[float, float]) -> float:
+        return float(rng.uniform(*limits))
+
     lane = uniform(world.road_width)
     camera = Camera(
         f=uniform(world.focal) * width * s,
@@ -117,15 +120,15 @@ def draw(world: World, seed: int, height: int = 128, width: int = 256) -> Layers
     left = rng.random() < 0.5
     sun = (1.0, 0.66, uniform((0.74, 0.9))) if left else (0.66, 1.0, uniform((0.74, 0.9)))
     return Layers(
-        world,
-        seed,
-        height,
-        width,
-        camera,
-        c.ids,
-        rows,
-        sun,
-        np.array(street.blobs, np.float32).reshape(-1, 4),
-        np.array(street.lamps, np.float32).reshape(-1, 3),
-        np.array(street.headlights, np.float32).reshape(-1, 3),
+        world=world,
+        seed=seed,
+        height=height,
+        width=width,
+        camera=camera,
+        ids=c.ids,
+        looks=rows,
+        sun=sun,
+        blobs=np.array(street.blobs, np.float32).reshape(-1, 4),
+        lamps=np.array(street.lamps, np.float32).reshape(-1, 3),
+        headlights=np.array(street.headlights, np.float32).reshape(-1, 3),
     )

@@ -7,6 +7,8 @@ seen often and large. Things are painted far to near.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from . import things as th
@@ -47,8 +49,8 @@ class Street:
         self.pavement = float(rng.uniform(2.4, 4.6))
         self.front = self.kerb + self.pavement  # where the lots begin
         self.crossing = float(rng.uniform(14, 26))
-        self.jobs: list[tuple[float, object]] = []  # (far end, painter)
-        self.blobs: list[tuple] = []
+        self.jobs: list[tuple[float, Callable[[], None]]] = []
+        self.blobs: list[tuple] = []  # these three as in scenes.Layers
         self.lamps: list[tuple] = []
         self.headlights: list[tuple] = []
 
@@ -62,14 +64,15 @@ class Street:
             min(max(v * k + t, 0.02), 0.98) for v, t in zip(self.pick(options), tint.tolist(), strict=True)
         )
 
-    def add(self, z: float, painter) -> None:
+    def add(self, z: float, painter: Callable[[], None]) -> None:
+        """Queue a painter; z is the far end of a lot, the near end of what stands in the street."""
         self.jobs.append((z, painter))
 
     def paint(self) -> None:
         big = BIG[self.turn % len(BIG)]
         self.rails = "train" in big
         self.ground()
-        self.far_end()
+        self.skyline()
         for side, kind in zip((-1, 1), SIDES[(self.turn // 3) % len(SIDES)], strict=True):
             self.lots(side, kind)
         self.furniture()
@@ -82,6 +85,7 @@ class Street:
     # -- ground ---------------------------------------------------------------------------------------------
 
     def ground(self) -> None:
+        """Lawn below all, pavements, the two roads and their markings."""
         w, rng, c, k, far = self.world, self.rng, self.c, self.kerb, 400.0
         lawn = self.colour(w.grounds)
         self.lawn = Look(TERRAIN, lawn, material=GRASS, up=1.0)
@@ -103,51 +107,38 @@ class Street:
         for side in (-1, 1):
             for a, b in ((0.0, z0 - 3), (z1 + 3, far)):
                 c.y(0, box(side * k, side * (k + 0.25), a, b), stone)
-        dashes = np.array(
-            [
-                box(-0.09, 0.09, z, z + 2.6)
-                for z in (*np.arange(rng.uniform(1, 4), z0 - 5, 5.5), *np.arange(z1 + 5, 90, 5.5))
-            ]
-        )
-        c.y(0, dashes, white)
+        starts = (*np.arange(rng.uniform(1, 4), z0 - 5, 5.5), *np.arange(z1 + 5, 90, 5.5))
+        c.y(0, np.array([box(-0.09, 0.09, z, z + 2.6) for z in starts]), white)
         if self.parking:
-            c.y(
-                0,
-                np.array([box(s * self.lane - 0.07, s * self.lane + 0.07, 0, z0 - 4) for s in (-1, 1)]),
-                white,
-            )
-        c.y(0, np.array([box(0.1, self.lane - 0.1, z0 - 4.6, z0 - 4.1)]), white)
-        stripes = np.arange(-k + 0.3, k - 0.4, 1.0)
+            edges = [box(s * self.lane - 0.07, s * self.lane + 0.07, 0, z0 - 4) for s in (-1, 1)]
+            c.y(0, np.array(edges), white)
+        c.y(0, box(0.1, self.lane - 0.1, z0 - 4.6, z0 - 4.1), white)  # stop line
+        stripes = np.arange(-k + 0.3, k - 0.4, 1.0)  # of the zebra crossings
         c.y(0, np.array([box(x, x + 0.55, z, z + 2.4) for z in (z0 - 3.4, z1 + 0.8) for x in stripes]), white)
         if self.rails:
             steel = Look(ROAD, (0.60, 0.61, 0.63), up=0.2, gloss=0.3)
-            x = self.rail_x = -self.lane / 2
+            x = -self.lane / 2
             c.y(0, box(x - 1.1, x + 1.1, 0, 150), Look(ROAD, tone(asphalt, 1.22), material=PAVERS, up=0.8))
             c.y(0, np.array([box(x + s * 0.72 - 0.08, x + s * 0.72 + 0.08, 0, 150) for s in (-1, 1)]), steel)
         x, z = rng.uniform(-k, k), rng.uniform(6, 14)
         c.y(0, disc(x, z, 0.3), Look(ROAD, tone(asphalt, 0.84), up=0.6))  # manhole
 
-    def far_end(self) -> None:
+    def skyline(self) -> None:
+        """Houses and trees where the street ends."""
         c, rng = self.c, self.rng
-        green = self.colour(self.world.greens)
-        for x in np.arange(-140, 141, 28.0):  # skyline
+        trees = Look(VEGETATION, tone(self.colour(self.world.greens), 0.9), material=LEAVES)
+        for x in np.arange(-140, 141, 28.0):
             h = rng.uniform(8, 26)
             if rng.random() < 0.5:
-                c.z(
-                    190,
-                    box(x - 16, x + 16, 0, h),
-                    Look(BUILDING, self.colour(self.world.facades), material=PLASTER),
-                )
+                house = Look(BUILDING, self.colour(self.world.facades), material=PLASTER)
+                c.z(190, box(x - 16, x + 16, 0, h), house)
             else:
-                c.z(
-                    185,
-                    th.crown(rng, 18, h * 0.6) + np.array((x, 2)),
-                    Look(VEGETATION, tone(green, 0.9), material=LEAVES),
-                )
+                c.z(185, th.crown(rng, 18, h * 0.6) + np.array((x, 2)), trees)
 
     # -- lots -----------------------------------------------------------------------------------------------
 
     def lots(self, side: int, first: str) -> None:
+        """A row of lots along one side, open where the crossing is."""
         rng, z, kind = self.rng, 1.0, first
         z0, z1 = self.crossing - 3, self.crossing + 10.5
         x = side * self.front
@@ -164,6 +155,7 @@ class Street:
     # -- furniture ------------------------------------------------------------------------------------------
 
     def furniture(self) -> None:
+        """Street lamps, street trees, traffic lights and signs along the kerbs."""
         rng, w = self.rng, self.world
         edge = self.kerb + 0.5
         metal = self.colour(w.metals)
@@ -185,17 +177,15 @@ class Street:
             if rng.random() < 0.55:
                 for z in np.arange(rng.uniform(11, 16), 50, rng.uniform(11, 15)):
                     if abs(z - self.crossing - 3.7) > 5:
-                        height, x = float(rng.uniform(5, 7)), side * (self.kerb + 0.9)
-                        self.add(
-                            float(z),
-                            lambda z=float(z), x=x, height=height: th.tree(
-                                self.c, rng, x, z, green, height, False
-                            ),
-                        )
+                        self._tree(side * (self.kerb + 0.9), float(z), green, float(rng.uniform(5, 7)))
         self._lights(edge, metal)
         self._signs(edge, metal)
 
-    def _lights(self, edge, metal) -> None:
+    def _tree(self, x: float, z: float, green: Colour, height: float) -> None:
+        self.add(z, lambda: th.tree(self.c, self.rng, x, z, green, height, False))
+
+    def _lights(self, edge: float, metal: Colour) -> None:
+        """Traffic lights before the crossing, one perhaps over the lane, and two behind it; none in a fifth."""
         rng, c = self.rng, self.c
         z = min(self.crossing - 4.5, float(rng.uniform(9, 13)))
         if self.turn % 5 == 4:
@@ -221,7 +211,8 @@ class Street:
 
         self.add(zf, far)
 
-    def _signs(self, edge, metal) -> None:
+    def _signs(self, edge: float, metal: Colour) -> None:
+        """Two or three traffic signs, the first of them near."""
         rng, c = self.rng, self.c
         n = 2 + int(rng.integers(0, 2))
         for i in range(n):
@@ -255,15 +246,14 @@ class Street:
         self.add(z, lambda: ve.across(self.c, body, x, z, left))
 
     def traffic(self, big: tuple[str, ...]) -> None:
+        """The large vehicles near, on our lane, coming, or crossing; cars where no large one is, and parked."""
         rng, lane = self.rng, self.lane
         left, right = -lane / 2, lane / 2
         free = {"coming": True, "ahead": True, "cross": True}
         for name in big:
-            options = [
-                k for k in (("coming",) if name == "train" else ("coming", "ahead", "cross")) if free[k]
-            ]
-            if name == "train" and not free["coming"]:
-                options = ["cross"]
+            options = [k for k in ("coming", "ahead", "cross") if free[k]]
+            if name == "train":  # on its rails, or across
+                options = ["coming" if free["coming"] else "cross"]
             slot = self.pick(options)
             if name == "train" and free["coming"] and rng.random() < 0.25 and free["cross"]:
                 slot = "cross"
@@ -290,60 +280,49 @@ class Street:
                     z += float(rng.uniform(6, 9))
 
     def two_wheelers(self) -> None:
-        rng, w = self.rng, self.world
+        """Three two-wheelers: ridden ones on the lanes, parked ones on the pavement."""
+        rng = self.rng
         k = (self.turn // 5) % len(WHEELS)
-        places = [
-            (float(rng.uniform(6.5, 8.5)), 0),
-            (float(rng.uniform(9.5, 13)), 1),
-            (float(rng.uniform(8, 16)), 2),
-        ]
+        places = [float(rng.uniform(*r)) for r in ((6.5, 8.5), (9.5, 13), (8, 16))]
         first = int(rng.integers(0, 2))
-        for i, (z, _) in enumerate(places):
-            on, ridden = (
-                WHEELS[(k + i * 2) % len(WHEELS)] if i < 2 else WHEELS[int(rng.integers(0, len(WHEELS)))]
-            )
+        for i, z in enumerate(places):
+            on, ridden = WHEELS[(k + i * 2) % len(WHEELS)] if i < 2 else self.pick(WHEELS)
             side = 1 if (i + first) % 2 else -1
             if ridden:
                 x = side * float(rng.uniform(0.35, 0.8)) * self.lane
             else:
                 x = side * float(self.kerb + rng.uniform(0.7, 1.6))
-            paint, clothes = self.colour(w.paints), (self.colour(w.clothes), self.colour(w.clothes))
-            skin, facing = self.pick(w.skins), self.pick((-1, 1))
-            behind = ridden and rng.random() < 0.3
-            self.blobs.append((x, z, 0.9 if not behind else 0.35, 0.35 if not behind else 0.8))
+            self._two_wheeler(on, ridden, x, z)
 
-            def draw_it(
-                on=on,
-                ridden=ridden,
-                x=x,
-                z=z,
-                paint=paint,
-                clothes=clothes,
-                skin=skin,
-                facing=facing,
-                behind=behind,
-            ):
-                if behind:
-                    th.two_wheeler_behind(self.c, rng, x, z, paint, on, ridden, clothes, skin)
-                else:
-                    (th.bicycle if on == "bicycle" else th.motorcycle)(self.c, rng, x, z, paint, facing)
-                    if ridden:
-                        th.rider(self.c, rng, x, z, clothes, skin, facing, on)
+    def _two_wheeler(self, on: str, ridden: bool, x: float, z: float) -> None:
+        rng, w, c = self.rng, self.world, self.c
+        paint, clothes = self.colour(w.paints), (self.colour(w.clothes), self.colour(w.clothes))
+        skin, facing = self.pick(w.skins), self.pick((-1, 1))
+        behind = ridden and rng.random() < 0.3
+        self.blobs.append((x, z, 0.35, 0.8) if behind else (x, z, 0.9, 0.35))
 
-            self.add(z, draw_it)
+        def paint_it() -> None:
+            if behind:
+                th.two_wheeler_behind(c, rng, x, z, paint, on, ridden, clothes, skin)
+                return
+            (th.bicycle if on == "bicycle" else th.motorcycle)(c, rng, x, z, paint, facing)
+            if ridden:
+                th.rider(c, rng, x, z, clothes, skin, facing, on)
+
+        self.add(z, paint_it)
 
     def people(self) -> None:
+        """One near on each pavement, some farther off, and up to two on the zebra crossing."""
         rng, w = self.rng, self.world
-        spots = [(float(rng.uniform(6, 9)), s) for s in ((1,) if rng.random() < 0.5 else (-1,))]
-        spots += [
-            (float(rng.uniform(8, 28)), self.pick((-1, 1)))
-            for _ in range(int(3 * w.crowd + rng.integers(0, 3)))
-        ]
-        spots.append((float(rng.uniform(5.5, 7.5)), -spots[0][1]))
+        near = 1 if rng.random() < 0.5 else -1
+        spots = [(float(rng.uniform(6, 9)), near)]
+        for _ in range(int(3 * w.crowd + rng.integers(0, 3))):
+            spots.append((float(rng.uniform(8, 28)), self.pick((-1, 1))))
+        spots.append((float(rng.uniform(5.5, 7.5)), -near))
         for z, side in spots:
             x = side * float(self.kerb + rng.uniform(0.8, self.pavement - 0.4))
             self._person(x, z)
-        for _ in range(int(rng.integers(0, 3))):  # on the zebra
+        for _ in range(int(rng.integers(0, 3))):
             self._person(float(rng.uniform(-self.kerb, self.kerb)), self.crossing - 2.2)
 
     def _person(self, x: float, z: float) -> None:

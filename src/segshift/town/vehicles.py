@@ -288,70 +288,46 @@ BODIES = {"car": car, "bus": bus, "truck": truck, "train": train}
 
 def along(c: Canvas, b: Body, x: float, z: float) -> None:
     """Paint a vehicle whose length runs along the street; x is its middle, z its near end."""
-    half = b.width / 2
-    for i in range(len(b.strips) - 1, -1, -1):  # far to near
-        (s0, y0, i0), (s1, y1, i1) = b.outline[i], b.outline[i + 1]
-        if i == len(b.strips) - 1 and i:
-            continue  # the far end never shows
-        c.free(
-            (
-                (x - half + i0, y0, z + s0),
-                (x + half - i0, y0, z + s0),
-                (x + half - i1, y1, z + s1),
-                (x - half + i1, y1, z + s1),
-            ),
-            b.strips[i],
-        )
-    if abs(x - c.camera.x) > half:
-        edge = x + half if x < c.camera.x else x - half
-        inward = -1 if x < c.camera.x else 1
-        c.free(
-            [(edge + inward * i, y, z + s) for s, y, i in b.outline],
-            Look(b.label, tone(b.paint, 0.92), gloss=0.05) if b.label != TRAIN else b.strips[0],
-        )
+    half, left_of_us = b.width / 2, x < c.camera.x
+
+    def strip(i: int) -> None:
+        (s0, y0, i0), (s1, y1, i1) = b.outline[i : i + 2]
+        low = ((x - half + i0, y0, z + s0), (x + half - i0, y0, z + s0))
+        high = ((x + half - i1, y1, z + s1), (x - half + i1, y1, z + s1))
+        c.free((*low, *high), b.strips[i])
+
+    for i in range(len(b.strips) - 2, -1, -1):  # far to near; the far end itself never shows
+        strip(i)
+    if abs(x - c.camera.x) > half:  # one side shows
+        edge, inward = (x + half, -1) if left_of_us else (x - half, 1)
+        c.free([(edge + inward * i, y, z + s) for s, y, i in b.outline], _flank(b, 0.92))
         for pts, look in b.side:
             c.x(edge, np.asarray(pts) + np.array((z, 0)), look)
-        (s0, y0, i0), (s1, y1, i1) = b.outline[0], b.outline[1]
-        c.free(
-            (
-                (x - half + i0, y0, z + s0),
-                (x + half - i0, y0, z + s0),
-                (x + half - i1, y1, z + s1),
-                (x - half + i1, y1, z + s1),
-            ),
-            b.strips[0],
-        )
+        strip(0)
     for pts, look in b.face:
         c.z(z, np.asarray(pts) + np.array((x, 0)), look)
-    if b.label == TRAIN:
+    if b.label == TRAIN:  # pantograph
         c.line_z(z + 6, ((x - 0.6, 3.5), (x, 4.5), (x + 0.6, 3.5)), 0.1, Look(TRAIN, BLACK))
 
 
 def across(c: Canvas, b: Body, x: float, z: float, left: bool) -> None:
-    """Paint a vehicle that crosses the street; x is its middle; its near end of `along` points left or right."""
-    length = b.outline[-1][0]
-    sign = 1.0 if left else -1.0
+    """Paint a vehicle that crosses the street at z; x is its middle, `left` where its end s = 0 points."""
+    middle, sign = b.outline[-1][0] / 2, 1.0 if left else -1.0
+    top = max(y for _, y, _ in b.outline)
 
-    def place(pts):
-        return (np.asarray(pts, np.float32) - (length / 2, 0)) * (sign, 1) + (x, 0)
+    def place(pts) -> np.ndarray:
+        return (np.asarray(pts, np.float32) - (middle, 0)) * (sign, 1) + np.array((x, 0))
 
-    c.z(
-        z,
-        place([(s, y) for s, y, _ in b.outline]),
-        Look(b.label, tone(b.paint, 0.95), gloss=0.05) if b.label != TRAIN else b.strips[0],
-    )
-    ys = max(y for _, y, _ in b.outline)
-    c.z(
-        z,
-        place(box(b.outline[2][0], b.outline[-3][0], ys - 0.08, ys + 0.04)),
-        Look(b.label, tone(b.paint, 1.2), up=1.0),
-    )
+    c.z(z, place([(s, y) for s, y, _ in b.outline]), _flank(b, 0.95))
+    roof = box(b.outline[2][0], b.outline[-3][0], top - 0.08, top + 0.04)
+    c.z(z, place(roof), Look(b.label, tone(b.paint, 1.2), up=1.0))
     for pts, look in b.side:
         c.z(z, place(pts), look)
     if b.label == TRAIN:
-        c.line_z(
-            z,
-            place(((length / 2 - 0.8, 3.5), (length / 2, 4.5), (length / 2 + 0.8, 3.5))),
-            0.1,
-            Look(TRAIN, BLACK),
-        )
+        pantograph = ((middle - 0.8, 3.5), (middle, 4.5), (middle + 0.8, 3.5))
+        c.line_z(z, place(pantograph), 0.1, Look(TRAIN, BLACK))
+
+
+def _flank(b: Body, shade: float) -> Look:
+    """The bare side under the decals."""
+    return b.strips[0] if b.label == TRAIN else Look(b.label, tone(b.paint, shade), gloss=0.05)

@@ -48,7 +48,11 @@ def render(layers: Layers, conditions: tuple[str, ...], seed: int) -> np.ndarray
         colour *= np.where(ground, np.float32(0.62), np.float32(0.86))  # water darkens what it soaks
 
     above = sky(layers, rng, night, overcast)
-    colour *= _night(layers, x, y, z, ground, overcast, float(rng.uniform(0.65, 1.0))) if night else _day(layers, overcast)
+    colour *= (
+        _night(layers, x, y, z, ground, overcast, float(rng.uniform(0.65, 1.0)))
+        if night
+        else _day(layers, overcast)
+    )
     colour *= _contact_shadow(layers, 0.25 if night else 0.35 if overcast else 0.55, not (overcast or night))
     mirrored = above.mean((1, 2), keepdims=True) * (0.6 if night else 1.0)
     colour += layers.looks["gloss"].take(layers.index) * (mirrored - 0.6 * colour)

@@ -1,0 +1,59 @@
+"""The command line and named experiments: what a stranger types, and what comes back."""
+
+from pathlib import Path
+
+import pytest
+
+import segshift
+from segshift import experiments
+from segshift.__main__ import main
+from segshift.recipes import RECIPES, town_target
+from segshift.runs import InputError
+
+
+@pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "report", "demo", "run", "prior"])
+def test_every_command_explains_itself(command: str, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"segshift {command}" in capsys.readouterr().out
+
+
+def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys):
+    assert main(["check", f"nosuch:{tmp_path}"]) == 2
+    assert "nosuch" in capsys.readouterr().err
+    assert main(["transfer", str(tmp_path / "out"), "--source", f"cityscapes:{tmp_path}:train", "--strength", "1.5"]) == 2
+    assert main(["run", "no-such-recipe"]) == 2
+    assert "zodi-cityscapes-acdc-night" in capsys.readouterr().err
+
+
+def test_town_then_check_from_the_command_line(tmp_path: Path):
+    small = "--height 32 --width 64 --source-train 2 --source-val 1 --target-train 1 --target-val 1 --workers 1"
+    assert main(["town", str(tmp_path), *small.split()]) == 0
+    assert main(["check", f"cityscapes:{tmp_path}/cityscapes:train", "--workers", "1"]) == 0
+    next((tmp_path / "gta5" / "labels").glob("*.png")).write_bytes(b"no png")
+    assert main(["check", f"gta5:{tmp_path}/gta5", "--workers", "1"]) == 1
+
+
+def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: Path):
+    for recipe in RECIPES.values():
+        kept = {name: f"/data/{name}" for name in ("cityscapes", "acdc", "gta5")}
+        filled = experiments.fill(recipe, kept, keep="out")
+        segshift.runs.begin(tmp_path / recipe.name, "run", filled)
+        assert segshift.runs.read_config(tmp_path / recipe.name / "config.json", type(recipe)) == filled
+    with pytest.raises(InputError, match="--data cityscapes"):
+        experiments.run("zodi-cityscapes-acdc-night", tmp_path / "x", {})
+    assert experiments.fill(town_target("night"), {"out": "/a"}) == "acdc:/a/town/acdc:night/val"
+
+
+def test_published_recipes_keep_the_published_settings():
+    recipe = RECIPES["zodi-cityscapes-acdc-night"]
+    train = recipe.rows[1].train
+    assert (train.lr, train.momentum, train.weight_decay, train.poly_power, train.batch_size) == (1e-3, 0.9, 1e-4, 0.9, 4)
+    assert (train.size, train.crop, train.similarity_weight, train.optimizer) == ((512, 1024), (384, 768), 0.1, "sgd")
+    assert recipe.transfer.mode == "reference" and train.select == "source"
+
+
+def test_the_public_names_are_there():
+    for name in segshift.__all__:
+        assert getattr(segshift, name) is not None
