@@ -16,17 +16,23 @@ from segshift.labels import CITYSCAPES, CLASS_SETS
 from segshift.runs import InputError
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
-from segshift.stages.train import train
 
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
 
 
 def trained(folder: Path, data: str, **changes) -> Path:
+    """A training run of random weights."""
     plain = TrainConfig(
         source=data, method="source_only", select="last", network=TWO_CONVS, size=(32, 64), crop=(16, 32),
         batch_size=2, steps=2, lr=0.1, workers=0, device="cpu",
     )  # fmt: skip
-    return train(replace(plain, **changes), folder)
+    config = replace(plain, **changes)
+    space = frames.load(data).space
+    torch.manual_seed(0)
+    runs.begin(folder, "train", config)
+    checkpoints.describe(folder, space, torch.device("cpu"))
+    checkpoints.save_best(folder, 2, checkpoints.method_of(config, space), None)
+    return folder
 
 
 @pytest.fixture
@@ -155,7 +161,7 @@ def test_a_run_of_other_classes_and_other_weights_in_the_folder_are_refused(tmp_
     method = checkpoints.load_run(run)[0]
     next(method.parameters()).data += 1
     checkpoints.save_best(run, 9, method, None)
-    with pytest.raises(InputError, match="holds predictions of step 2 .* now of step 9"):
+    with pytest.raises(InputError, match=r"holds predictions of step 2 .* now of step 9"):
         predict(config, out)
     with pytest.raises(InputError, match="another configuration"):
         predict(replace(config, size=(16, 32)), out)

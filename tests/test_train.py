@@ -1,13 +1,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import networks
 import numpy as np
 import pytest
 import torch
@@ -84,6 +84,22 @@ def stop_in_step(monkeypatch, step: int) -> None:
     monkeypatch.setattr(ZoDi, "after_step", after_step)
 
 
+def start(settings: Path, out: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """The training in a process of its own, on one thread."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from segshift import runs; from segshift.config import TrainConfig\n"
+        "from segshift.stages.train import train\n"
+        "train(runs.read_config(Path(sys.argv[1]), TrainConfig), Path(sys.argv[2]))\n"
+    )
+    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[1])])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, settings, out],
+        env=os.environ | {"PYTHONPATH": here} | (environment or {}),
+        stdout=subprocess.DEVNULL,
+    )
+
+
 # --- resume ---------------------------------------------------------------------------------------------------
 
 
@@ -124,16 +140,8 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     """SIGKILL, twice, from another process: the files alone carry the run on."""
     settings = config(data, **dropping(steps=2000, checkpoint_every=20, validate_every=50))
     (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
-    code = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from segshift import runs; from segshift.config import TrainConfig\n"
-        "from segshift.stages.train import train\n"
-        f"train(runs.read_config(Path({str(tmp_path / 'settings.json')!r}), TrainConfig), Path({str(tmp_path / 'killed')!r}))\n"
-    )
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[1])])
-    environment = os.environ | {"PYTHONPATH": here}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    process = start(tmp_path / "settings.json", tmp_path / "killed")
+    deadline = time.monotonic() + 240
     while checkpoints.last_step(tmp_path / "killed") < 60 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
@@ -204,7 +212,7 @@ def test_micro_batches_and_processes_share_the_samples_of_a_step():
     whole = list(batches.Schedule(3, 5, 8, 1, 0, 1))
     assert whole == [list(range(24, 32)), list(range(32, 40))]
     parts = [list(batches.Schedule(3, 5, 8, 2, process, 2)) for process in (0, 1)]
-    assert sorted(sum(parts[0][:2] + parts[1][:2], [])) == whole[0]
+    assert sorted(k for part in parts[0][:2] + parts[1][:2] for k in part) == whole[0]
 
 
 def samples(data, **changes):
@@ -326,14 +334,14 @@ def test_two_processes_share_a_batch_and_keep_one_network(data, tmp_path):
         trees.save(path, np.full((32, 64), 7, np.uint8))
     settings = config(data, network=network, steps=3)
     (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
-    (tmp_path / "main.py").write_text(
-        "from pathlib import Path; from segshift import runs; from segshift.config import TrainConfig\n"
-        "from segshift.stages.train import train\n"
-        f"train(runs.read_config(Path({str(tmp_path / 'settings.json')!r}), TrainConfig), Path({str(tmp_path / 'two')!r}))\n"
-    )
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[1])])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "main.py")]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}, check=True, timeout=120, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}  # as torchrun tells its processes
+    processes = [
+        start(tmp_path / "settings.json", tmp_path / "two", told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
     train(settings, tmp_path / "one")
     one, two = last(tmp_path / "one"), last(tmp_path / "two")
     for key in one:
@@ -441,7 +449,7 @@ def test_a_device_that_is_not_there_is_refused(data, tmp_path, monkeypatch):
 
 def test_a_transferred_set_that_does_not_match_is_refused(data, tmp_path):
     next((data / "night").rglob("*_leftImg8bit.png")).unlink()
-    with pytest.raises(InputError, match="has 5 frames and .*night:train 4"):
+    with pytest.raises(InputError, match=r"has 5 frames and .*night:train 4"):
         train(config(data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -452,15 +460,15 @@ def test_a_label_of_another_size_is_refused_but_for_a_transferred_tree(data, tmp
         trees.save(path, np.full((64, 128), 7, np.uint8))
         if tree == "night":
             train(config(data, steps=1), tmp_path / "fine")
-    with pytest.raises(InputError, match="not the same size .*day"):
+    with pytest.raises(InputError, match=r"not the same size .*day"):
         train(config(data), tmp_path / "run")
 
 
 def test_validation_with_other_classes_is_refused(data, tmp_path):
     (data / "mine").mkdir()
-    trees.save(data / "mine" / "a.png", trees.picture("a"))
-    trees.save(data / "mine" / "a_label.png", np.zeros((32, 64), np.uint8))
-    (data / "mine" / "dataset.yaml").write_text("images: '*.png'\nlabels: '*_label.png'\nclasses: [sky, road]\n")
+    trees.save(data / "mine" / "images" / "a.png", trees.picture("a"))
+    trees.save(data / "mine" / "labels" / "a.png", np.zeros((32, 64), np.uint8))
+    (data / "mine" / "dataset.yaml").write_text("images: images/*.png\nlabels: labels/*.png\nclasses: [sky, road]\n")
     with pytest.raises(InputError, match="expected the same"):
         train(config(data, validation=f"folder:{data}/mine"), tmp_path / "run")
     with pytest.raises(InputError, match="expected Cityscapes' 19 for classes = 16"):
@@ -498,7 +506,7 @@ def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
     told["config"]["network"]["name"] = "networks:anonymous"
     told["config"]["similarity"] = "none"
     runs.write_json(tmp_path / "run" / "config.json", told)
-    with pytest.raises(InputError, match="best.safetensors is a checkpoint of another network"):
+    with pytest.raises(InputError, match=r"best.safetensors is a checkpoint of another network"):
         checkpoints.load_run(tmp_path / "run")
 
 
@@ -506,7 +514,7 @@ def test_a_run_without_a_checkpoint_is_refused(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_in_step(patch, 1)
         train(config(data), tmp_path / "run")
-    with pytest.raises(InputError, match="no checkpoint .*best.safetensors"):
+    with pytest.raises(InputError, match=r"no checkpoint .*best.safetensors"):
         checkpoints.load_run(tmp_path / "run")
     with pytest.raises(InputError, match="expected a folder that segshift wrote"):
         checkpoints.load_run(tmp_path / "nowhere")
@@ -516,7 +524,3 @@ def test_an_unwritable_output_is_refused(data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=f"cannot write {tmp_path / 'file'}"):
         train(config(data), tmp_path / "file" / "run")
-
-
-def test_networks_of_the_tests_have_the_layers_their_names_say():
-    assert networks.TwoConvs(3)(torch.rand(2, 3, 8, 8)).shape == (2, 3, 4, 4)

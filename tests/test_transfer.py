@@ -136,7 +136,7 @@ def test_noise_is_a_function_of_seed_frame_domain_and_step():
     others = [(43, "aachen_000000", "night", 0), (42, "b", "night", 0), (42, "aachen_000000", "fog", 0), (42, "aachen_000000", "night", 1)]
     assert all(not torch.allclose(first, zodi.noise(*other, (4,))) for other in others)
     # on every machine: recorded
-    assert torch.allclose(first, torch.tensor(RECORDED), atol=1e-4)
+    assert torch.allclose(first, torch.tensor([-0.93533, -0.19677, -1.58470, -0.54678]), atol=1e-4)
 
 
 def test_a_frame_does_not_depend_on_its_neighbours_and_hardly_on_the_batch_size(config, tmp_path, source):

@@ -94,11 +94,14 @@ class Segmenter(nn.Module):
         side, was_training = math.lcm(128, self.stride), self.training  # PAN needs 128
         image, features = torch.zeros(1, 3, side, side), None
         self.eval()  # batch norm keeps its statistics, dropout draws nothing
-        with torch.no_grad():
-            if self.feature_layer is None:
-                logits = _logits(self.network(image))
-            else:
-                logits, features = self.forward_with_features(image)
+        try:
+            with torch.no_grad():
+                if self.feature_layer is None:
+                    logits = _logits(self.network(image))
+                else:
+                    logits, features = self.forward_with_features(image)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise InputError(f"the network fails on a picture of {side}x{side} ({type(error).__name__}: {_first_line(error)}): expected one that takes images [B, 3, H, W] of any size in multiples of {self.stride}") from error
         self.train(was_training)
         if logits.ndim != 4 or logits.shape[1] != self.classes:
             raise InputError(f"the network's output has shape {list(logits.shape)}, expected [1, {self.classes}, height, width] with one channel for each of the {self.classes} classes: change its last layer")

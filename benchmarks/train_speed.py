@@ -1,0 +1,93 @@
+"""Pairs per second of ZoDi's training: our joint pass against the published loop.
+
+    python benchmarks/train_speed.py
+    python benchmarks/train_speed.py --crop 384 768 --network.encoder resnet50 --device cuda
+
+The published loop (azuma164/ZoDi, train_epoch_similarity_dual) passes x through the network and x' through the
+encoder, backward; then x' through the network and x through the encoder, backward; then one optimizer step. Both
+take their steps in turn, on the same batch and in one process; the ratio is the median over rounds. On a CPU the
+seconds are those of the processor, so that other work on the machine matters little.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+import tyro
+from torch import Tensor
+
+from segshift import models
+from segshift.config import NetworkConfig
+from segshift.methods import cross_entropy
+from segshift.methods.zodi_adaptation import ZoDi, pooled, similarity
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(encoder="resnet18", pretrained=False))
+    crop: tuple[int, int] = (96, 192)
+    """Height and width in pixels."""
+    batch_size: int = 4
+    """Pairs per step."""
+    rounds: int = 10
+    """Steps of each loop, after one that does not count."""
+    device: str = "cpu"
+    threads: int = 1
+    """Threads of torch on the CPU."""
+
+
+def encoded(segmenter: models.Segmenter, images: Tensor) -> Tensor:
+    return segmenter.network.encoder((images - segmenter.mean) / segmenter.std)[-1]
+
+
+def published_step(segmenter: models.Segmenter, batch: dict[str, Tensor]) -> None:
+    x, x_transferred, y = batch["source"], batch["transferred"], batch["label"]
+    logits, features = segmenter.forward_with_features(x)
+    loss = 0.1 * similarity(pooled(features), pooled(encoded(segmenter, x_transferred)))
+    (cross_entropy(logits, y) + loss).backward()
+    logits = segmenter(x_transferred)
+    encoded(segmenter, x)  # its loss leaves this out, its forward pass does not
+    cross_entropy(logits, y).backward()
+
+
+def main(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    device = torch.device(settings.device)
+    segmenter = models.build(settings.network, 19).to(device)
+    method = ZoDi(segmenter)
+    optimizer = torch.optim.SGD(segmenter.parameters(), 1e-3, 0.9, weight_decay=1e-4)
+    size = (settings.batch_size, 3, *settings.crop)
+    batch = {name: torch.rand(size, device=device) for name in ("source", "transferred")}
+    batch["label"] = torch.randint(0, 19, (settings.batch_size, *settings.crop), device=device).byte()
+    loops = {
+        "joint": lambda: sum(method.losses("segmenter", batch, 0).values()).backward(),
+        "published": lambda: published_step(segmenter, batch),
+    }
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(settings.rounds + 1):
+        for name, backward in loops.items():
+            began = clock()
+            optimizer.zero_grad()
+            backward()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(clock() - began)
+    ratios = [theirs / ours for ours, theirs in zip(seconds["joint"][1:], seconds["published"][1:], strict=True)]
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {settings.threads} threads"
+    print(f"{settings.network.name} {settings.network.encoder}, {settings.batch_size} pairs of {settings.crop}, {where}")
+    for name, times in seconds.items():
+        print(f"{name:>10}: {settings.batch_size / median(times[1:]):7.2f} pairs/s")
+    print(f"     ratio: {median(ratios):7.2f} ({min(ratios):.2f} to {max(ratios):.2f} over {settings.rounds} rounds)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
