@@ -4,8 +4,8 @@
 
 Draws label and prediction maps of 1024x2048 with things of many sizes, writes them as a Cityscapes tree, and runs
 both evaluations alternately, so that other load on the machine hits both. cityscapesScripts is measured as its
-command runs (with the instance-weighted scores) and with those switched off, in its numpy form: the Cython form
-has to be compiled by hand.
+command runs (with the instance-weighted scores) and with those switched off, in its numpy form, on one core: it has
+no other, and its Cython form has to be compiled by hand.
 """
 
 from __future__ import annotations
@@ -89,16 +89,18 @@ def main() -> None:
             "cityscapesScripts": lambda: theirs(True),
             "cityscapesScripts, classes only": lambda: theirs(False),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in players}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in players}
         for _ in range(arguments.rounds):
             for name, run in players.items():
-                start = time.perf_counter()
+                wall, cpu = time.perf_counter(), time.process_time()
                 run()
-                seconds[name].append((time.perf_counter() - start) / len(truth))
-    ours = statistics.median(seconds["segshift"])
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        print(f"{name:34} {1 / middle:7.1f} frames/s   segshift is {middle / ours:5.1f} times as fast")
+                spent = time.perf_counter() - wall, time.process_time() - cpu
+                seconds[name].append((spent[0] / len(truth), spent[1] / len(truth)))
+    middle = {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in seconds.items()}
+    print(f"{'':34} frames/s    segshift is ... times as fast    ... per second of one core")
+    for name, (wall, cpu) in middle.items():
+        ratio, per_core = wall / middle["segshift"][0], cpu / middle["segshift"][1]
+        print(f"{name:34} {1 / wall:8.1f}    {ratio:29.1f}    {per_core:26.1f}")
 
 
 if __name__ == "__main__":

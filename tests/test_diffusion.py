@@ -84,7 +84,7 @@ def test_a_prior_of_another_build_brings_its_own_defaults(prior):
 
 def test_town_is_the_folder_inside_the_package(prior, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion.resources, "files", lambda package: tmp_path / package)
-    with pytest.raises(InputError, match="no embedded prior at .*prior"):
+    with pytest.raises(InputError, match=r"no embedded prior at .*prior"):
         diffusion.load(DiffusionConfig())
     shutil.copytree(prior, tmp_path / "segshift" / "town" / "prior")
     assert diffusion.load(DiffusionConfig(device="cpu")).name == "town"
@@ -116,7 +116,7 @@ def test_a_broken_weight_file_is_named(folder, part):
 
 def test_a_folder_without_tokenizer_is_named(folder):
     shutil.rmtree(folder / "tokenizer")
-    with pytest.raises(InputError, match="cannot read .*tokenizer"):
+    with pytest.raises(InputError, match=r"cannot read .*tokenizer"):
         diffusion.load(DiffusionConfig(model=str(folder), device="cpu"))
 
 
@@ -134,13 +134,13 @@ def set_config(path: Path, **values) -> None:
 
 
 def test_parts_of_different_models_are_refused(made, prior, folder, monkeypatch, tmp_path):
-    with pytest.raises(InputError, match="UNet of .* takes 4 channels and its VAE makes 8"):
+    with pytest.raises(InputError, match=r"UNet of .* takes 4 channels and its VAE makes 8"):
         shutil.rmtree(folder / "vae")
         shutil.copytree(prior / "vae", folder / "vae")
         diffusion.load(DiffusionConfig(model=str(folder), device="cpu"))
     monkeypatch.setattr(tiny_diffusion, "WIDTH", 32)
     tiny_diffusion.controlnet(tiny_diffusion.unet()).save_pretrained(tmp_path / "narrow")
-    with pytest.raises(InputError, match="ControlNet reads text of width 32 and the UNet of .* 64"):
+    with pytest.raises(InputError, match=r"ControlNet reads text of width 32 and the UNet of .* 64"):
         diffusion.load(DiffusionConfig(model=str(made), controlnet=str(tmp_path / "narrow"), device="cpu"))
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_is_not_there_is_no_hub_name(name):
 
 def test_a_prompt_longer_than_the_text_encoder_reads_is_refused(made):
     model = diffusion.load(DiffusionConfig(model=str(made), device="cpu"))
-    with pytest.raises(InputError, match="has 38 tokens, and the text encoder of .* reads 32: shorten it"):
+    with pytest.raises(InputError, match=r"has 38 tokens, and the text encoder of .* reads 32: shorten it"):
         diffusion.embed(model, "abcdef" * 6)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import trees
 from PIL import Image
 
-from segshift import frames, labels, runs
+from segshift import frames, labels, metrics, predictions, runs
 from segshift.config import EvaluateConfig
 from segshift.runs import InputError
 from segshift.stages.evaluate import evaluate
@@ -127,6 +128,22 @@ def test_as_published_resizes_and_leaves_out_fog_of_another_size(tmp_path: Path)
     put(tmp_path / "small", data, night, resized)  # predicted at the published size: taken as it is
     small = score(data, tmp_path / "small", tmp_path / "out_small", protocol="as-published")
     assert small["confusion"] == result["confusion"]
+
+
+def test_labels_and_predictions_of_every_kind_of_file_count_the_same(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    truth, pred = (trees.train_ids(name) for name in ("00001", "a prediction"))
+    expected = metrics.confusion_matrix(pred, truth, 19).tolist()
+    for layout in ("cityscapes", "gta5", "synthia"):  # grey, indexed colours, 16 bits in three channels
+        spec = f"{layout}:{getattr(trees, layout)(tmp_path / layout, ids=['00001'])}"
+        data = frames.load(spec)
+        folder = tmp_path / f"{layout}-pred"
+        predictions.write(frames.place(data, data.frames[0], folder), pred, data.space)
+        assert score(data, folder, tmp_path / f"{layout}-out")["confusion"] == expected
+        indexed = Image.fromarray(data.space.to_file(pred))  # the same ids, drawn in colours
+        indexed.putpalette(rng.integers(0, 256, 768).astype(np.uint8).tobytes())
+        indexed.save(frames.place(data, data.frames[0], folder))
+        assert score(data, folder, tmp_path / f"{layout}-out")["confusion"] == expected
 
 
 def test_a_result_is_never_older_than_its_pngs(tmp_path: Path):

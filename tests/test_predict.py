@@ -17,6 +17,7 @@ from segshift.runs import InputError
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
 
+torch.set_num_threads(1)  # threads only wait for each other on pictures of this size
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
 
 

@@ -160,11 +160,9 @@ def test_two_processes_at_once_write_what_one_writes(config, tmp_path):
         "from segshift.stages.transfer import transfer\nfrom dataclasses import replace\n"
         "transfer(replace(runs.read_config(Path(sys.argv[1]), TransferConfig), shard=sys.argv[2]), Path(sys.argv[3]))"
     )
-    parts = [
-        subprocess.Popen([sys.executable, "-c", code, whole / "config.json", f"{i}/2", tmp_path / "parts"])
-        for i in range(2)
-    ]
-    assert [part.wait() for part in parts] == [0, 0]
+    other = subprocess.Popen([sys.executable, "-c", code, whole / "config.json", "1/2", tmp_path / "parts"])
+    stage.transfer(replace(config, shard="0/2"), tmp_path / "parts")
+    assert other.wait() == 0
     assert pictures(tmp_path / "parts") == pictures(whole)
     for slug in ("night", "fog"):
         assert manifest(tmp_path / "parts", slug) == manifest(whole, slug)
@@ -260,14 +258,14 @@ def test_guidance_of_one_runs_one_pass_and_others_two_in_one_batch(model, config
 
 @torch.inference_mode()
 def test_ddim_inversion_is_walked_back_to_the_image(model):
-    z0 = zodi.encode(model, torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    z0 = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     text = diffusion.embed(model, "fog")
     back = {}
     for steps in (5, 50):
         sampling = zodi.Sampling(0.6, steps=steps, guidance=1, eta=0, inversion="ddim")
         z = zodi.invert(model, z0, text, None, sampling, noises=None)
         back[steps] = float((zodi.denoise(model, z, text, text, None, sampling, None) - z0).norm() / z0.norm())
-    assert back[50] < 0.05 and back[50] < back[5] / 4
+    assert back[50] < 0.02 and back[50] < back[5] / 4
 
 
 @torch.inference_mode()
@@ -378,12 +376,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(config, tmp_path, monkeypatc
     out = stage.transfer(replace(config, batch_size=4), tmp_path / "out")
     assert rows == [4, 2, 1, 1, 1, 1, 1]
     assert [line["id"] for line in manifest(out)] == sorted(IDS)
-    for path, picture in pictures(out).items():
+    for path in pictures(out):
         if "leftImg8bit" in path:
             a, b = (np.asarray(Image.open(root / path)) for root in (out, whole))
             assert grey_levels_apart(a, b) <= 1
     monkeypatch.setattr(zodi, "transfer", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
-    with pytest.raises(InputError, match="too little memory for one image .* smaller --short-side"):
+    with pytest.raises(InputError, match=r"too little memory for one image .* smaller --short-side"):
         stage.transfer(config, tmp_path / "none")
 
 
@@ -400,7 +398,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_continues(config, t
 
     monkeypatch.setattr(os, "replace", full)
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="disk full while writing .*: free some space and run the same command again"):
+    with pytest.raises(InputError, match=r"disk full while writing .*: free some space and run the same command again"):
         stage.transfer(config, out)
     assert len(manifest(out)) == 3 and not list(out.rglob(".tmp-*"))
     monkeypatch.setattr(os, "replace", replaced)
@@ -468,7 +466,7 @@ def test_without_labels_the_layout_must_be_switched_off(config, tmp_path, model)
 def test_classes_without_a_colour_are_drawn_black_and_a_black_layout_is_refused(config, model, caplog):
     image, label = trees.picture("a", SIZE), np.zeros(SIZE, np.uint8)
     strange = LabelSpace("farm", ("cow", "pig"), ((1, 1, 1), (2, 2, 2)), (0, 1))
-    with pytest.raises(InputError, match="no class of 'farm' .*has a colour .* map the classes onto cityscapes"):
+    with pytest.raises(InputError, match=r"no class of 'farm' .*has a colour .* map the classes onto cityscapes"):
         stage.transfer_images(config, [image], [label], space=strange, model=model)
     mixed = LabelSpace("farm", ("cow", "road"), ((1, 1, 1), (2, 2, 2)), (0, 1))
     stage.transfer_images(config, [image], [label], space=mixed, model=model)
@@ -478,7 +476,7 @@ def test_classes_without_a_colour_are_drawn_black_and_a_black_layout_is_refused(
 
 def test_an_output_that_belongs_to_another_configuration_or_weights_is_left_alone(config, tmp_path, prior):
     out = stage.transfer(config, tmp_path / "out")
-    with pytest.raises(InputError, match="another configuration .*seed 42 there, 1 asked for"):
+    with pytest.raises(InputError, match=r"another configuration .*seed 42 there, 1 asked for"):
         stage.transfer(replace(config, seed=1), out)
     frames.load(f"cityscapes:{out}/night").frames[0].image.unlink()
     before = pictures(out)
@@ -502,5 +500,5 @@ def test_device_shard_and_batch_size_may_change_when_a_run_goes_on(config, tmp_p
 
 def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write .*file.*: choose a writable output folder"):
+    with pytest.raises(InputError, match=r"cannot write .*file.*: choose a writable output folder"):
         stage.transfer(config, tmp_path / "file" / "out")

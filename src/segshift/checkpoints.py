@@ -52,7 +52,10 @@ def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
     if config.classes is None:
         return tuple(range(space.classes))
     if space.names != CITYSCAPES.names:
-        raise InputError(f"{config.source} has the classes of '{space.name}', expected Cityscapes' 19 for classes = {config.classes}: leave `classes` out to train all {space.classes}")
+        raise InputError(
+            f"{config.source} has the classes of '{space.name}', expected Cityscapes' 19 for classes = "
+            f"{config.classes}: leave `classes` out to train all {space.classes}"
+        )
     return CLASS_SETS[config.classes]
 
 
@@ -82,7 +85,9 @@ def load_run(run: Path, which: Literal["best", "last"] = "best") -> tuple[Method
     if which == "last":
         path = _weights(run, last_step(run))
     if not path.exists():
-        raise InputError(f"no checkpoint {path}: continue the training with the same command until it has written one")
+        raise InputError(
+            f"no checkpoint {path}: continue the training with the same command until it has written one"
+        )
     network = replace(config.network, pretrained=False, weights=None)  # everything comes from the checkpoint
     method = method_of(replace(config, network=network), space)
     models.load_tensors(method, models.read_tensors(path), path)
@@ -95,7 +100,9 @@ def read_space(run: Path) -> LabelSpace:
     try:
         return TypeAdapter(LabelSpace).validate_python(runs.read_json(path))
     except ValidationError as error:
-        raise InputError(f"{path} is no label space ({error.error_count()} errors): restore it from the training run") from error
+        raise InputError(
+            f"{path} is no label space ({error.error_count()} errors): restore it from the training run"
+        ) from error
 
 
 def best_record(run: Path) -> dict[str, Any]:

@@ -237,10 +237,11 @@ class PredictConfig:
     network: NetworkConfig | None = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: tuple[int, int] | None = None
-    """Height and width the network sees; None takes the run's training size."""
+    """Height and width the network sees; None takes the run's training size, for a weights file the image's own."""
     batch_size: int = 8
     """Images per batch."""
     device: Device = "auto"
+    """Where it runs; auto takes CUDA, then MPS, then the CPU."""
 
 
 @dataclass(frozen=True)
@@ -252,11 +253,12 @@ class EvaluateConfig:
     data: str
     """Labelled data set as layout:path[:subset]."""
     classes: Literal[13, 16, 19] | None = None
-    """Class set; None takes every class of the label space."""
+    """Class set of Cityscapes; None takes every class that the data set labels. A label outside the set is ignored, a
+    prediction outside it is an error."""
     protocol: Literal["native", "as-published"] = "native"
     """`native`: at the label's own size. `as-published`: at 512x1024, as ZoDi's authors do."""
     workers: int = 0
-    """Processes; 0 takes every core."""
+    """Threads; 0 takes every core."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ class ReportConfig:
     """Write one self-contained page over runs."""
 
     runs: tuple[str, ...]
-    """Run folders (train), evaluation folders and transferred trees to show, in order."""
+    """Folders to show, in order: of train, evaluate, transfer, and of predict for data without labels. Gains are
+    counted from the first run that was evaluated."""
     title: str = "segshift"
     """Heading of the page."""

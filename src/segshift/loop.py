@@ -74,7 +74,10 @@ def fit(
                     line[key] = line.get(key, 0.0) + value / accumulate
                     if not math.isfinite(value):
                         ids = ", ".join(frames_of(step))
-                        raise InputError(f"loss '{key}' is {value} in step {step + 1} (frames {ids}): look at these frames, or take a lower lr in a new folder; the last checkpoint is kept")
+                        raise InputError(
+                            f"loss '{key}' is {value} in step {step + 1} (frames {ids}): look at these "
+                            "frames, or take a lower lr in a new folder; the last checkpoint is kept"
+                        )
                 accelerator.backward(sum(terms.values()))  # divided by the micro-batches there
             _average_gradients(method.networks[player], accelerator)
             optimizer.step()

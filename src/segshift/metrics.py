@@ -20,22 +20,38 @@ import cv2
 import numpy as np
 
 
+def joint_counts(label: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """How often each pair of values occurs, int64 [256, 256]: rows label, columns prediction, both [H, W] uint8."""
+    if pred.shape != label.shape or pred.dtype != np.uint8 or label.dtype != np.uint8:
+        raise ValueError(f"prediction {pred.shape} {pred.dtype}, label {label.shape} {label.dtype}: both uint8 [H, W]")
+    counts = np.zeros((256, 256), np.int64)
+    # calcHist returns float32, exact up to 2^24: no strip has more pixels than that. It counts about twice as fast
+    # as numpy's bincount and leaves the interpreter to other threads.
+    rows = max(1, 2**24 // label.shape[1])
+    for top in range(0, len(label), rows):
+        pair = [np.ascontiguousarray(label[top : top + rows]), np.ascontiguousarray(pred[top : top + rows])]
+        counts += cv2.calcHist(pair, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    return counts
+
+
 def confusion_matrix(pred: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
     """M of one frame, int64 [C, C + 1], from train ids [H, W] uint8.
 
     Label values of C and above (255: ignored) count nowhere; prediction values of C and above fall into the last
     column.
     """
-    if pred.shape != label.shape or pred.dtype != np.uint8 or label.dtype != np.uint8:
-        raise ValueError(f"prediction {pred.shape} {pred.dtype}, label {label.shape} {label.dtype}: both uint8 [H, W]")
-    joint = np.zeros((256, 256), np.int64)
-    # calcHist returns float32, exact up to 2^24: no strip has more pixels than that. It counts about twice as fast
-    # as numpy's bincount and leaves the interpreter to other threads.
-    rows = max(1, 2**24 // label.shape[1])
-    for top in range(0, len(label), rows):
-        pair = [np.ascontiguousarray(label[top : top + rows]), np.ascontiguousarray(pred[top : top + rows])]
-        joint += cv2.calcHist(pair, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
-    labelled = joint[:classes]
+    return from_counts(joint_counts(label, pred), classes)
+
+
+def from_counts(counts: np.ndarray, classes: int, to_train: np.ndarray | None = None) -> np.ndarray:
+    """M [C, C + 1] from the counts of pairs [256, 256]; `to_train` [256]: train ids of the values, where they are
+    a data set's own ids."""
+    if to_train is not None:
+        label, pred = np.nonzero(counts)
+        mapped = np.zeros_like(counts)
+        np.add.at(mapped, (to_train[label], to_train[pred]), counts[label, pred])
+        counts = mapped
+    labelled = counts[:classes]
     return np.concatenate([labelled[:, :classes], labelled[:, classes:].sum(1, keepdims=True)], axis=1)
 
 

@@ -54,7 +54,10 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         if feature_layer is not None and feature_layer not in dict(network.named_modules()):
             layers = ", ".join(name for name, _ in network.named_modules() if name and name.count(".") < 2)
-            raise InputError(f"no layer '{feature_layer}' in the network: name one of its own in network.feature_layer, such as {layers}")
+            raise InputError(
+                f"no layer '{feature_layer}' in the network: name one of its own in network.feature_layer, "
+                f"such as {layers}"
+            )
         self.feature_channels = self._probe()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,13 +84,19 @@ class Segmenter(nn.Module):
         finally:
             handle.remove()
         if not seen:
-            raise InputError(f"layer '{self.feature_layer}' takes no part in the network's forward pass: name another one in network.feature_layer")
+            raise InputError(
+                f"layer '{self.feature_layer}' takes no part in the network's forward pass: name another "
+                "one in network.feature_layer"
+            )
         return logits, seen[-1]
 
     def require_features(self) -> None:
         """Raises: InputError when the network has no known feature layer."""
         if self.feature_layer is None:
-            raise InputError("the similarity loss compares a layer's output, and segshift knows none of this network: name one in network.feature_layer, or train with similarity none")
+            raise InputError(
+                "the similarity loss compares a layer's output, and segshift knows none of this network: "
+                "name one in network.feature_layer, or train with similarity none"
+            )
 
     def _probe(self) -> int | None:
         """One small picture through the network: checks the logits, and returns D, the feature layer's channels."""
@@ -101,10 +110,18 @@ class Segmenter(nn.Module):
                 else:
                     logits, features = self.forward_with_features(image)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise InputError(f"the network fails on a picture of {side}x{side} ({type(error).__name__}: {_first_line(error)}): expected one that takes images [B, 3, H, W] of any size in multiples of {self.stride}") from error
+            raise InputError(
+                f"the network fails on a picture of {side}x{side} ({type(error).__name__}: "
+                f"{_first_line(error)}): expected one that takes images [B, 3, H, W] of any size in "
+                f"multiples of {self.stride}"
+            ) from error
         self.train(was_training)
         if logits.ndim != 4 or logits.shape[1] != self.classes:
-            raise InputError(f"the network's output has shape {list(logits.shape)}, expected [1, {self.classes}, height, width] with one channel for each of the {self.classes} classes: change its last layer")
+            raise InputError(
+                f"the network's output has shape {list(logits.shape)}, expected [1, {self.classes}, "
+                f"height, width] with one channel for each of the {self.classes} classes: change its last "
+                "layer"
+            )
         return None if features is None else features.shape[1 if features.ndim == 4 else 2]
 
 
@@ -116,7 +133,10 @@ def _logits(output: object) -> Tensor:
     if found is None and isinstance(output, Mapping):
         found = output.get("out")
     if not isinstance(found, Tensor):
-        raise InputError(f"the network returned {type(output).__name__}, expected logits [B, classes, height, width], an object with .logits, or a dict with 'out'")
+        raise InputError(
+            f"the network returned {type(output).__name__}, expected logits [B, classes, height, width], "
+            "an object with .logits, or a dict with 'out'"
+        )
     return found
 
 
@@ -129,7 +149,10 @@ def _features(output: object) -> Tensor:
     if isinstance(output, list | tuple) and output:
         output = output[-1]
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-        raise InputError(f"the feature layer returned {type(output).__name__}, expected a tensor [B, D, h, w] or [B, tokens, D], or a list of them: name another layer in network.feature_layer")
+        raise InputError(
+            f"the feature layer returned {type(output).__name__}, expected a tensor [B, D, h, w] or [B, "
+            "tokens, D], or a list of them: name another layer in network.feature_layer"
+        )
     return output
 
 
@@ -170,9 +193,16 @@ def _smp(name: str, encoder: str, pretrained: bool, classes: int) -> nn.Module:
         else:
             network = smp.create_model(name, encoder, encoder_weights=weights, classes=classes, **more)
     except OSError as error:
-        raise InputError(f"cannot download model.safetensors of {_encoder_home(encoder)} from the hub ({_first_line(error)}): set network.pretrained to False to start from random weights, or network.weights to a local copy of that file") from error
+        raise InputError(
+            f"cannot download model.safetensors of {_encoder_home(encoder)} from the hub "
+            f"({_first_line(error)}): set network.pretrained to False to start from random weights, or "
+            "network.weights to a local copy of that file"
+        ) from error
     except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"no network '{name}' with encoder '{encoder}' ({_first_line(error)}): choose both from segmentation-models-pytorch, or refinenet, hf:<name>, or <module>:<factory>") from error
+        raise InputError(
+            f"no network '{name}' with encoder '{encoder}' ({_first_line(error)}): choose both from "
+            "segmentation-models-pytorch, or refinenet, hf:<name>, or <module>:<factory>"
+        ) from error
     return network.to(memory_format=torch.channels_last)  # 3 to 9 % faster on a CPU, more on a GPU
 
 
@@ -193,9 +223,16 @@ def _transformers(name: str, pretrained: bool, classes: int) -> tuple[nn.Module,
             network = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(name, num_labels=classes))
     except OSError as error:
         files = "config.json and model.safetensors" if pretrained else "config.json"
-        raise InputError(f"cannot read {files} of '{name}', neither as a local folder nor from the hub ({_first_line(error)}): download them where there is a network and name their folder, hf:<folder>") from error
+        raise InputError(
+            f"cannot read {files} of '{name}', neither as a local folder nor from the hub "
+            f"({_first_line(error)}): download them where there is a network and name their folder, "
+            "hf:<folder>"
+        ) from error
     except ValueError as error:
-        raise InputError(f"'{name}' is no semantic segmentation network of transformers ({_first_line(error)}): name one that AutoModelForSemanticSegmentation reads") from error
+        raise InputError(
+            f"'{name}' is no semantic segmentation network of transformers ({_first_line(error)}): name "
+            "one that AutoModelForSemanticSegmentation reads"
+        ) from error
     if isinstance(getattr(network, "backbone", None), nn.Module):
         return network, "backbone"
     return network, network.base_model_prefix if hasattr(network, network.base_model_prefix) else None
@@ -208,10 +245,16 @@ def _imported(name: str, classes: int) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import network '{name}' ({_first_line(error)}): expected <module>:<factory>, importable from {here} or installed") from error
+        raise InputError(
+            f"cannot import network '{name}' ({_first_line(error)}): expected <module>:<factory>, "
+            f"importable from {here} or installed"
+        ) from error
     network = factory(classes=classes)
     if not isinstance(network, nn.Module):
-        raise InputError(f"network '{name}' made a {type(network).__name__}, expected a torch.nn.Module from {factory_name}(classes={classes})")
+        raise InputError(
+            f"network '{name}' made a {type(network).__name__}, expected a torch.nn.Module from "
+            f"{factory_name}(classes={classes})"
+        )
     return network
 
 
@@ -246,11 +289,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is no readable file of weights ({_first_line(error)}): save a state dict, best as .safetensors") from error
+        raise InputError(
+            f"{path} is no readable file of weights ({_first_line(error)}): save a state dict, best as "
+            ".safetensors"
+        ) from error
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} holds no state dict: expected tensors by name, bare or under 'state_dict' or 'model'")
+        raise InputError(
+            f"{path} holds no state dict: expected tensors by name, bare or under 'state_dict' or 'model'"
+        )
     return content
 
 
@@ -266,5 +314,8 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             for keys, what in ((missing, "tensors missing"), (unexpected, "unknown"), (other, "of another shape"))
             if keys
         ]
-        raise InputError(f"{path} is a checkpoint of another network: {', '.join(found)}: name the network and encoder it was trained with")
+        raise InputError(
+            f"{path} is a checkpoint of another network: {', '.join(found)}: name the network and encoder "
+            "it was trained with"
+        )
     module.load_state_dict(tensors)

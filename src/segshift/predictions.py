@@ -42,6 +42,15 @@ def read(file: Path, space: LabelSpace) -> np.ndarray:
     return space.to_train(ids)
 
 
+def read_plain(file: Path) -> np.ndarray | None:
+    """Values [H, W] uint8 of an 8-bit grey PNG, which predictions and most labels are; None for any other file and
+    for a broken one. Nothing is checked."""
+    content = np.fromfile(file, np.uint8)
+    if content[24:26].tolist() != [8, 0]:  # bit depth and colour type in the header
+        return None
+    return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+
+
 def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
     """Write train ids [H, W] uint8 in the official ids, atomically. Raises: InputError when it cannot be written."""
     # Unfiltered rows: for flat areas of ids the files are smaller and decode twice as fast.

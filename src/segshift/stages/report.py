@@ -139,9 +139,17 @@ def _recognise(path: Path) -> Folder:
     return Folder(path, saved["stage"], saved["config"])
 
 
-def _name(path: str | Path) -> str:
-    name = Path(path).resolve().name
-    return _NAMES.get(name, name)
+def _names(paths: list[str | Path]) -> list[str]:
+    """What each run is called: its folder's name, with its parent's where runs elsewhere have the same."""
+    whole = [Path(path).resolve() for path in paths]
+    homes: dict[str, set[Path]] = {}
+    for path in whole:
+        homes.setdefault(path.name, set()).add(path)
+    short = [_NAMES.get(path.name, path.name) for path in whole]
+    return [
+        name if len(homes[path.name]) == 1 else f"{path.parent.name}/{name}"
+        for path, name in zip(whole, short, strict=True)
+    ]
 
 
 def _percent(value: float | None) -> str:
@@ -155,38 +163,38 @@ def _heat_map(confusion: list[list[int]], classes: tuple[str, ...]) -> Markup:
 def _groups(evaluations: list[Folder]) -> list[Group]:
     groups: dict[tuple, Group] = {}
     columns: dict[tuple, Column] = {}
-    for folder in evaluations:
-        file = folder.path / "metrics.json"
-        if not file.exists():
-            raise InputError(f"no {file}: run segshift evaluate again to finish it")
-        result = runs.read_json(file)
+    results = [_result(folder) for folder in evaluations]
+    homes = [r["model"]["run"] if r["model"] else f.config["predictions"] for f, r in zip(evaluations, results, strict=True)]
+    for folder, result, home, name in zip(evaluations, results, homes, _names(homes), strict=True):
         classes = tuple(result["classes"])
         key = (result["data"]["space"], classes)
         group = groups.setdefault(key, Group(classes, result["colours"]))
-        model = _model(folder, result["model"])
+        selection = result["model"]["selection"] if result["model"] else "predictions from elsewhere"
+        model = Model(f"{Path(home).resolve()} {selection}", name, selection)
         if model not in group.models:
             group.models.append(model)
         parts = {domain: (scores, domain) for domain, scores in result["domains"].items()}
         if len(parts) > 1:
             parts["all"] = (result, None)
-        for name, (scores, domain) in parts.items():
+        for title, (scores, domain) in parts.items():
             about = result["setting"]  # the selection of the checkpoint belongs to the row
-            place = (key, name, about, str(folder.config["data"]))
+            place = (key, title, about, folder.config["data"])
             if place not in columns:
-                columns[place] = Column(name, about, classes)
+                columns[place] = Column(title, about, classes)
                 group.columns.append(columns[place])
-            if model not in columns[place].models:
-                columns[place].models.append(model)
-            columns[place].scores[model.key] = scores
-            columns[place].sources[model.key] = (folder, domain)
+            column = columns[place]
+            if model not in column.models:
+                column.models.append(model)
+            column.scores[model.key] = scores
+            column.sources[model.key] = (folder, domain)
     return list(groups.values())
 
 
-def _model(evaluation: Folder, told: dict | None) -> Model:
-    if told is None:
-        path = evaluation.config["predictions"]
-        return Model(str(Path(path).resolve()), _name(path), "predictions from elsewhere")
-    return Model(f"{Path(told['run']).resolve()} {told['selection']}", _name(told["run"]), told["selection"])
+def _result(evaluation: Folder) -> dict:
+    file = evaluation.path / "metrics.json"
+    if not file.exists():
+        raise InputError(f"no {file}: run segshift evaluate again to finish it")
+    return runs.read_json(file)
 
 
 def _fill_gallery(column: Column, group: Group) -> None:
@@ -250,7 +258,7 @@ def _unlabelled(folder: Folder) -> dict:
         pred = predictions.read(frames.place(data, there[i], folder.path), data.space)
         image = drawing.thumbnail(frames.read_image(there[i].image), THUMBNAIL)
         rows.append({"id": there[i].id, "image": image, "prediction": _painted(pred, data)})
-    return {"name": _name(folder.config["run"]), "data": folder.config["data"], "count": len(there), "rows": rows}
+    return {"name": _names([folder.config["run"]])[0], "data": folder.config["data"], "count": len(there), "rows": rows}
 
 
 def _transfers(folders: list[Folder]) -> list[dict]:
@@ -299,7 +307,7 @@ def _curves(folders: list[Folder]) -> dict:
             values |= {"learning rate": line["lr"]} if "lr" in line else {}
             for name, value in values.items():
                 found.setdefault(name, {}).setdefault(index, []).append((line["step"], value))
-    names = [_name(folder.path) for folder in folders]
+    names = _names([folder.path for folder in folders])
     charts = [(name, Markup(drawing.line_chart(name, curves, names))) for name, curves in found.items()]
     return {"names": names, "charts": charts}
 
@@ -324,7 +332,7 @@ def _settings(folders: list[Folder]) -> dict:
         text = json.dumps(f.config, indent=2, ensure_ascii=False)
         texts.append({"stage": f.stage, "path": str(f.path), "config": text, "environment": made})
     return {
-        "names": [_name(f.path) for f in trainings],
+        "names": _names([f.path for f in trainings]),
         "differ": [row for row in rows if len(set(row[1])) > 1],
         "folders": texts,
     }

@@ -95,17 +95,31 @@ def train(config: TrainConfig, out: Path) -> Path:
 def _check(config: TrainConfig) -> None:
     """Raises: InputError for settings that do not fit together."""
     if config.method == "zodi" and not config.transferred:
-        raise InputError("method zodi needs transferred images and `transferred` is empty: name the trees that segshift transfer wrote, or take method source_only")
+        raise InputError(
+            "method zodi needs transferred images and `transferred` is empty: name the trees that "
+            "segshift transfer wrote, or take method source_only"
+        )
     if config.method == "source_only" and config.transferred:
-        raise InputError(f"method source_only takes no transferred images, got {', '.join(config.transferred)}: leave them out, or take method zodi")
+        raise InputError(
+            f"method source_only takes no transferred images, got {', '.join(config.transferred)}: leave "
+            "them out, or take method zodi"
+        )
     needed = {"source": config.validation, "transferred": config.transferred_validation, "oracle": config.oracle_validation}
     if config.select != "last" and not needed[config.select]:
         field = "validation" if config.select == "source" else f"{config.select}_validation"
-        raise InputError(f"select = {config.select} needs a validation set and `{field}` is empty: name one, or take select last")
+        raise InputError(
+            f"select = {config.select} needs a validation set and `{field}` is empty: name one, or take "
+            "select last"
+        )
     if config.oracle_validation and config.select != "oracle":
-        raise InputError(f"oracle_validation {config.oracle_validation} is for select = oracle alone, got {config.select}: leave it out, for whoever looks at the target's labels is an oracle")
+        raise InputError(
+            f"oracle_validation {config.oracle_validation} is for select = oracle alone, got "
+            f"{config.select}: leave it out, for whoever looks at the target's labels is an oracle"
+        )
     if any(c > s for c, s in zip(config.crop, config.size, strict=True)):
-        raise InputError(f"crop {config.crop} is larger than size {config.size}: take a crop of at most that size")
+        raise InputError(
+            f"crop {config.crop} is larger than size {config.size}: take a crop of at most that size"
+        )
     for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
@@ -128,7 +142,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         raise InputError("precision fp16 needs a GPU and this is a CPU: take bf16 or no")
     parts = config.accumulate * accelerator.num_processes
     if config.batch_size % parts:
-        raise InputError(f"batch_size {config.batch_size} cannot be divided into {config.accumulate} micro-batches on {accelerator.num_processes} processes: take a multiple of {parts}")
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be divided into {config.accumulate} micro-batches on "
+            f"{accelerator.num_processes} processes: take a multiple of {parts}"
+        )
     return accelerator
 
 
@@ -162,7 +179,10 @@ def _open(config: TrainConfig) -> _Data:
         validation["oracle"] = frames.load(config.oracle_validation)
     for dataset in (source, *validation.values()):
         if dataset.space.names != source.space.names:
-            raise InputError(f"{dataset.name} has the classes of '{dataset.space.name}' and {source.name} those of '{source.space.name}', expected the same: map one onto the other in its dataset.yaml")
+            raise InputError(
+                f"{dataset.name} has the classes of '{dataset.space.name}' and {source.name} those of "
+                f"'{source.space.name}', expected the same: map one onto the other in its dataset.yaml"
+            )
         frames.require_labels(dataset)
         frames.require_sizes(dataset)
     pairs = batches.pair_up(source, [frames.load(name) for name in config.transferred])
@@ -309,12 +329,19 @@ def _explained(out: Path) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(f"out of GPU memory in {out}: take a larger `accumulate` or a smaller crop, in a new folder") from error
+        raise InputError(
+            f"out of GPU memory in {out}: take a larger `accumulate` or a smaller crop, in a new folder"
+        ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise InputError("a micro-batch of one image leaves the network's batch norm one value to average: take a larger batch_size, a smaller accumulate, or fewer processes") from error
+        raise InputError(
+            "a micro-batch of one image leaves the network's batch norm one value to average: take a "
+            "larger batch_size, a smaller accumulate, or fewer processes"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(f"disk full while writing {out}: free some space and run the same command again") from error
+        raise InputError(
+            f"disk full while writing {out}: free some space and run the same command again"
+        ) from error

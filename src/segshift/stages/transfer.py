@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -304,29 +304,34 @@ def _fill(chosen: Sequence[int], rows: int) -> list[int]:
 
 def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance) -> None:
     """Make and write what is `wanted`: domains by frame id."""
+
+    def fail(frame: Frame, error: InputError) -> None:
+        journal.add({"id": frame.id, "error": str(error)})
+        advance(len(wanted[frame.id]))
+
     sizes = _sizes(dataset, worker)
-    rows = Counter(size for size in sizes.values() if not isinstance(size, InputError))
-    groups: dict[object, deque[Frame]] = {}
+    groups: dict[tuple[int, int], deque[Frame]] = {}
     for frame in dataset.frames:
-        if wanted.get(frame.id):
+        if not wanted.get(frame.id):
+            continue
+        if isinstance(sizes[frame.id], InputError):
+            fail(frame, sizes[frame.id])
+        else:
             groups.setdefault(sizes[frame.id], deque()).append(frame)
+    all_sizes = list(sizes.values())
     for size, queue in groups.items():
+        rows = min(config.batch_size, all_sizes.count(size))  # of all processes, so that the shapes are the same in each
         while queue:
             batch: dict[str, tuple[Frame, Sample]] = {}
-            most = min(config.batch_size, rows[size])
-            while queue and len(batch) < min(most, worker.limit):
+            while queue and len(batch) < min(rows, worker.limit):
                 frame = queue.popleft()
                 try:
-                    if isinstance(size, InputError):
-                        raise size
                     batch[frame.id] = frame, _read(config, dataset, frame, wanted[frame.id])
                 except InputError as error:
-                    journal.add({"id": frame.id, "error": str(error)})
-                    advance(len(wanted[frame.id]))
-            for sample, goal, picture, seconds in worker.run([sample for _, sample in batch.values()], most):
-                frame = batch[sample.id][0]
-                sha256 = _write(config, dataset, frame, journal.out / goal.slug, picture)
-                journal.add(worker.line(frame.id, goal, size, seconds, sha256))
+                    fail(frame, error)
+            for sample, goal, picture, seconds in worker.run([sample for _, sample in batch.values()], rows):
+                sha256 = _write(config, dataset, batch[sample.id][0], journal.out / goal.slug, picture)
+                journal.add(worker.line(sample.id, goal, size, seconds, sha256))
                 advance()
 
 

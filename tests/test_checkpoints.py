@@ -1,0 +1,168 @@
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import trees
+from safetensors.torch import load_file
+from training import config, dropping, last, logged, same, start, stop_in_step, trees_of
+
+from segshift import checkpoints, frames, runs
+from segshift.config import NetworkConfig
+from segshift.methods.zodi_adaptation import ZoDi
+from segshift.runs import InputError
+from segshift.stages.train import train
+
+
+@pytest.fixture
+def data(tmp_path):
+    return trees_of(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, dropping(), dropping(optimizer="adamw", warmup=3, accumulate=2, precision="bf16")])
+def test_a_run_stopped_anywhere_and_continued_is_bitwise_the_uninterrupted_one(data, tmp_path, monkeypatch, changes):
+    settings = config(data, **changes)
+    train(settings, tmp_path / "whole")
+    for step in (1, 3, 4):  # before the first checkpoint, between two, right after one
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_in_step(patch, step)
+            train(settings, tmp_path / "stopped")
+    train(settings, tmp_path / "stopped")
+    assert same(tmp_path / "whole", tmp_path / "stopped")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "stopped")
+    best = "checkpoints/best.safetensors"
+    assert (tmp_path / "whole" / best).read_bytes() == (tmp_path / "stopped" / best).read_bytes()
+
+
+def test_byol_continues_with_its_target(data, tmp_path, monkeypatch):
+    settings = config(data, similarity="byol")
+    whole = ZoDi.after_step
+    train(settings, tmp_path / "whole")
+
+    def after_step(self, step):
+        whole(self, step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ZoDi, "after_step", after_step)
+        train(settings, tmp_path / "stopped")
+    train(settings, tmp_path / "stopped")
+    assert same(tmp_path / "whole", tmp_path / "stopped")
+    assert any(key.startswith("target.") for key in last(tmp_path / "stopped"))
+
+
+def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
+    """SIGKILL, twice, from another process: the files alone carry the run on."""
+    settings = config(data, **dropping(steps=2000, checkpoint_every=20, validate_every=50))
+    (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
+    process = start(tmp_path / "settings.json", tmp_path / "killed")
+    deadline = time.monotonic() + 240
+    while checkpoints.last_step(tmp_path / "killed") < 60 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = checkpoints.last_step(tmp_path / "killed")
+    assert 60 <= reached < 2000
+
+    # The rest of 2000 steps would be long: the same states up to a common step are the same run.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_in_step(patch, reached + 20)
+            train(settings, tmp_path / "killed")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_in_step(patch, reached + 20)
+            train(settings, tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    assert same(tmp_path / "killed", tmp_path / "whole")
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+
+
+def test_the_checkpoint_before_is_kept_until_the_new_one_is_whole(data, tmp_path, monkeypatch):
+    write = checkpoints._write
+
+    def full(path, content):
+        if path.name == "00000004.state":
+            raise InputError("disk full")
+        write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="disk full"):
+        patch.setattr(checkpoints, "_write", full)
+        train(config(data), tmp_path / "run")
+    assert checkpoints.last_step(tmp_path / "run") == 2
+    train(config(data), tmp_path / "run")
+    train(config(data), tmp_path / "whole")
+    assert same(tmp_path / "run", tmp_path / "whole")
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"best.safetensors", "00000006.safetensors", "00000006.state"}
+
+
+def test_a_finished_run_is_left_alone(data, tmp_path):
+    train(config(data), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    train(config(data, workers=1), tmp_path / "run")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").iterdir()}
+
+
+def test_a_run_folder_of_another_configuration_is_refused(data, tmp_path):
+    train(config(data), tmp_path / "run")
+    weights = last(tmp_path / "run")
+    with pytest.raises(InputError, match=r"another configuration \(lr 0.1 there, 0.2 asked for\)"):
+        train(config(data, lr=0.2), tmp_path / "run")
+    assert torch.equal(weights["segmenter.network.classifier.weight"], last(tmp_path / "run")["segmenter.network.classifier.weight"])
+
+
+def test_a_run_folder_alone_gives_the_trained_network_back(data, tmp_path, monkeypatch):
+    train(config(data, similarity="simsiam"), tmp_path / "run")
+    for tree in ("day", "night", "fog"):
+        (data / tree).rename(data / f"gone_{tree}")
+    method, settings, space = checkpoints.load_run(tmp_path / "run", "last")
+    assert not method.training and settings.similarity == "simsiam" and space == frames.load(f"cityscapes:{data}/gone_day").space
+    assert all(torch.equal(value, last(tmp_path / "run")[key]) for key, value in method.state_dict().items())
+    environment = runs.read_json(tmp_path / "run" / "environment.json")
+    assert environment["torch"] == torch.__version__.split("+")[0]
+
+
+def test_source_only_trains_and_learns(data, tmp_path):
+    for path in data.rglob("*labelIds.png"):
+        trees.save(path, np.full((32, 64), 7, np.uint8))
+    settings = config(data, method="source_only", transferred=(), jitter=(0, 0, 0, 0), steps=20, select="last")
+    train(settings, tmp_path / "run")
+    losses = [line["source"] for line in logged(tmp_path / "run") if "source" in line]
+    assert losses[-1] < losses[0] / 4 and "transferred" not in logged(tmp_path / "run")[0]
+    assert logged(tmp_path / "run")[-1]["validation"]["source"]["iou"]["road"] == 1
+
+
+def test_weights_of_a_run_start_another(data, tmp_path):
+    train(config(data, steps=2), tmp_path / "first")
+    weights = tmp_path / "first" / "checkpoints" / "best.safetensors"
+    network = NetworkConfig(name="networks:two_convs", weights=str(weights))
+    train(config(data, network=network, steps=1, lr=0.0), tmp_path / "second")
+    key = "segmenter.network.classifier.weight"
+    assert torch.equal(load_file(weights)[key], last(tmp_path / "second")[key])
+
+
+def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
+    train(config(data), tmp_path / "run")
+    told = runs.read_json(tmp_path / "run" / "config.json")
+    told["config"]["network"]["name"] = "networks:anonymous"
+    told["config"]["similarity"] = "none"
+    runs.write_json(tmp_path / "run" / "config.json", told)
+    with pytest.raises(InputError, match=r"best.safetensors is a checkpoint of another network"):
+        checkpoints.load_run(tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_is_refused(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_in_step(patch, 1)
+        train(config(data), tmp_path / "run")
+    with pytest.raises(InputError, match=r"no checkpoint .*best.safetensors"):
+        checkpoints.load_run(tmp_path / "run")
+    with pytest.raises(InputError, match="expected a folder that segshift wrote"):
+        checkpoints.load_run(tmp_path / "nowhere")

@@ -1,0 +1,93 @@
+"""Tiny trainings, for the tests of everything that trains."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import trees
+from safetensors.torch import load_file
+
+from segshift import checkpoints, runs
+from segshift.config import NetworkConfig, TrainConfig
+from segshift.methods import Method
+from segshift.methods.zodi_adaptation import ZoDi
+
+IDS = tuple(f"aachen_{i:06d}_000019" for i in range(5))
+
+
+def trees_of(root: Path) -> Path:
+    """A day tree (train and val) and two transferred trees of it under `root`, which is returned."""
+    trees.cityscapes(root / "day", IDS)
+    trees.cityscapes(root / "day", ("ulm_000000_000019",), split="val")
+    for name in ("night", "fog"):
+        trees.cityscapes(root / name, IDS)
+        trees.cityscapes(root / name, ("ulm_000000_000019",), split="val")
+        (root / name / "manifest.jsonl").touch()
+    return root
+
+
+def config(data: Path, **changes) -> TrainConfig:
+    plain = TrainConfig(
+        source=f"cityscapes:{data}/day:train",
+        transferred=(f"cityscapes:{data}/night:train", f"cityscapes:{data}/fog:train"),
+        validation=f"cityscapes:{data}/day:val",
+        network=NetworkConfig(name="networks:two_convs", pretrained=False),
+        size=(32, 64),
+        crop=(16, 32),
+        batch_size=4,
+        steps=6,
+        lr=0.1,
+        checkpoint_every=2,
+        validate_every=3,
+        workers=0,
+        device="cpu",
+    )
+    return replace(plain, **changes)
+
+
+def dropping(**changes):
+    return {"network": NetworkConfig(name="networks:dropping", pretrained=False), **changes}
+
+
+def last(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints._weights(run, checkpoints.last_step(run)))
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = last(a), last(b)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def logged(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in runs.read_lines(run / "metrics.jsonl")]
+
+
+def stop_in_step(monkeypatch, step: int) -> None:
+    """As Ctrl-C there."""
+    whole = Method.after_step
+
+    def after_step(self, done):
+        if done == step:
+            raise KeyboardInterrupt
+        whole(self, done)
+
+    monkeypatch.setattr(ZoDi, "after_step", after_step)
+
+
+def start(settings: Path, out: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """The training in a process of its own, on one thread."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from segshift import runs; from segshift.config import TrainConfig\n"
+        "from segshift.stages.train import train\n"
+        "train(runs.read_config(Path(sys.argv[1]), TrainConfig), Path(sys.argv[2]))\n"
+    )
+    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[1])])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, settings, out],
+        env=os.environ | {"PYTHONPATH": here} | (environment or {}),
+        stdout=subprocess.DEVNULL,
+    )
