@@ -11,7 +11,7 @@ from segshift.recipes import RECIPES, town_target
 from segshift.runs import InputError
 
 
-@pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "report", "demo", "run", "prior"])
+@pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "report", "demo", "recipes", "run", "prior"])
 def test_every_command_explains_itself(command: str, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -91,7 +91,7 @@ def test_two_processes_share_a_batch_and_keep_one_network(data, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}  # as torchrun tells its processes
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # torchrun's
     processes = [
         start(tmp_path / "settings.json", tmp_path / "two", told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]

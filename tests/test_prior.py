@@ -47,7 +47,6 @@ def test_folding_statistics_whitens_latents_and_changes_no_picture():
 
 
 def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch):
-    torch.set_num_threads(1)
     prior.train(TINY, tmp_path / "whole")
     calls, noise = [], prior.offset_noise
 

@@ -88,6 +88,6 @@ def start(settings: Path, out: Path, environment: dict[str, str] | None = None) 
     here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[1])])
     return subprocess.Popen(
         [sys.executable, "-c", code, settings, out],
-        env=os.environ | {"PYTHONPATH": here} | (environment or {}),
+        env=os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"} | (environment or {}),
         stdout=subprocess.DEVNULL,
     )

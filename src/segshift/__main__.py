@@ -81,7 +81,7 @@ def report(out: Out, config: OmitArgPrefixes[ReportConfig]) -> Path:
 
 
 def run(
-    experiment: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE|CONFIG.JSON", help="A recipe's name (`segshift run list` prints them), or the config.json of a run to repeat.")],
+    experiment: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE|CONFIG.JSON", help="A recipe's name (`segshift recipes` lists them), or the config.json of a run to repeat.")],
     out: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[OUT]", help="Folder to write; default runs/RECIPE, or the folder of CONFIG.JSON.")] = None,
     data: Annotated[dict[str, str], tyro.conf.arg(help="Where data sets are unpacked: cityscapes /data/cityscapes acdc /data/acdc.")] = {},  # noqa: B006
 ) -> Path:
@@ -89,6 +89,14 @@ def run(
     from segshift import experiments
 
     return experiments.run(experiment, out, data)
+
+
+def recipes() -> list[dict]:
+    """List the named experiments, each with the number its paper published."""
+    from segshift import experiments
+
+    Console().print(experiments.recipes())
+    return []
 
 
 def demo(out: Annotated[Positional[Path], tyro.conf.arg(metavar="[OUT]")] = Path("demo")) -> Path:
@@ -108,7 +116,7 @@ def prior(action: Positional[Literal["train"]], out: Out, config: OmitArgPrefixe
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 finished with frames that failed (listed), 2 wrong input, 130 interrupted."""
     commands = {"town": town, "check": check, "transfer": transfer, "train": train, "predict": predict,
-                "evaluate": evaluate, "report": report, "demo": demo, "run": run, "prior": prior}  # fmt: skip
+                "evaluate": evaluate, "report": report, "demo": demo, "recipes": recipes, "run": run, "prior": prior}  # fmt: skip
     errors = Console(stderr=True)
     try:
         done = tyro.extras.subcommand_cli_from_dict(

@@ -25,6 +25,14 @@ _STAGES = {
 }  # fmt: skip
 
 
+def recipes() -> Table:
+    """Every recipe with the number its paper published."""
+    view = Table("recipe", "published", title="recipes", caption="run one: segshift run NAME OUT --data cityscapes /data/cityscapes ...")
+    for recipe in RECIPES.values():
+        view.add_row(recipe.name, recipe.published or "(embedded town)")
+    return view
+
+
 def run(name: str, out: Path | None = None, data: dict[str, str] | None = None) -> Path:
     """Run a recipe by name, or repeat a run from its `config.json`.
 

@@ -69,7 +69,7 @@ MIX_SHARE = (0.16, 0.2, 0.13, 0.15, 0.13, 0.13, 0.02, 0.02, 0.02, 0.02, 0.02)
 WORDS = sorted(
     set(
         " ".join([*(q for p in PHRASES.values() for q in p), *SUBJECTS, GOOD, BAD]).replace(",", " ").split()
-        + "through of with and by no heavy light dark bright wet storm sunset dawn dusk".split()
+        + ["through", "of", "with", "and", "by", "no", "heavy", "light", "dark", "bright", "wet", "storm", "dawn", "dusk"]
     )
 )
 
