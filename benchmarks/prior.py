@@ -27,13 +27,14 @@ class Measure:
 
     run: tyro.conf.Positional[Path]
     data: tyro.conf.Positional[tuple[str, ...]]
-    model: DiffusionConfig = DiffusionConfig(device="cpu")
+    model: str = "town"
+    """`town`, or a model folder."""
 
 
 @torch.inference_mode()
 def measure(m: Measure) -> None:
-    model = diffusion.load(m.model)
-    method, config, space = checkpoints.load_run(m.run, "last")
+    model = diffusion.load(DiffusionConfig(model=m.model))
+    method, _, space = checkpoints.load_run(m.run, "last")
     for spec in m.data:
         data = frames.load(spec)
         matrices = np.zeros((2, space.classes, space.classes), np.int64)

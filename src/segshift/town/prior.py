@@ -66,12 +66,9 @@ MIXES: tuple[Conditions, ...] = (
     ("night", "rain"), ("night", "snow"), ("night", "fog"), ("rain", "fog"), ("snow", "fog"),
 )  # fmt: skip
 MIX_SHARE = (0.16, 0.2, 0.13, 0.15, 0.13, 0.13, 0.02, 0.02, 0.02, 0.02, 0.02)
-WORDS = sorted(
-    set(
-        " ".join([*(q for p in PHRASES.values() for q in p), *SUBJECTS, GOOD, BAD]).replace(",", " ").split()
-        + ["through", "of", "with", "and", "by", "no", "heavy", "light", "dark", "bright", "wet", "storm", "dawn", "dusk"]
-    )
-)
+OTHER_WORDS = "through of with and by no heavy light dark bright wet storm sunset dawn dusk"
+_TEXT = " ".join([*(words for phrases in PHRASES.values() for words in phrases), *SUBJECTS, GOOD, BAD, OTHER_WORDS])
+WORDS = sorted(set(_TEXT.replace(",", " ").split()))
 
 
 def caption(conditions: Conditions, low_quality: bool, rng: np.random.Generator) -> str:
