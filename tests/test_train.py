@@ -70,7 +70,7 @@ def test_settings_that_do_not_fit_together_are_refused(data, tmp_path, changes, 
 
 def test_a_device_that_is_not_there_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="device cuda is asked for and torch finds none"):
+    with pytest.raises(InputError, match="torch finds no device 'cuda'"):
         train(config(data, device="cuda"), tmp_path / "run")
 
 

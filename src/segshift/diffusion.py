@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from segshift import devices
 from segshift.config import DiffusionConfig
 from segshift.runs import InputError, read_json
 
@@ -99,7 +99,7 @@ def load(config: DiffusionConfig, *, control: bool = True) -> Diffusion:
             "pipeline: copy them there again"
         ) from error
     _check(home, modules, scheduler)
-    where = device(config.device)
+    where = devices.pick(config.device)
     for module in modules.values():
         module.requires_grad_(False).eval().to(where)
         if where.type != "mps":
@@ -125,15 +125,6 @@ def embed(diffusion: Diffusion, prompt: str) -> Tensor:
     # Stable Diffusion 1 attends to the padding too; a text encoder that does not says so in its config
     mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
-
-
-def device(name: str) -> torch.device:
-    """`auto` is CUDA (this process's own under torchrun), then MPS, then the CPU. Raises: InputError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise InputError(f"device '{name}' is not available to this torch: choose cpu, or auto")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def _home(config: DiffusionConfig, dtype: torch.dtype) -> Path:

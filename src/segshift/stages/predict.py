@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift import checkpoints, frames, models, predictions, runs, transforms
+from segshift import checkpoints, devices, frames, models, predictions, runs, transforms
 from segshift.config import PredictConfig
 from segshift.frames import Dataset, Frame
 from segshift.runs import InputError
@@ -56,7 +56,7 @@ def predict(config: PredictConfig, out: Path) -> Path:
     network, size, told = _network(config, data)
     runs.begin(out, "predict", config, free=("batch_size", "device"))
     _claim(out, told)
-    device = _device(config.device)
+    device = devices.pick(config.device)
     network = network.to(device)
 
     lines = {line["id"]: line for line in runs.read_lines(out / "predictions.jsonl") if (out / line["file"]).exists()}
@@ -145,15 +145,6 @@ def _claim(out: Path, told: dict[str, Any]) -> None:
             f"{told['step']}: name a new folder, or delete this one"
         )
     runs.write_json(path, told)
-
-
-def _device(name: str) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
-    if not there[name]:
-        raise InputError(f"this machine has no device '{name}': set device to {' or '.join(k for k in there if there[k])}")
-    return torch.device(name)
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], count: int) -> Iterator[B]:

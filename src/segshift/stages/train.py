@@ -24,7 +24,7 @@ from accelerate.utils import broadcast, set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import batches, checkpoints, frames, loop, metrics, runs
+from segshift import batches, checkpoints, devices, frames, loop, metrics, runs
 from segshift.config import TrainConfig
 from segshift.frames import Dataset
 from segshift.methods import Method
@@ -129,9 +129,7 @@ def _check(config: TrainConfig) -> None:
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     """Raises: InputError when the device is not there or does not fit the settings."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(config.device, True):
-        raise InputError(f"device {config.device} is asked for and torch finds none: take device auto or cpu")
+    devices.pick(config.device)
     AcceleratorState._reset_state(True)  # one process may train twice, with another precision
     accelerator = Accelerator(
         cpu=config.device == "cpu",
