@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from time import perf_counter
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from rich.console import Console
@@ -36,6 +37,7 @@ SD15 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.0
 
 def build(args: argparse.Namespace) -> Diffusion:
     torch.manual_seed(0)
+    diffusers.utils.logging.set_verbosity_error()
     if args.sd15:
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
         controlnet = ControlNetModel.from_unet(unet)
@@ -148,8 +150,8 @@ def main() -> None:
     parser.add_argument("--sd15", action="store_true", help="Stable Diffusion 1.5's size at 512x1024")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--images", type=int, default=4, help="images a round")
-    parser.add_argument("--batch", type=int, default=4, help="images at once, in ours")
+    parser.add_argument("--images", type=int, default=8, help="images a round")
+    parser.add_argument("--batch", type=int, default=8, help="images at once, in ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

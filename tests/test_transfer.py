@@ -450,6 +450,7 @@ def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypat
 def test_settings_out_of_range_are_refused(change, message, config, tmp_path):
     with pytest.raises(InputError, match=message):
         stage.transfer(replace(config, **change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # free to be used with better ones
 
 
 def test_without_labels_the_layout_must_be_switched_off(config, tmp_path, model):

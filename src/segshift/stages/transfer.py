@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -79,25 +80,28 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))
-    runs.begin(out, "transfer", lasting, free=("batch_size",))
-    for goal in goals:
-        frames.describe(dataset, out / goal.slug)
+    claim = partial(runs.begin, out, "transfer", lasting, free=("batch_size",))
+    if (out / "config.json").exists():
+        claim()
     journal = Journal(out, f"{index}-of-{count}", tuple(goal.slug for goal in goals))
-    journal.merge()
     finished = journal.finished(dataset)
     wanted = {
         frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
     if any(wanted.values()):
-        total = len(wanted) * len(goals)
-        done = total - sum(map(len, wanted.values()))
-        quiet = nullcontext() if int(os.environ.get("RANK", 0)) else runs.progress("transfer", total, done=done)
         worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
         if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
             raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
+        claim()  # not before all settings have proved good: a folder with wrong ones would be of no use
+        for goal in goals:
+            frames.describe(dataset, out / goal.slug)
+        journal.merge()
+        total = len(wanted) * len(goals)
+        done = total - sum(map(len, wanted.values()))
+        first = int(os.environ.get("RANK", 0)) == 0
         try:
-            with quiet as bar:
+            with runs.progress("transfer", total, done=done) if first else nullcontext() as bar:
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
         finally:
             journal.add({"finished": True})
