@@ -89,7 +89,9 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
-    if any(wanted.values()):
+    if not any(wanted.values()):
+        journal.merge()  # a run may have been killed just before it did
+    else:
         worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
         if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
             raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
