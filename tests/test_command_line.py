@@ -57,3 +57,10 @@ def test_published_recipes_keep_the_published_settings():
 def test_the_public_names_are_there():
     for name in segshift.__all__:
         assert getattr(segshift, name) is not None
+
+
+def test_nested_settings_keep_their_names(capsys):
+    for command, option in (("train", "--network.encoder"), ("transfer", "--diffusion.model"), ("train", "--source")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert option in capsys.readouterr().out

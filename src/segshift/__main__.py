@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
 from segshift.config import (
     CheckConfig,
@@ -24,10 +24,11 @@ from segshift.config import (
 from segshift.runs import InputError, failures
 
 Out = Annotated[Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write; run the same command again to continue.")]
+FLAT = tyro.conf.arg(name="")  # --source, not --config.source; what lies deeper keeps its name: --network.encoder
 # The stages are imported where they are used: `--help` and wrong options should not wait for torch.
 
 
-def town(out: Out, config: OmitArgPrefixes[TownConfig]) -> Path:
+def town(out: Out, config: Annotated[TownConfig, FLAT]) -> Path:
     """Write the embedded town: street scenes with labels, in the layouts of Cityscapes, ACDC, GTA5 and SYNTHIA."""
     from segshift.town import writer
 
@@ -45,35 +46,35 @@ def check(
     return list(check.check(CheckConfig(data, workers), out).failures)
 
 
-def transfer(out: Out, config: OmitArgPrefixes[TransferConfig]) -> Path:
+def transfer(out: Out, config: Annotated[TransferConfig, FLAT]) -> Path:
     """Turn labelled source images into target-like ones with the same layout, from a sentence (ZoDi)."""
     from segshift.stages import transfer
 
     return transfer.transfer(config, out)
 
 
-def train(out: Out, config: OmitArgPrefixes[TrainConfig]) -> Path:
+def train(out: Out, config: Annotated[TrainConfig, FLAT]) -> Path:
     """Train a segmentation network on source images, or on pairs of source and transferred images."""
     from segshift.stages import train
 
     return train.train(config, out)
 
 
-def predict(out: Out, config: OmitArgPrefixes[PredictConfig]) -> Path:
+def predict(out: Out, config: Annotated[PredictConfig, FLAT]) -> Path:
     """Write predictions as label PNGs in the data set's official ids."""
     from segshift.stages import predict
 
     return predict.predict(config, out)
 
 
-def evaluate(out: Out, config: OmitArgPrefixes[EvaluateConfig]) -> Path:
+def evaluate(out: Out, config: Annotated[EvaluateConfig, FLAT]) -> Path:
     """Compare prediction PNGs with the ground truth."""
     from segshift.stages import evaluate
 
     return evaluate.evaluate(config, out)
 
 
-def report(out: Out, config: OmitArgPrefixes[ReportConfig]) -> Path:
+def report(out: Out, config: Annotated[ReportConfig, FLAT]) -> Path:
     """Write one self-contained page over runs."""
     from segshift.stages import report
 
@@ -106,7 +107,7 @@ def demo(out: Annotated[Positional[Path], tyro.conf.arg(metavar="[OUT]")] = Path
     return experiments.run("demo", out, {})
 
 
-def prior(action: Positional[Literal["train"]], out: Out, config: OmitArgPrefixes[PriorConfig]) -> Path:
+def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[PriorConfig, FLAT]) -> Path:
     """Train the embedded diffusion prior from scratch: `segshift prior train OUT` (hours on a CPU)."""
     from segshift.town import prior
 
