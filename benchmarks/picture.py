@@ -1,6 +1,6 @@
 """The README's picture: benchmark streets, their layout, and what the embedded prior makes of them.
 
-python benchmarks/picture.py docs/transfer.png
+python benchmarks/picture.py docs/transfer.jpg
 """
 
 from __future__ import annotations

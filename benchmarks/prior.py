@@ -37,7 +37,7 @@ def measure(m: Measure) -> None:
     method, _, space = checkpoints.load_run(m.run, "last")
     for spec in m.data:
         data = frames.load(spec)
-        matrices = np.zeros((2, space.classes, space.classes), np.int64)
+        matrices = np.zeros((2, space.classes, space.classes + 1), np.int64)  # the last column is void
         noise = []
         with runs.progress(spec, len(data.frames)) as bar:
             for frame in data.frames:
