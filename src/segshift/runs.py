@@ -30,7 +30,7 @@ class InputError(Exception):
 
 
 @contextmanager
-def atomic(path: Path, *, check_folder: bool = True) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block succeeds and vanishes when it fails.
 
     Raises: InputError when the folder cannot be written or the disk is full.
