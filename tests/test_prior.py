@@ -10,14 +10,14 @@ import torch
 from segshift import diffusion
 from segshift.config import DiffusionConfig, PriorConfig
 from segshift.runs import InputError
-from segshift.town import prior
+from segshift.town import prior, prior_data
 
 TINY = PriorConfig(scenes=6, height=64, width=128, vae_steps=2, vae_batch=1, steps=4, batch=2, checkpoint_every=1, workers=1)
 
 
 def test_words_of_the_captions_are_single_tokens_and_others_are_spelled():
     tokenizer = prior.build_tokenizer()
-    assert [w for w in prior.WORDS if len(tokenizer(w).input_ids) != 3] == []
+    assert [w for w in prior_data.WORDS if len(tokenizer(w).input_ids) != 3] == []
     spelled = tokenizer.convert_ids_to_tokens(tokenizer("driving through a Xylophone").input_ids)
     assert "".join(spelled[4:-1]) == "xylophone</w>"
 
@@ -25,9 +25,9 @@ def test_words_of_the_captions_are_single_tokens_and_others_are_spelled():
 def test_captions_name_their_conditions():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        text = prior.caption(("night", "snow"), False, rng)
-        assert any(p in text for p in prior.PHRASES["night"]) and any(p in text for p in prior.PHRASES["snow"])
-    assert all(prior.BAD in prior.caption(("fog",), True, rng) for _ in range(20))
+        text = prior_data.caption(("night", "snow"), False, rng)
+        assert any(p in text for p in prior_data.PHRASES["night"]) and any(p in text for p in prior_data.PHRASES["snow"])
+    assert all(prior_data.BAD in prior_data.caption(("fog",), True, rng) for _ in range(20))
 
 
 def test_folding_statistics_whitens_latents_and_changes_no_picture():
@@ -72,3 +72,14 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
 def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="multiple of 16"):
         prior.train(replace(TINY, height=70), tmp_path)
+
+
+def test_training_goes_on_from_a_model_folder(tmp_path: Path):
+    first = prior.train(TINY, tmp_path / "first")
+    still = replace(TINY, start=str(first), vae_steps=0, steps=0)
+    second = prior.train(still, tmp_path / "second")
+    for part in ("unet", "controlnet", "text_encoder"):
+        name = next((first / part).glob("*.safetensors")).name
+        assert (first / part / name).read_bytes() == (second / part / name).read_bytes(), part
+    with pytest.raises(InputError, match="no weights at"):
+        prior.train(replace(TINY, start=str(tmp_path / "nowhere")), tmp_path / "third")

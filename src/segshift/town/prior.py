@@ -24,11 +24,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,88 +34,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from segshift import devices, models
 from segshift.config import PriorConfig
 from segshift.labels import CITYSCAPES
 from segshift.runs import InputError, atomic, begin, progress, write_json
-from segshift.town import scenes, weather
-
-Conditions = tuple[str, ...]
+from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
 
 DEFAULTS = {"guidance": 2.5, "steps": 10, "eta": 1.0, "short_side": 128, "palette": "cityscapes"}
 """Settings of this prior, beside its weights in segshift.json: Stable Diffusion's guidance of 9 burns it out."""
 
 MAX_TOKENS = 48
-
-# Captions: a condition alone, and how it is said when another one is named before it.
-PHRASES: dict[str, tuple[str, ...]] = {
-    "clear": ("in daylight", "by day", "on a clear day", "in the sun", "in clear weather"),
-    "night": ("at night", "in the dark", "by night", "after dark"),
-    "fog": ("in fog", "in the fog", "in dense fog", "in mist"),
-    "rain": ("under rain", "in rain", "in the rain", "on a rainy day"),
-    "snow": ("in snow", "in the snow", "in winter snow", "on a snowy day"),
-    "game": ("in a game", "in a video game", "in a computer game", "in a game engine"),
-}
-SUBJECTS = ("driving", "driving", "driving", "a street", "a town street", "a photo of a street", "a city")
-GOOD, BAD = ", best quality", "lower quality, worst quality"
-
-MIXES: tuple[Conditions, ...] = (
-    ("clear",), ("night",), ("fog",), ("rain",), ("snow",), ("game",),
-    ("night", "rain"), ("night", "snow"), ("night", "fog"), ("rain", "fog"), ("snow", "fog"),
-)  # fmt: skip
-MIX_SHARE = (0.16, 0.2, 0.13, 0.15, 0.13, 0.13, 0.02, 0.02, 0.02, 0.02, 0.02)
-OTHER_WORDS = "through of with and by no heavy light dark bright wet storm sunset dawn dusk"
-_TEXT = " ".join([*(words for phrases in PHRASES.values() for words in phrases), *SUBJECTS, GOOD, BAD, OTHER_WORDS])
-WORDS = sorted(set(_TEXT.replace(",", " ").split()))
-
-
-def caption(conditions: Conditions, low_quality: bool, rng: np.random.Generator) -> str:
-    """A sentence that names the conditions, in the words of `PHRASES`."""
-    if low_quality and rng.random() < 0.5:
-        return BAD
-    order = list(rng.permutation(len(conditions)))
-    text = " ".join([str(rng.choice(SUBJECTS)), *(str(rng.choice(PHRASES[conditions[i]])) for i in order)])
-    if low_quality:
-        return f"{text}, {BAD}"
-    return text + GOOD if rng.random() < 0.7 else text
-
-
-# ---------------------------------------------------------------------------------------------------- data
-
-
-def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray]:
-    seed, index, height, width = job
-    cv2.setNumThreads(1)
-    rng = np.random.default_rng([seed, index])
-    mix = MIXES[rng.choice(len(MIXES), p=MIX_SHARE)]
-    layers = scenes.draw(scenes.PRIOR, index, height, width)
-    return MIXES.index(mix), weather.render(layers, mix, index), layers.label_at_size()
-
-
-def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images [N,H,W,3] uint8, labels [N,H,W] uint8 and mixes [N], drawn once and kept as memory maps in `folder`."""
-    n, h, w = config.scenes, config.height, config.width
-    paths = [folder / f"{name}.npy" for name in ("images", "labels", "mixes")]
-    if not all(path.exists() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
-        images, labels, mixes = np.empty((n, h, w, 3), np.uint8), np.empty((n, h, w), np.uint8), np.empty(n, np.int64)
-        jobs = [(config.seed, i, h, w) for i in range(n)]
-        with ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool, progress("drawing", n) as bar:
-            for i, (mix, image, label) in enumerate(pool.map(_render, jobs, chunksize=16)):
-                mixes[i], images[i], labels[i] = mix, image, label
-                bar.advance()
-        for path, array in zip(paths, (images, labels, mixes), strict=True):
-            with atomic(path) as temporary:
-                np.save(temporary, array)
-    return tuple(np.load(path, mmap_mode="r") for path in paths)
-
-
-def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What "lower quality, worst quality" means here: blurred, noisy, washed out. uint8 [H,W,3] in and out."""
-    blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(1.0, 2.5)).astype(np.float32)
-    contrast = rng.uniform(0.5, 0.9)
-    noisy = contrast * blurred + (1 - contrast) * blurred.mean() + rng.normal(0, rng.uniform(2, 12), image.shape)
-    return noisy.clip(0, 255).astype(np.uint8)
-
 
 # ------------------------------------------------------------------------------------------------ networks
 
@@ -207,7 +132,8 @@ def class_weights(labels: np.ndarray) -> Tensor:
 def vae_loss(vae: AutoencoderKL, x: Tensor, weight: Tensor, generator: torch.Generator) -> Tensor:
     """Class-weighted L1 at three scales, of image gradients and of colour differences, plus a light KL term."""
     posterior = vae.encode(x).latent_dist
-    out = vae.decode(posterior.sample(generator)).sample
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)  # the same on every device
+    out = vae.decode(posterior.mean + posterior.std * noise).sample.float()
     loss = 0.0
     a, b, w = out, x, weight[:, None]
     for scale in range(3):
@@ -245,16 +171,25 @@ def offset_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
 # ------------------------------------------------------------------------------------------------- training
 
 
+def _start_from(config: PriorConfig, module: nn.Module, part: str) -> None:
+    """Load one part of the model folder `config.start`, if there is one. Raises: InputError."""
+    if config.start is not None:
+        path = next(Path(config.start, part).glob("*.safetensors"), Path(config.start, part, "*.safetensors"))
+        models.load_tensors(module, models.read_tensors(path), path)
+
+
 def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorConfig, out: Path, loss_of) -> nn.Module:
     """Optimise `module` for `steps`, with a cosine schedule, a moving average and a resumable state. Returns the average.
 
     `loss_of(step, generator)` draws its own batch from the generator, which depends on (seed, step) alone.
     """
+    device = devices.pick(config.device)
+    module.to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-3, betas=(0.9, 0.99))
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
     state_path, start, total = out / f"{name}.state.pt", 0, 0.0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, map_location=device, weights_only=True)
         start = state["step"]
         module.load_state_dict(state["module"])
         average.load_state_dict(state["average"])
@@ -265,7 +200,8 @@ def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorCon
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
             generator = torch.Generator().manual_seed(hash((config.seed, step)) % 2**62)
-            loss = loss_of(step, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                loss = loss_of(step, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -285,14 +221,16 @@ def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorCon
     return average.module
 
 
-def _to_image(batch: np.ndarray) -> Tensor:
-    x = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
+def _to_image(batch: np.ndarray, device: torch.device) -> Tensor:
+    x = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def _train_vae(config: PriorConfig, out: Path, images: np.ndarray, labels: np.ndarray) -> AutoencoderKL:
     torch.manual_seed(config.seed)
     vae = build_vae().to(memory_format=torch.channels_last)
+    _start_from(config, vae, "vae")
+    device = devices.pick(config.device)
     weights = class_weights(labels[:500])
     crop_h, crop_w = 64, 96
 
@@ -306,8 +244,8 @@ def _train_vae(config: PriorConfig, out: Path, images: np.ndarray, labels: np.nd
             flip = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
             xs.append(image[:, flip])
             ws.append(labels[window][:, flip])
-        weight = weights[torch.from_numpy(np.stack(ws)).long()]
-        return vae_loss(vae, _to_image(np.stack(xs)), weight, generator)
+        weight = weights[torch.from_numpy(np.stack(ws)).long()].to(device)
+        return vae_loss(vae, _to_image(np.stack(xs), device), weight, generator)
 
     return _steps("vae", vae, config.vae_lr, config.vae_steps, config, out, loss_of)
 
@@ -317,8 +255,9 @@ def _encode(vae: AutoencoderKL, images: np.ndarray, what: str) -> Tensor:
     latents = []
     with progress(what, len(images)) as bar:
         for start in range(0, len(images), 16):
-            mean = vae.encode(_to_image(np.ascontiguousarray(images[start : start + 16]))).latent_dist.mode()
-            latents.append(mean.half())
+            x = _to_image(np.ascontiguousarray(images[start : start + 16]), vae.device)
+            mean = vae.encode(x).latent_dist.mode()
+            latents.append(mean.half().cpu())
             bar.advance(len(mean))
     return torch.cat(latents)
 
@@ -326,6 +265,9 @@ def _encode(vae: AutoencoderKL, images: np.ndarray, what: str) -> Tensor:
 def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tokenizer) -> Prior:
     torch.manual_seed(config.seed + 1)
     prior = Prior(tokenizer).to(memory_format=torch.channels_last)
+    for part in ("text_encoder", "unet", "controlnet"):
+        _start_from(config, getattr(prior, part), part)
+    device = devices.pick(config.device)
     low = np.random.default_rng([config.seed, 2]).random(len(images)) < 0.05
     cache = out / "latents.pt"
     if not cache.exists():
@@ -358,7 +300,9 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
         n = offset_noise(z.shape, generator)
         a = abar[t].view(-1, 1, 1, 1)
         z_t, v = a.sqrt() * z + (1 - a).sqrt() * n, a.sqrt() * n - (1 - a).sqrt() * z
-        return F.mse_loss(prior(z_t.contiguous(memory_format=torch.channels_last), t, tokens, layout, keep), v)
+        z_t = z_t.contiguous(memory_format=torch.channels_last)
+        out = prior(*(tensor.to(device) for tensor in (z_t, t, tokens, layout, keep)))
+        return F.mse_loss(out.float(), v.to(device))
 
     return _steps("prior", prior, config.lr, config.steps, config, out, loss_of)
 
@@ -391,14 +335,14 @@ def train(config: PriorConfig, out: Path) -> Path:
     """
     if config.height % 16 or config.width % 32:
         raise InputError(f"prior size {config.height}x{config.width}: height must be a multiple of 16 and width of 32")
-    begin(out, "prior", config, free=("workers", "checkpoint_every", "threads"))
+    begin(out, "prior", config, free=("workers", "checkpoint_every", "threads", "device"))
     if config.threads:
         torch.set_num_threads(config.threads)
     images, labels, mixes = draw_data(config, out / "data")
     vae = _train_vae(config, out, images, labels)
     vae.requires_grad_(False).eval()
     sample = _encode(vae, np.array(images[:256]), "measuring latents").float()
-    fold_statistics(vae, sample.mean((0, 2, 3)), sample.std((0, 2, 3)))
+    fold_statistics(vae, sample.mean((0, 2, 3)).to(vae.device), sample.std((0, 2, 3)).to(vae.device))
     tokenizer = build_tokenizer()
     prior = _train_prior(config, out, vae, images, labels, mixes, tokenizer)
     temporary = out / "model.partial"
