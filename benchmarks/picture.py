@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from segshift.config import TransferConfig
 from segshift.labels import CITYSCAPES
-from segshift.recipes import TOWN_DOMAINS
+from segshift.recipes.town import TOWN_DOMAINS
 from segshift.stages.transfer import transfer_images
 from segshift.town import scenes, weather
 

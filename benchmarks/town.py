@@ -14,17 +14,20 @@ from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+from typing import Literal
 
 import torch
 import tyro
 
-from segshift.config import EvaluateConfig, PredictConfig, TownConfig, TransferConfig
-from segshift.experiments import fill, slug
-from segshift.recipes import TOWN_DOMAINS, Experiment, Row, Target, town_rows, town_target, town_training
+from segshift.config import TownConfig
+from segshift.experiments import run_experiment, spread
+from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.town import TOWN_DOMAINS, town_target, town_training, town_transfer
+from segshift.recipes.zodi import town_rows
 from segshift.runs import read_json, write_json
-from segshift.stages import evaluate, predict, train, transfer
-from segshift.town import writer
+
+NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
 
 
 @dataclass(frozen=True)
@@ -39,76 +42,63 @@ class Benchmark:
     images: int = 12
     """Images per step of every training."""
     domains: tuple[str, ...] = TOWN_DOMAINS
-    mode: str = "default"
-    """Mode of the transfer: default or reference."""
+    mode: Literal["default", "reference"] = "default"
+    """Mode of the transfer."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of every training."""
 
 
-def rows(b: Benchmark, seed: int) -> list[tuple[Row, tuple[str, ...]]]:
-    """Each training, and the targets it is evaluated on (a network adapted to one domain only there)."""
-    base = replace(town_training(steps=b.steps, images=b.images, seed=seed), validation=None)
+def experiment(b: Benchmark) -> Experiment:
+    """Every training of the table; a network that knows one domain is evaluated there alone."""
+    base = replace(town_training(steps=b.steps, images=b.images), validation=None, precision=b.precision)
     source, jitter, *zodi = town_rows(base, b.domains)
-    oracles = (
-        Row(f"oracle {d}", replace(base, source=town_target(d, "train"))) for d in b.domains
+    oracles = (Row(f"oracle {domain}", replace(base, source=town_target(domain, "train"))) for domain in b.domains)
+    alone = zip((*zodi, *oracles), (*b.domains, *b.domains), strict=True)
+    return Experiment(
+        name="town benchmark",
+        town=TownConfig(),
+        transfers={"transferred": replace(town_transfer(*b.domains), mode=b.mode)},
+        rows=(source, jitter, *(replace(row, targets=(domain,)) for row, domain in alone)),
+        targets=tuple(Target(domain, town_target(domain)) for domain in b.domains),
+        seeds=b.seeds,
     )
-    one = zip((*zodi, *oracles), (*b.domains, *b.domains), strict=True)
-    return [(source, b.domains), (jitter, b.domains), *((row, (domain,)) for row, domain in one)]
 
 
-def score(row: Row, target: Target, folder: Path) -> float:
-    """mIoU % of a trained row on a target, from the PNGs it predicts."""
-    predictions, evaluation = folder / "predictions" / target.name, folder / "evaluation" / target.name
-    if not (evaluation / "metrics.json").exists():
-        predict.predict(PredictConfig(run=str(folder), data=target.data, checkpoint="last"), predictions)
-        evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=target.data), evaluation)
-    return 100 * read_json(evaluation / "metrics.json")["miou"]
+def scores_of(lines: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """mIoU % of every seed by name and target, from the lines of scores.json: "ZoDi night" and its like in one row."""
+    scores: dict[str, dict[str, list[float]]] = {name: {} for name in NAMES}
+    for line in lines:
+        name = line["row"] if line["row"] in NAMES else line["row"].rsplit(" ", 1)[0]
+        scores[name] |= line["miou"]
+    return scores
 
 
 def table(scores: dict[str, dict[str, list[float]]], domains: tuple[str, ...]) -> str:
     """Markdown: mIoU % mean ± standard deviation per row and target, and the share of the gap that is closed."""
-
-    def cell(values: list[float]) -> str:
-        return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-    names = ("source only", "source + jitter", "ZoDi", "oracle")
     lines = [f"| mIoU % | {' | '.join(domains)} | mean |", "|---|" + "---|" * (len(domains) + 1)]
-    means = {n: {d: mean(scores[n][d]) for d in domains} for n in names}
-    for n in names:
-        lines.append(f"| {n} | {' | '.join(cell(scores[n][d]) for d in domains)} | {mean(means[n].values()):.1f} |")
-    for n in names[1:3]:
+    means = {n: {d: mean(scores[n][d]) for d in domains} for n in NAMES}
+    for n in NAMES:
+        lines.append(f"| {n} | {' | '.join(spread(scores[n][d]) for d in domains)} | {mean(means[n].values()):.1f} |")
+    for n in NAMES[1:3]:
         gap = [100 * (means[n][d] - means["source only"][d]) / (means["oracle"][d] - means["source only"][d]) for d in domains]
         lines.append(f"| gap closed, {n} | {' | '.join(f'{g:.0f} %' for g in gap)} | {mean(gap):.0f} % |")
     return "\n".join(lines) + "\n"
 
 
 def main(b: Benchmark) -> None:
-    writer.town(TownConfig(), b.out / "town")
-    source = fill(town_target("clear", "train"), {"out": str(b.out)})
-    transfer.transfer(TransferConfig(source=source, to=b.domains, mode=b.mode), b.out / "transferred")
-    scores: dict[str, dict[str, list[float]]] = {}
-    for seed in range(b.seeds):
-        for row, domains in rows(b, seed):
-            names = {"out": str(b.out)}
-            targets = tuple(Target(d, town_target(d)) for d in domains)
-            e = fill(Experiment("benchmark", (row,), targets), names)
-            folder = b.out / f"seed-{seed}" / slug(row.name)
-            train.train(e.rows[0].train, folder)
-            name = row.name.rsplit(" ", 1)[0] if row.name.startswith(("ZoDi", "oracle")) else row.name
-            for target in e.targets:
-                scores.setdefault(name, {}).setdefault(target.name, []).append(score(e.rows[0], target, folder))
-        print(table(scores, b.domains), flush=True)
-        write_json(
-            b.out / "town.json",
-            {
-                "scores": scores, "steps": b.steps, "images": b.images, "seeds": seed + 1, "mode": b.mode,
-                "protocol": "embedded town, 160 source and 160 target training frames, 40 validation frames a domain, "
-                "19 classes, 128x256, last checkpoint",
-                "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-                "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch")},
-                "date": date.today().isoformat(),
-            },
-        )  # fmt: skip
-        (b.out / "town.md").write_text(table(scores, b.domains))
-    print(json.dumps(read_json(b.out / "town.json")["versions"]))
+    run_experiment(experiment(b), b.out)
+    scores = scores_of(read_json(b.out / "scores.json"))
+    told = {
+        "scores": scores, "steps": b.steps, "images": b.images, "seeds": b.seeds, "mode": b.mode, "precision": b.precision,
+        "protocol": "embedded town, 160 source and 160 target training frames, 40 validation frames a domain, "
+        "19 classes, 128x256, last checkpoint",
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch")},
+        "date": date.today().isoformat(),
+    }  # fmt: skip
+    write_json(b.out / "town.json", told)
+    (b.out / "town.md").write_text(table(scores, b.domains))
+    print(table(scores, b.domains), json.dumps(told["versions"]), sep="\n")
 
 
 if __name__ == "__main__":

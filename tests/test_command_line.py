@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 import segshift
-from segshift import experiments
+from segshift import checkpoints, experiments
 from segshift.__main__ import main
-from segshift.recipes import RECIPES, town_target
+from segshift.config import NetworkConfig
+from segshift.recipes import RECIPES
+from segshift.recipes.town import town_target
 from segshift.runs import InputError
 
 
-@pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "report", "demo", "recipes", "run", "prior"])
+@pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "estimate", "report", "demo", "recipes", "run", "prior"])
 def test_every_command_explains_itself(command: str, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -37,8 +39,8 @@ def test_town_then_check_from_the_command_line(tmp_path: Path):
 
 def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: Path):
     for recipe in RECIPES.values():
-        kept = {name: f"/data/{name}" for name in ("cityscapes", "acdc", "gta5")}
-        filled = experiments.fill(recipe, kept, keep="out")
+        kept = {name: f"/data/{name}" for name in ("cityscapes", "acdc", "gta5", "synthia")}
+        filled = experiments.fill(recipe, kept, keep=("out", "rows"))
         segshift.runs.begin(tmp_path / recipe.name, "run", filled)
         assert segshift.runs.read_config(tmp_path / recipe.name / "config.json", type(recipe)) == filled
     with pytest.raises(InputError, match="--data cityscapes"):
@@ -51,7 +53,8 @@ def test_published_recipes_keep_the_published_settings():
     train = recipe.rows[1].train
     assert (train.lr, train.momentum, train.weight_decay, train.poly_power, train.batch_size) == (1e-3, 0.9, 1e-4, 0.9, 4)
     assert (train.size, train.crop, train.similarity_weight, train.optimizer) == ((512, 1024), (384, 768), 0.1, "sgd")
-    assert recipe.transfer.mode == "reference" and train.select == "source"
+    assert recipe.transfers["transferred"].mode == "reference" and train.select == "source"
+    assert checkpoints.rules(train) == ("last", "source", "transferred", "oracle")
 
 
 def test_the_public_names_are_there():
@@ -59,8 +62,17 @@ def test_the_public_names_are_there():
         assert getattr(segshift, name) is not None
 
 
+def test_a_foreign_network_is_named_by_plain_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr("segshift.stages.predict.predict", lambda config, out: seen.append(config.network) or [])
+    given = ["predict", "out", "--run", "mine.pth", "--data", "acdc:/data:night/val"]
+    for more in ([], ["--network.name", "mine:build"], ["--network.encoder", "resnet18"], ["--network.name", "unet", "--network.encoder", "resnet18"]):
+        assert main([*given, *more]) == 0
+    assert seen == [None, NetworkConfig(name="mine:build"), NetworkConfig(encoder="resnet18"), NetworkConfig(name="unet", encoder="resnet18")]
+
+
 def test_nested_settings_keep_their_names(capsys):
-    for command, option in (("train", "--network.encoder"), ("transfer", "--diffusion.model"), ("train", "--source")):
+    for command, option in (("train", "--network.encoder"), ("predict", "--network.name"), ("transfer", "--diffusion.model"), ("train", "--source")):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert option in capsys.readouterr().out

@@ -1,42 +1,49 @@
 """A named experiment from town to page, its repetition from config.json, and its resumption."""
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
+import pytest
 import tiny_diffusion
+from rich.console import Console
 
 from segshift import experiments
-from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TransferConfig
-from segshift.recipes import Experiment, Target, town_rows, town_target, town_training
-from segshift.runs import read_json
+from segshift.config import DiffusionConfig, NetworkConfig, TownConfig
+from segshift.recipes import RECIPES
+from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.town import town_target, town_training, town_transfer
+from segshift.recipes.zodi import town_rows
+from segshift.runs import InputError, read_config, read_json
 
 
-def small(model: Path) -> Experiment:
+def small(model: Path, validation: str | None = town_target("clear")) -> Experiment:
     base = replace(
-        town_training(steps=2, images=4), size=(64, 128), crop=(32, 64), device="cpu",
+        town_training(steps=2, images=4), size=(64, 128), crop=(32, 64), device="cpu", validation=validation,
         network=NetworkConfig(name="networks:two_convs", feature_layer="encoder"),
     )  # fmt: skip
     rows = town_rows(base, ("night",))
     return Experiment(
         name="small",
         town=TownConfig(height=64, width=128, source_train=3, source_val=2, target_train=1, target_val=2, workers=1),
-        transfer=TransferConfig(
-            source=town_target("clear", "train"), to=("night",), steps=2, batch_size=3,
-            diffusion=DiffusionConfig(model=str(model), device="cpu"),
-        ),
-        rows=(rows[0], replace(rows[2], name="ZoDi")),
+        transfers={
+            "transferred": replace(
+                town_transfer("night"), steps=2, batch_size=3, diffusion=DiffusionConfig(model=str(model), device="cpu")
+            )
+        },
+        rows=(rows[0], replace(rows[2], name="ZoDi", targets=("night",))),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )  # fmt: skip
 
 
 def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Path, capsys):
-    experiment = small(tiny_diffusion.prior(tmp_path / "model"))
+    experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
     first = experiments.run_experiment(experiment, tmp_path / "first")
     shown = capsys.readouterr().out
     assert "source only" in shown and "ZoDi, gain" in shown
     assert (first / "index.html").stat().st_size > 10_000
 
-    made = sorted((first / "zodi" / "predictions" / "night").rglob("*.png"))
+    made = sorted((first / "seed-0" / "zodi" / "predictions" / "last" / "night").rglob("*.png"))
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in made]
     assert len(made) == 2
 
@@ -46,5 +53,43 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
     second = experiments.run(str(first / "config.json"), tmp_path / "second")  # another: the same bytes
     again = [second / path.relative_to(first) for path in made]
     assert [path.read_bytes() for path in again] == [content for content, _ in before]
-    scores = [read_json(run / "zodi" / "evaluation" / "night" / "metrics.json")["miou"] for run in (first, second)]
-    assert scores[0] == scores[1]
+    assert read_json(first / "scores.json") == read_json(second / "scores.json")
+
+
+def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Path, capsys):
+    experiment = small(tiny_diffusion.prior(tmp_path / "model"))
+    out = experiments.run_experiment(experiment, tmp_path / "out")
+    images = {path: path.stat().st_mtime_ns for folder in ("town", "transferred") for path in (out / folder).rglob("*.png")}
+    capsys.readouterr()
+    experiments.run(str(out / "config.json"), seeds=2)  # one more: the first is not trained again
+    assert "±" in capsys.readouterr().out
+    assert images == {path: path.stat().st_mtime_ns for folder in ("town", "transferred") for path in (out / folder).rglob("*.png")}
+    assert [read_json(out / f"seed-{seed}" / "zodi" / "config.json")["config"]["seed"] for seed in (0, 1)] == [0, 1]
+    assert read_config(out / "config.json", Experiment).seeds == 2
+    found = {(line["row"], line["checkpoint"]): line["miou"] for line in read_json(out / "scores.json")}
+    assert {rule for _, rule in found} == {"last", "source"} and len(found["source only", "last"]["clear"]) == 2
+    assert "clear" not in found["ZoDi", "last"]  # a row with targets of its own
+    with pytest.raises(InputError, match="seeds is 0"):
+        experiments.run(str(out / "config.json"), seeds=0)
+    with pytest.raises(InputError, match="only recipes run over seeds"):
+        experiments.run(str(out / "town" / "config.json"), seeds=2)
+
+
+def test_the_table_shows_every_rule_and_gains_within_a_rule():
+    base = town_training(steps=1, images=2)
+    e = Experiment("e", (Row("a", base), Row("b", base)), (Target("night", "x"),), seeds=2)
+    scores = {("a", "last"): {"night": [10.0, 20.0]}, ("b", "last"): {"night": [11.0, 23.0]}, ("b", "oracle"): {"night": [30.0, 30.0]}}
+    console = Console(width=120, file=StringIO())
+    console.print(experiments.table(e, scores))
+    lines = [" ".join(line.replace("│", " ").split()) for line in console.file.getvalue().splitlines()]
+    assert "a last 15.0 ± 7.1" in lines and "b oracle (not attainable) 30.0 ± 0.0" in lines
+    assert "b, gain last +2.0 ± 1.4" in lines and not any("gain oracle" in line for line in lines)
+
+
+def test_every_ablation_reads_what_its_own_transfer_writes():
+    recipe = RECIPES["zodi-town-ablations"]
+    assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 10
+    trees = {f"cityscapes:{{out}}/{folder}/{domain}:train" for folder, config in recipe.transfers.items() for domain in config.to}
+    used = {name for row in recipe.rows for name in row.train.transferred}
+    assert used == trees
+    assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter) for row in recipe.rows}) == 10

@@ -26,6 +26,23 @@ def test_values_over_255_are_written_in_16_bits():
     assert np.array_equal(space.to_train(space.to_file(train_ids)), train_ids)
 
 
+def test_void_over_255_is_not_cut_to_8_bits():
+    space = replace(TRAIN_IDS, ignored_ids=(300,))
+    assert space.to_file(np.array([[0, 255]], np.uint8)).tolist() == [[0, 300]]
+
+
+@pytest.mark.parametrize("space", [CITYSCAPES, SYNTHIA, MERGED], ids=lambda space: space.name)
+def test_8_bit_pictures_give_what_wider_ones_give(space):
+    ids = np.arange(256, dtype=np.uint8).repeat(6).reshape(32, 48)
+    for picture in (ids, ids[:, ::2], ids.T, ids[0], ids[:0]):  # OpenCV reads some of these from a copy
+        wide = picture.astype(np.int64)
+        for found, expected in ((space.to_train(picture), space.to_train(wide)), (space.to_file(picture), space.to_file(wide))):
+            assert found.dtype == expected.dtype == np.uint8 and found.shape == picture.shape
+            assert np.array_equal(found, expected)
+        for truth in (False, True):
+            assert space.unknown(picture, truth=truth) == space.unknown(wide, truth=truth)
+
+
 def test_cityscapes_is_that_of_cityscapesscripts():
     official = pytest.importorskip("cityscapesscripts.helpers.labels").labels
     classes = sorted((label for label in official if 0 <= label.trainId < 255), key=lambda label: label.trainId)

@@ -141,6 +141,24 @@ def test_a_file_of_weights_predicts_with_the_network_it_is_named_with(tmp_path: 
         predict(replace(config, network=None), tmp_path / "other")
 
 
+def test_every_selection_rule_predicts_from_its_own_checkpoint(tmp_path: Path, day: str):
+    run = trained(tmp_path / "run", day, select="source", validation=day, oracle_validation=day)
+    method = checkpoints.load_run(run)[0]
+    checkpoints.save(run, 5, method, {})
+    next(method.parameters()).data += 1
+    checkpoints.save_best(run, 4, method, 0.5, "oracle")
+    told = {}
+    for rule in ("best", "source", "oracle", "last"):
+        out = predict(PredictConfig(str(run), day, checkpoint=rule, device="cpu"), tmp_path / rule)
+        told[rule] = runs.read_json(out / "model.json")
+    assert {rule: model["step"] for rule, model in told.items()} == {"best": 2, "source": 2, "oracle": 4, "last": 5}
+    assert told["best"]["selection"] == told["source"]["selection"] == "checkpoint best on source validation"
+    assert told["oracle"]["selection"].endswith("(oracle: not attainable)") and told["last"]["selection"].endswith("last step")
+    assert told["best"]["weights"] == told["last"]["weights"] != told["oracle"]["weights"]
+    with pytest.raises(InputError, match="has no checkpoint 'transferred'"):
+        predict(PredictConfig(str(run), day, checkpoint="transferred", device="cpu"), tmp_path / "none")
+
+
 def test_images_of_several_sizes_go_through_a_network_that_sees_them_as_they_are(tmp_path: Path):
     trees.cityscapes(tmp_path / "mixed", trees.IDS[:2], size=(20, 36))
     trees.cityscapes(tmp_path / "mixed", trees.IDS[2:], size=(32, 40))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segshift.config import TransferConfig
-from segshift.runs import InputError, atomic, begin, read_config, read_lines
+from segshift.runs import InputError, atomic, begin, read_config, read_lines, slug
 
 
 def test_a_failing_write_leaves_nothing(tmp_path: Path):
@@ -27,3 +27,11 @@ def test_config_round_trips_and_another_one_is_refused(tmp_path: Path):
 def test_a_line_cut_short_is_left_out(tmp_path: Path):
     (tmp_path / "lines.jsonl").write_text('{"id": "a"}\n{"id": ')
     assert read_lines(tmp_path / "lines.jsonl") == [{"id": "a"}]
+
+
+def test_a_folder_name_keeps_letters_of_any_alphabet_and_the_known_domains():
+    assert [slug(name) for name in ("night", "snow", "rain", "fog", "game")] == ["night", "snow", "rain", "fog", "game"]
+    assert slug("Driving through a sandstorm!") == "driving-through-a-sandstorm" and slug("source + jitter") == "source-jitter"
+    assert slug("夜间驾驶") == "夜间驾驶" and slug("Fährt im Schnee") == "fährt-im-schnee" and slug("...") == ""
+    long = [slug("a very long sentence about driving " * 3 + end) for end in ("in rain", "in snow")]
+    assert long[0] != long[1] and max(map(len, long)) < 60

@@ -25,16 +25,26 @@ def test_the_best_checkpoint_is_chosen_by_the_set_it_is_named_after(data, tmp_pa
         data,
         select=select,
         transferred_validation=(f"cityscapes:{data}/night:val",),
-        oracle_validation=f"cityscapes:{data}/fog:val" if select == "oracle" else None,
+        oracle_validation=f"cityscapes:{data}/fog:val",
         validate_every=1,
     )
-    train(settings, tmp_path / "run")
-    judged = [line for line in logged(tmp_path / "run") if "validation" in line]
-    assert len(judged) == 6 and ("oracle" in judged[0]["validation"]) == (select == "oracle")
-    scores = [line["validation"][field]["miou"] for line in judged]
-    assert [line["score"] for line in judged] == scores
-    record = checkpoints.best_record(tmp_path / "run")
-    assert record == {"step": 1 + int(np.argmax(scores)), "score": max(scores)}
+    run = train(settings, tmp_path / "run")
+    judged = [line for line in logged(run) if "validation" in line]
+    assert len(judged) == 6
+    assert [line["score"] for line in judged] == [line["validation"][field]["miou"] for line in judged]
+    for rule, name in (("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle")):
+        scores = [line["validation"][name]["miou"] for line in judged]
+        assert checkpoints.best_record(run, rule) == {"step": 1 + int(np.argmax(scores)), "score": max(scores)}
+    assert checkpoints.best_record(run) == checkpoints.best_record(run, select)
+    assert checkpoints.rules(settings) == ("last", "source", "transferred", "oracle")
+    assert len(list((run / "checkpoints").glob("best*"))) == 3
+
+
+def test_a_rule_without_its_set_keeps_no_checkpoint(data, tmp_path):
+    run = train(config(data), tmp_path / "run")
+    assert checkpoints.rules(config(data)) == ("last", "source")
+    with pytest.raises(InputError, match=r"has no checkpoint 'oracle'.* choose one of last, source, or"):
+        checkpoints.load_run(run, "oracle")
 
 
 def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
@@ -48,11 +58,10 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
     ("changes", "message"),
     [
         ({"transferred": ()}, "method zodi needs transferred images"),
-        ({"method": "source_only"}, "source_only takes no transferred images"),
+        ({"method": "source_only"}, "source_only does not use `transferred`"),
         ({"validation": None}, "select = source needs a validation set and `validation` is empty"),
         ({"select": "transferred"}, "`transferred_validation` is empty"),
         ({"select": "oracle"}, "`oracle_validation` is empty"),
-        ({"oracle_validation": "acdc:/x:night/val"}, "oracle_validation acdc:/x:night/val is for select = oracle alone"),
         ({"crop": (64, 64)}, r"crop \(64, 64\) is larger than size \(32, 64\)"),
         ({"accumulate": 3}, "batch_size 4 cannot be divided into 3 micro-batches"),
         ({"steps": 0}, "steps is 0"),

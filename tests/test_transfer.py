@@ -1,9 +1,7 @@
-"""Image transfer: what a frame depends on, the tree that is written, interruptions, and bad input."""
+# ruff: noqa: F811 (fixtures are imported by name)
+"""Image transfer: the tree that is written, what a frame depends on, modes and ablations."""
 
-import errno
 import hashlib
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,59 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_diffusion
 import torch
 import torchvision
 import trees
-from PIL import Image
+from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
 from segshift import diffusion, frames, runs
-from segshift.config import DiffusionConfig, TransferConfig
-from segshift.journal import Journal
-from segshift.labels import ADE20K_COLOURS, CITYSCAPES, LabelSpace
+from segshift.labels import ADE20K_COLOURS, CITYSCAPES
 from segshift.methods import zodi
-from segshift.runs import InputError
 from segshift.stages import transfer as stage
-
-torch.set_num_threads(1)  # these networks are too small to share
-SIZE = (64, 64)
-IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "ulm_000000_000019", "ulm_000001_000019")
-
-
-@pytest.fixture(scope="session")
-def prior(tmp_path_factory) -> Path:
-    return tiny_diffusion.prior(tmp_path_factory.mktemp("models") / "prior")
-
-
-@pytest.fixture(scope="session")
-def model(prior) -> diffusion.Diffusion:
-    return diffusion.load(DiffusionConfig(model=str(prior), device="cpu"))
-
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    return trees.cityscapes(tmp_path / "cityscapes", IDS, SIZE)
-
-
-@pytest.fixture
-def config(source, prior) -> TransferConfig:
-    where = DiffusionConfig(model=str(prior), device="cpu")
-    return TransferConfig(source=f"cityscapes:{source}:train", batch_size=2, diffusion=where)
-
-
-def pictures(out: Path) -> dict[str, bytes]:
-    """Every picture under OUT, by its path there."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.png"))}
-
-
-def manifest(out: Path, slug: str = "night") -> list[dict]:
-    """Its lines but for the time they took."""
-    return [line | {"seconds": None} for line in runs.read_lines(out / slug / "manifest.jsonl")]
-
-
-def grey_levels_apart(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
-
 
 # ------------------------------------------------------------------------------- the tree that is written
 
@@ -223,6 +177,21 @@ def test_the_layout_is_drawn_in_the_palette_of_the_mode():
     assert len({tuple(c) for c in reference.reshape(-1, 3).tolist()}) > 4  # mixed along the edges, as published
 
 
+def test_reference_mode_draws_void_in_the_colours_of_cityscapes_own_ids(config, source, tmp_path, monkeypatch):
+    published = {label.id: label.color for label in pytest.importorskip("cityscapesscripts.helpers.labels").labels}
+    ids = np.arange(34, dtype=np.uint8)[:, None].repeat(2, 1)
+    drawn = zodi.layout(CITYSCAPES.to_train(ids), CITYSCAPES, (34, 2), "cityscapes", reference=True, label_ids=ids)
+    assert [tuple(colour) for colour in drawn[:, 0].tolist()] == [published[i] for i in range(34)]
+    for path in (source / "gtFine").rglob("*.png"):
+        trees.save(path, np.full(SIZE, 16, np.uint8))  # tunnel: void
+    layouts, embed = [], zodi.embed_layout
+    monkeypatch.setattr(zodi, "embed_layout", lambda model, control: (layouts.append(control), embed(model, control))[1])
+    for mode in ("reference", "default"):
+        stage.transfer(replace(config, mode=mode), tmp_path / mode)
+    colours = [(255 * control[0, :, 0, 0]).round().tolist() for control in layouts]
+    assert colours == [[150, 120, 90]] * 3 + [[0, 0, 0]] * 3
+
+
 def test_the_ade20k_palette_is_the_published_one():
     # a few of the 150 colours as the ControlNet's authors publish them, by ADE20K's own class names
     ade = {"wall": (120, 120, 120), "building": (180, 120, 120), "sky": (6, 230, 230), "tree": (4, 200, 3), "road": (140, 140, 140)}
@@ -289,218 +258,3 @@ def test_full_strength_starts_at_the_last_time_step(config, model):
     assert zodi.start_timestep(model, 1.0) == 999
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
     assert stage.transfer_images(replace(config, strength=1.0), [image], [label], model=model)["night"][0].std() > 1
-
-
-# ------------------------------------------------------------------------- interruptions, failures, memory
-
-
-def test_a_killed_run_continues_to_the_same_bytes(config, tmp_path, monkeypatch):
-    config = replace(config, to=("night", "fog"))
-    whole = stage.transfer(config, tmp_path / "whole")
-    write, written = stage._write, []
-
-    def killed(config, dataset, frame, root, picture):
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(frame.id)
-        return write(config, dataset, frame, root, picture)
-
-    monkeypatch.setattr(stage, "_write", killed)
-    out = tmp_path / "killed"
-    with pytest.raises(KeyboardInterrupt):
-        stage.transfer(config, out)
-    journal = out / "journal" / "0-of-1.jsonl"
-    lines = [line for line in journal.read_text().splitlines() if '"id"' in line]
-    assert len(lines) == 3
-    journal.write_text("\n".join([*lines[:2], lines[2][:50]]))  # as a kill in the middle of the third line leaves it
-    written.clear()
-    monkeypatch.setattr(stage, "_write", lambda *a: (written.append(a[2].id), write(*a))[1])
-    stage.transfer(config, out)
-    assert len(written) == 8  # 10 pictures, 2 of them finished
-    assert pictures(out) == pictures(whole)
-    assert [manifest(out, slug) == manifest(whole, slug) for slug in ("night", "fog")] == [True, True]
-    written.clear()
-    (out / "night" / "manifest.jsonl").unlink()  # as a kill after the last picture leaves it
-    stage.transfer(config, out)
-    assert written == [] and manifest(out) == manifest(whole)
-
-
-def test_a_picture_that_is_gone_is_made_again(config, tmp_path):
-    out = stage.transfer(config, tmp_path / "out")
-    before = pictures(out)
-    frames.load(f"cityscapes:{out}/night").frames[2].image.unlink()
-    stage.transfer(config, out)
-    assert pictures(out) == before
-
-
-def test_frames_that_cannot_be_read_are_listed_and_the_others_finish(config, tmp_path, source):
-    whole = pictures(stage.transfer(config, tmp_path / "whole"))
-    image = source / "leftImg8bit/train"
-    truncated, empty = image / f"aachen/{IDS[0]}_leftImg8bit.png", image / f"bochum/{IDS[2]}_leftImg8bit.png"
-    label = source / f"gtFine/train/ulm/{IDS[3]}_gtFine_labelIds.png"
-    good = {path: path.read_bytes() for path in (truncated, empty, label)}
-    truncated.write_bytes(good[truncated][:3000])
-    empty.write_bytes(b"")
-    Image.fromarray(np.full(SIZE, 77, np.uint8)).save(label)
-    config = replace(config, to=("night", "fog"))
-    out = stage.transfer(config, tmp_path / "out")
-    failed = {line["id"]: line["error"] for line in runs.failures(out)}
-    assert set(failed) == {IDS[0], IDS[2], IDS[3]} and str(truncated) in failed[IDS[0]] and "77" in failed[IDS[3]]
-    assert runs.failures(out / "night") == runs.failures(out)
-    assert [line["id"] for line in manifest(out, "fog")] == [IDS[1], IDS[4]]
-    data = frames.load(config.source)
-    assert len(frames.pair(data, frames.load(f"cityscapes:{out}/night"))) == 2
-    for path, content in good.items():
-        path.write_bytes(content)
-    stage.transfer(config, out)
-    assert not runs.failures(out) and not runs.failures(out / "fog")
-    assert whole.items() <= pictures(out).items() and len(manifest(out, "fog")) == len(IDS)
-
-
-def test_a_label_of_another_size_fails_that_frame(config, tmp_path, source):
-    trees.save(source / f"gtFine/train/ulm/{IDS[3]}_gtFine_labelIds.png", CITYSCAPES.to_file(trees.train_ids("a", (32, 64))))
-    (failed,) = runs.failures(stage.transfer(config, tmp_path / "out"))
-    assert failed["id"] == IDS[3] and "64x64" in failed["error"] and "64x32" in failed["error"]
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(config, tmp_path, monkeypatch):
-    whole = stage.transfer(config, tmp_path / "whole")
-    transfer, rows = zodi.transfer, []
-
-    def small_device(model, z0, *args):
-        rows.append(len(z0))
-        if len(z0) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return transfer(model, z0, *args)
-
-    monkeypatch.setattr(zodi, "transfer", small_device)
-    out = stage.transfer(replace(config, batch_size=4), tmp_path / "out")
-    assert rows == [4, 2, 1, 1, 1, 1, 1]
-    assert [line["id"] for line in manifest(out)] == sorted(IDS)
-    for path in pictures(out):
-        if "leftImg8bit" in path:
-            a, b = (np.asarray(Image.open(root / path)) for root in (out, whole))
-            assert grey_levels_apart(a, b) <= 1
-    monkeypatch.setattr(zodi, "transfer", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
-    with pytest.raises(InputError, match=r"too little memory for one image .* smaller --short-side"):
-        stage.transfer(config, tmp_path / "none")
-
-
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_continues(config, tmp_path, monkeypatch):
-    whole = stage.transfer(config, tmp_path / "whole")
-    replaced, made = os.replace, []
-
-    def full(source, target):
-        if str(target).endswith("leftImg8bit.png"):
-            made.append(target)
-            if len(made) > 3:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        replaced(source, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    out = tmp_path / "out"
-    with pytest.raises(InputError, match=r"disk full while writing .*: free some space and run the same command again"):
-        stage.transfer(config, out)
-    assert len(manifest(out)) == 3 and not list(out.rglob(".tmp-*"))
-    monkeypatch.setattr(os, "replace", replaced)
-    stage.transfer(config, out)
-    assert pictures(out) == pictures(whole) and manifest(out) == manifest(whole)
-
-
-def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypatch):
-    slow, quick = (Journal(tmp_path, name, ("night",)) for name in ("0-of-2", "1-of-2"))
-    slow.add({"id": "a", "domain": "night"})
-    write, first = runs.write_lines, []
-
-    def interrupted(path, lines):
-        if not first:  # between the slow one's reading and writing, the quick one finishes
-            first.append(path)
-            quick.add({"id": "b", "domain": "night"})
-            quick.add({"finished": True})
-            quick.merge()
-        write(path, lines)
-
-    monkeypatch.setattr(runs, "write_lines", interrupted)
-    slow.merge()
-    assert [line["id"] for line in runs.read_lines(tmp_path / "night" / "manifest.jsonl")] == ["a", "b"]
-
-
-# ---------------------------------------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"strength": 0.0}, "strength 0.0: expected more than 0 and at most 1"),
-        ({"strength": 1.5}, "strength 1.5: expected more than 0 and at most 1"),
-        ({"strength": float("nan")}, "strength nan"),
-        ({"strength": 0.2}, "strength 0.2 of 4 steps walks none.*0.25 or more"),
-        ({"to": ()}, "no target domain"),
-        ({"to": ("night", "Night ")}, "'Night ' is empty or given twice"),
-        ({"to": ("...",)}, "'...' is empty"),
-        ({"to": ("a sentence far longer than this encoder reads",)}, "tokens, and the text encoder .* reads 32"),
-        ({"shard": "2/2"}, "shard '2/2': expected i/n"),
-        ({"shard": "half"}, "shard 'half': expected i/n"),
-        ({"steps": 0}, "0 steps: expected 1 to 999"),
-        ({"steps": 1000}, "1000 steps: expected 1 to 999"),
-        ({"eta": 1.5}, "eta 1.5: expected 0"),
-        ({"batch_size": 0}, "batch size 0: expected 1 or more"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(change, message, config, tmp_path):
-    with pytest.raises(InputError, match=message):
-        stage.transfer(replace(config, **change), tmp_path / "out")
-    assert not (tmp_path / "out").exists()  # free to be used with better ones
-
-
-def test_without_labels_the_layout_must_be_switched_off(config, tmp_path, model):
-    root = trees.cityscapes(tmp_path / "bare", IDS[:2], SIZE, split="test", labelled=False)
-    bare = replace(config, source=f"cityscapes:{root}:test")
-    with pytest.raises(InputError, match="no label for frame 'aachen_000000_000019'"):
-        stage.transfer(bare, tmp_path / "out")
-    out = stage.transfer(replace(bare, control=False), tmp_path / "out")
-    assert len(manifest(out)) == 2 and "controlnet" not in manifest(out)[0]["weights"]
-    with pytest.raises(InputError, match="no labels, and the layout is drawn from them"):
-        stage.transfer_images(config, [trees.picture("a", SIZE)], None, model=model)
-
-
-def test_classes_without_a_colour_are_drawn_black_and_a_black_layout_is_refused(config, model, caplog):
-    image, label = trees.picture("a", SIZE), np.zeros(SIZE, np.uint8)
-    strange = LabelSpace("farm", ("cow", "pig"), ((1, 1, 1), (2, 2, 2)), (0, 1))
-    with pytest.raises(InputError, match=r"no class of 'farm' .*has a colour .* map the classes onto cityscapes"):
-        stage.transfer_images(config, [image], [label], space=strange, model=model)
-    mixed = LabelSpace("farm", ("cow", "road"), ((1, 1, 1), (2, 2, 2)), (0, 1))
-    stage.transfer_images(config, [image], [label], space=mixed, model=model)
-    assert "drawn black: cow" in caplog.text
-    assert not zodi.layout(label, mixed, SIZE, "cityscapes").any()
-
-
-def test_an_output_that_belongs_to_another_configuration_or_weights_is_left_alone(config, tmp_path, prior):
-    out = stage.transfer(config, tmp_path / "out")
-    with pytest.raises(InputError, match=r"another configuration .*seed 42 there, 1 asked for"):
-        stage.transfer(replace(config, seed=1), out)
-    frames.load(f"cityscapes:{out}/night").frames[0].image.unlink()
-    before = pictures(out)
-    own = Path(shutil.copytree(prior, tmp_path / "own"))
-    told = json.loads((out / "config.json").read_text())
-    told["config"]["diffusion"]["model"] = str(own)
-    (out / "config.json").write_text(json.dumps(told))
-    changed = tiny_diffusion.unet(8, addition_embed_type="text", addition_embed_type_num_heads=4)
-    changed.half().save_pretrained(own / "unet")
-    with pytest.raises(InputError, match="begun with other weights"):
-        stage.transfer(replace(config, diffusion=replace(config.diffusion, model=str(own))), out)
-    assert pictures(out) == before
-
-
-def test_device_shard_and_batch_size_may_change_when_a_run_goes_on(config, tmp_path):
-    out = stage.transfer(replace(config, shard="0/2"), tmp_path / "out")
-    assert len(manifest(out)) == 3
-    stage.transfer(replace(config, batch_size=3, diffusion=replace(config.diffusion, device="auto")), out)
-    assert len(manifest(out)) == 5
-
-
-def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write .*file.*: choose a writable output folder"):
-        stage.transfer(config, tmp_path / "file" / "out")

@@ -6,6 +6,7 @@ from typing import Any
 from segshift.config import (
     CheckConfig,
     DiffusionConfig,
+    EstimateConfig,
     EvaluateConfig,
     NetworkConfig,
     PredictConfig,
@@ -23,13 +24,14 @@ _STAGES = {
     "train": ("segshift.stages.train", "train"),
     "predict": ("segshift.stages.predict", "predict"),
     "evaluate": ("segshift.stages.evaluate", "evaluate"),
+    "estimate": ("segshift.estimation", "estimate"),
     "report": ("segshift.stages.report", "report"),
     "run": ("segshift.experiments", "run"),
 }
 
 __all__ = [
-    "CheckConfig", "DiffusionConfig", "EvaluateConfig", "InputError", "NetworkConfig", "PredictConfig", "ReportConfig",
-    "TownConfig", "TrainConfig", "TransferConfig", *_STAGES,
+    "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "InputError", "NetworkConfig", "PredictConfig",
+    "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig", *_STAGES,
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from segshift.config import (
     CheckConfig,
+    EstimateConfig,
     EvaluateConfig,
     PredictConfig,
     PriorConfig,
@@ -74,6 +75,16 @@ def evaluate(out: Out, config: Annotated[EvaluateConfig, FLAT]) -> Path:
     return evaluate.evaluate(config, out)
 
 
+def estimate(
+    config: Annotated[EstimateConfig, FLAT],
+    out: Annotated[Path | None, tyro.conf.arg(help="Folder to write; default RUN/estimate.")] = None,
+) -> Path:
+    """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will fail."""
+    from segshift import estimation
+
+    return estimation.estimate(config, out)
+
+
 def report(out: Out, config: Annotated[ReportConfig, FLAT]) -> Path:
     """Write one self-contained page over runs."""
     from segshift.stages import report
@@ -85,11 +96,12 @@ def run(
     experiment: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE|CONFIG.JSON", help="A recipe's name (`segshift recipes` lists them), or the config.json of a run to repeat.")],
     out: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[OUT]", help="Folder to write; default runs/RECIPE, or the folder of CONFIG.JSON.")] = None,
     data: Annotated[dict[str, str], tyro.conf.arg(help="Where data sets are unpacked: cityscapes /data/cityscapes acdc /data/acdc.")] = {},  # noqa: B006
+    seeds: Annotated[int | None, tyro.conf.arg(help="Trainings of every row; the table then shows mean ± standard deviation. Default: the experiment's own number.")] = None,
 ) -> Path:
     """Run a named experiment, stage after stage, or repeat a run from its config.json."""
     from segshift import experiments
 
-    return experiments.run(experiment, out, data)
+    return experiments.run(experiment, out, data, seeds)
 
 
 def recipes() -> list[dict]:
@@ -117,7 +129,7 @@ def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[Prio
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 finished with frames that failed (listed), 2 wrong input, 130 interrupted."""
     commands = {"town": town, "check": check, "transfer": transfer, "train": train, "predict": predict,
-                "evaluate": evaluate, "report": report, "demo": demo, "recipes": recipes, "run": run, "prior": prior}  # fmt: skip
+                "evaluate": evaluate, "estimate": estimate, "report": report, "demo": demo, "recipes": recipes, "run": run, "prior": prior}  # fmt: skip
     errors = Console(stderr=True)
     try:
         done = tyro.extras.subcommand_cli_from_dict(

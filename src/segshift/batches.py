@@ -1,6 +1,6 @@
 """Training samples as a pure function of (seed, k), k = 0, 1, 2, ... counting through the whole run.
 
-Sample k's frame, transferred image, crop, flip and jitter come from generators keyed by seed and k. Optimizer step s
+Sample k's frame, transferred or target image, crop, flip and jitter come from generators keyed by seed and k. Optimizer step s
 takes samples s * batch_size to (s + 1) * batch_size - 1. So nothing about the order has to be saved: resuming at
 step s, other numbers of workers, processes or micro-batches give the same samples.
 """
@@ -74,8 +74,32 @@ class Pictures:
         return value
 
 
+def _has_own_label(frame: Frame, transferred: Frame) -> bool:
+    return transferred.label is not None and transferred.label.resolve() != frame.label.resolve()
+
+
+class RareClasses:
+    """Rare-class sampling (Hoyer et al., DAFormer, CVPR 2022, eq. 9 and 10).
+
+        P(c) = exp((1 - f_c) / T) / sum_c' exp((1 - f_c') / T),   f_c the share of pixels of class c
+
+    A class is drawn with P, then one of the frames that show it.
+    """
+
+    def __init__(self, counts: np.ndarray, temperature: float):
+        """counts: pixels per frame and class, int64 [N, C]; classes without a pixel are never drawn."""
+        share = torch.from_numpy(counts.sum(0) / counts.sum())
+        self.chances = torch.where(share > 0, (1 - share) / temperature, -torch.inf).softmax(0)
+        self.frames = [np.flatnonzero(column) for column in counts.T]
+
+    def draw(self, rng: torch.Generator) -> int:
+        """Index of a frame."""
+        showing = self.frames[int(torch.multinomial(self.chances, 1, generator=rng))]
+        return int(showing[int(torch.randint(len(showing), (), generator=rng))])
+
+
 class Samples(Dataset):
-    """Sample k: source and transferred images and their label, augmented."""
+    """Sample k: source and transferred images and their label, and a target image, augmented."""
 
     def __init__(
         self,
@@ -85,19 +109,33 @@ class Samples(Dataset):
         crop: transforms.Size,
         jitter: transforms.Jitter,
         seed: int,
+        targets: tuple[Sequence[Frame], Pictures] | None = None,
+        rare: RareClasses | None = None,
     ):
+        """targets: unlabelled frames, drawn apart from the source's. rare: draws the source frame instead of the order."""
         self.pairs, self.pictures, self.crop, self.jitter, self.seed = pairs, pictures, crop, jitter, seed
+        self.targets, self.rare = targets, rare
+        self.own_labels = any(_has_own_label(frame, other) for frame, made in pairs for other in made)
 
     def frame(self, k: int) -> Frame:
         """Source frame of sample k: every len(pairs) samples are one permutation of all frames."""
         return self._pair(k)[0]
 
     def _pair(self, k: int) -> Pair:
+        if self.rare is not None:
+            return self.pairs[self.rare.draw(transforms.generator(self.seed, "rare", k))]
         epoch, place = divmod(k, len(self.pairs))
         return self.pairs[_permutation(len(self.pairs), self.seed, epoch)[place]]
 
+    def target(self, k: int) -> Frame:
+        """Target frame of sample k: every len(targets) samples are one permutation of all target frames."""
+        chosen, _ = self.targets
+        epoch, place = divmod(k, len(chosen))
+        return chosen[_permutation(len(chosen), transforms.key_seed(self.seed, "target"), epoch)[place]]
+
     def __getitem__(self, k: int) -> Batch | InputError:
-        """source [3, h, w], transferred [3, h, w] where there is one, label [h, w]; (h, w) = crop.
+        """source [3, h, w], transferred [3, h, w] and target [3, h, w] where there are some, label [h, w]; (h, w) = crop.
+        Where transferred frames have label files of their own (a gate made parts of them void): transferred_label [h, w].
 
         An InputError is returned, not raised: out of a worker it would come with the worker's stack in its text.
         """
@@ -107,10 +145,18 @@ class Samples(Dataset):
         try:
             images = [self.pictures.image(f) for f in drawn]
             label = self.pictures.label(frame)
+            if self.own_labels:
+                label = torch.stack([label, self.pictures.label(drawn[-1])])
+            target = self.targets[1].image(self.target(k)) if self.targets else None
         except InputError as error:
             return error
         images, label = transforms.augment(images, label, self.crop, self.jitter, rng)
-        return dict(zip(("source", "transferred"), images, strict=False)) | {"label": label}
+        labels = zip(("label", "transferred_label"), label if self.own_labels else [label], strict=False)
+        sample = dict(zip(("source", "transferred"), images, strict=False)) | dict(labels)
+        if target is not None:  # unjittered: the methods' strong augmentation is of the mixed image alone
+            [cut] = transforms.crop_and_flip([target], self.crop, transforms.generator(self.seed, "target sample", k))
+            sample["target"] = cut.float() / 255
+        return sample
 
 
 class Whole(Dataset):
@@ -161,6 +207,6 @@ def checked(batch: Batch | InputError) -> Batch:
     return batch
 
 
-@lru_cache(maxsize=2)  # a batch may reach over the end of an epoch
+@lru_cache(maxsize=4)  # source and target; a batch may reach over the end of an epoch
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=transforms.generator(seed, "epoch", epoch)).tolist()

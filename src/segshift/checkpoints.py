@@ -5,10 +5,13 @@
     RUN/environment.json               versions of Python and the libraries
     RUN/metrics.jsonl                  a line a step: step, lr, every loss term, seconds; and a line a validation:
                                        step, score, validation: {set: {miou, iou: {class: value}}}
-    RUN/checkpoints/best.safetensors   the method at its best step, with step and score in the file's metadata
+    RUN/checkpoints/best.safetensors   the method at its best step by the rule `select`, with step and score in the
+                                       file's metadata
+    RUN/checkpoints/best-<rule>.safetensors
+                                       the same by every other rule that has a validation set
     RUN/checkpoints/00000500.safetensors and .state
                                        the method, and what continuing needs: optimizers, gradient scaler, best
-                                       score; tensors and numbers only, read with weights_only=True
+                                       scores; tensors and numbers only, read with weights_only=True
 
 A checkpoint is whole once its .state is there, which is written last; the one before is deleted after that. The
 learning rate, the samples and all random states are functions of the step number.
@@ -31,9 +34,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segshift import models, runs
-from segshift.config import TrainConfig
+from segshift.config import Select, TrainConfig
 from segshift.labels import CITYSCAPES, CLASS_SETS, LabelSpace
 from segshift.methods import Method
+from segshift.methods.iccld import AdversarialDiffusion
+from segshift.methods.iccld_self_training import THINGS, SelfTraining
 from segshift.methods.source_only import SourceOnly
 from segshift.methods.zodi_adaptation import ZoDi
 from segshift.runs import InputError
@@ -59,12 +64,27 @@ def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
     return CLASS_SETS[config.classes]
 
 
-def method_of(config: TrainConfig, space: LabelSpace) -> Method:
-    """The method that `config` names with its network, on the CPU. Raises: InputError, as `models.build`."""
+def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) -> Method:
+    """The method that `config` names with its network, on the CPU. `begin`: with the weights of `config.from_run`.
+
+    Raises: InputError, as `models.build`, and when `config.from_run` is no step 1 of the same network.
+    """
+    if config.from_run and begin:
+        step1 = _step1(config, Path(config.from_run))
+        return _step2(config, step1)
     segmenter = models.build(config.network, space.classes)
     excluded = sorted(set(range(space.classes)) - set(class_set(config, space)))
     if config.method == "source_only":
         return SourceOnly(segmenter, excluded)
+    if config.method in ("self_training", "adversarial_diffusion"):
+        c = config.iccld
+        step1 = SelfTraining(
+            segmenter, excluded, reading=c.diffused, threshold=c.threshold, momentum=c.momentum,
+            confidence_weighted=c.confidence_weighted, feature_distance=c.feature_distance,
+            thing_classes=tuple(i for i, name in enumerate(space.names) if name in THINGS),
+            masked_weight=c.masked_weight, head_lr=c.head_lr, gradient_checkpointing=c.gradient_checkpointing,
+        )  # fmt: skip
+        return step1 if config.method == "self_training" else _step2(config, step1)
     return ZoDi(
         segmenter,
         excluded,
@@ -74,16 +94,48 @@ def method_of(config: TrainConfig, space: LabelSpace) -> Method:
     )
 
 
-def load_run(run: Path, which: Literal["best", "last"] = "best") -> tuple[Method, TrainConfig, LabelSpace]:
+def _step1(config: TrainConfig, run: Path) -> SelfTraining:
+    """The trained step 1 that step 2 begins with. Raises: InputError when it does not fit `config`."""
+    step1, trained, _ = load_run(run, "last")
+    if trained.method != "self_training":
+        raise InputError(f"{run} was trained by method {trained.method}, expected self_training: name a run of ICCLD's step 1")
+    ours, theirs = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
+    if ours != theirs or config.iccld.diffused != trained.iccld.diffused or config.classes != trained.classes:
+        raise InputError(
+            f"{run} is a step 1 of another network ({theirs}, diffused {trained.iccld.diffused}, classes {trained.classes}): "
+            "give step 2 the same network, iccld.diffused and classes"
+        )
+    return step1
+
+
+def _step2(config: TrainConfig, step1: SelfTraining) -> AdversarialDiffusion:
+    c = config.iccld
+    return AdversarialDiffusion(
+        step1, step1.excluded, unet_channels=c.unet_channels, prediction=c.prediction, estimate_weight=c.estimate_weight,
+        adversarial_weight=c.adversarial_weight, adversary_warmup=c.adversary_warmup, unfreeze_decoder=c.unfreeze_decoder,
+        momentum=c.momentum, gradient_checkpointing=c.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def rules(config: TrainConfig) -> tuple[Select, ...]:
+    """The selection rules that a run can follow: those whose validation sets it has."""
+    sets = {"source": config.validation, "transferred": config.transferred_validation, "oracle": config.oracle_validation}
+    return ("last", *(rule for rule, given in sets.items() if given))
+
+
+def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Method, TrainConfig, LabelSpace]:
     """A trained method in evaluation mode on the CPU, the run's configuration, and the label space of its classes.
 
     Raises: InputError when `run` is no training run or has no such checkpoint.
     """
     config = runs.read_config(run / "config.json", TrainConfig)
     space = read_space(run)
-    path = run / "checkpoints" / "best.safetensors"
-    if which == "last":
-        path = _weights(run, last_step(run))
+    if which not in ("best", *rules(config)):
+        raise InputError(
+            f"{run} has no checkpoint '{which}', for it was trained without a validation set for that rule: choose one "
+            f"of {', '.join(rules(config))}, or train with such a set in a new folder"
+        )
+    path = _weights(run, last_step(run)) if which == "last" else _best(run, which, config.select)
     if not path.exists():
         raise InputError(
             f"no checkpoint {path}: continue the training with the same command until it has written one"
@@ -105,9 +157,10 @@ def read_space(run: Path) -> LabelSpace:
         ) from error
 
 
-def best_record(run: Path) -> dict[str, Any]:
-    """Step and score of best.safetensors: {"step": int, "score": float | None}; the score is None for select last."""
-    with safe_open(run / "checkpoints" / "best.safetensors", "pt") as file:
+def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str, Any]:
+    """Step and score of a rule's best checkpoint: {"step": int, "score": float | None}; None for select last."""
+    select = runs.read_config(run / "config.json", TrainConfig).select
+    with safe_open(_best(run, rule, select), "pt") as file:
         return json.loads(file.metadata()["segshift"])
 
 
@@ -134,6 +187,11 @@ def _weights(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{step:08d}.safetensors"
 
 
+def _best(run: Path, rule: str, select: str = "best") -> Path:
+    """best.safetensors for the run's own rule, best-<rule>.safetensors for the others."""
+    return run / "checkpoints" / ("best.safetensors" if rule in ("best", select) else f"best-{rule}.safetensors")
+
+
 def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
     """Write the checkpoint of `step` and delete older ones. Raises: InputError when the disk is full."""
     path = _weights(run, step)
@@ -146,11 +204,13 @@ def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
             old.unlink()
 
 
-def save_best(run: Path, step: int, method: Method, score: float | None) -> None:
-    """Write best.safetensors. Raises: InputError when the disk is full."""
+def save_best(
+    run: Path, step: int, method: Method, score: float | None, rule: Literal["best"] | Select = "best"
+) -> None:
+    """Write the best checkpoint of a rule (`best`: the run's own). Raises: InputError when the disk is full."""
     # One entry: safetensors writes several in an order that changes from call to call.
     told = {"segshift": json.dumps({"step": step, "score": score})}
-    _write(run / "checkpoints" / "best.safetensors", safetensors.torch.save(_tensors(method), metadata=told))
+    _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=told))
 
 
 def load(run: Path, step: int, method: Method) -> dict[str, Any]:

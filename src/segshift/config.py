@@ -6,10 +6,16 @@ The command line is made from these (`tyro`), a run saves its own as `config.jso
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
+
+from segshift.runs import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Select = Literal["last", "source", "transferred", "oracle"]
+"""Rules to select a checkpoint by: the last step, the best mIoU on source validation, on transferred validation, or on
+the target's labels (oracle: not attainable without them)."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,43 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class GateConfig:
+    """Judge every transferred frame by a network trained on the source, and draw what fails again (ours)."""
+
+    reference: str
+    """Run folder of `segshift train --method source_only` on the same classes; with colour jitter it is the better
+    judge of strange domains."""
+    tries: int = 3
+    """Draws of a frame at most, the first included; 1 judges and never redraws. The best one is kept."""
+    strength_factor: float = 0.9
+    """Noise strength of each further draw as a factor on the one before, in (0, 1]; 1 changes the seed alone."""
+    quantile: float = 0.05
+    """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through the
+    autoencoder alone."""
+    fraction: float = 0.5
+    """The thresholds are this fraction of it, in (0, 1]: what a strange domain may cost the reference network."""
+    sample: int = 200
+    """Source frames to measure the thresholds on; all where there are fewer."""
+    least_region: float = 0.001
+    """Regions smaller than this share of the picture are not judged, in [0, 1]."""
+    require_movement: bool = False
+    """A draw that is no nearer to the prompt than its source fails, too."""
+    on_failure: Literal["ignore", "drop"] = "ignore"
+    """`ignore`: the failing regions of every frame become void in its label. `drop`: a frame that still fails after
+    all tries is left out."""
+
+
+def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig("")) -> GateConfig | None:
+    if gate != GateConfig("") and not gate.reference:
+        raise InputError("options of a gate, but no reference network: add --gate.reference RUN, or leave them out")
+    return gate if gate.reference else None
+
+
+OptionalGate = Annotated[GateConfig | None, tyro.conf.arg(constructor=_gate)]
+"""A gate as plain options; None where no reference network is given."""
+
+
+@dataclass(frozen=True)
 class TransferConfig:
     """Turn labelled source images into target-like images with the same layout (ZoDi, section 3.1)."""
 
@@ -142,6 +185,8 @@ class TransferConfig:
     """i/n: this process takes every n-th frame starting at i (job arrays); torchrun's ranks divide it further."""
     labels: Literal["link", "copy"] = "link"
     """Labels in the output tree: symbolic links to the source's, or copies."""
+    gate: OptionalGate = None
+    """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
 
@@ -151,9 +196,14 @@ class NetworkConfig:
 
     name: str = "deeplabv3plus"
     """`deeplabv3plus` or any other segmentation-models-pytorch architecture, `refinenet`,
-    `hf:<folder or hub name>` (transformers), or `module:factory` called with classes=<int>."""
+    `hf:<folder or hub name>` (transformers), `iccld` (the network of ICCLD without its diffusion), or `module:factory`
+    called with classes=<int>."""
     encoder: str = "resnet50"
-    """Encoder, for segmentation-models-pytorch and refinenet."""
+    """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld."""
+    latent_channels: int = 8
+    """Channels of the latent at an eighth of the image's size, 1 or more (iccld)."""
+    inter_coder: bool = True
+    """Inter-coder connections carry encoder features to the decoder (iccld)."""
     pretrained: bool = True
     """Published weights to start from (a download): ImageNet's for an encoder, the hub's for `hf:`."""
     weights: str | None = None
@@ -164,31 +214,100 @@ class NetworkConfig:
     encoder stage, in your own network the output of its `encoder`."""
 
 
+def _foreign(name: str | None = None, encoder: str | None = None) -> NetworkConfig | None:
+    """The network that the options describe; None where none is given.
+
+    Args:
+        name: Architecture of the network in a file of weights, as in `segshift train`: `deeplabv3plus`, `refinenet`,
+            `module:factory`, ...; None takes the run's own network.
+        encoder: Its encoder, for segmentation-models-pytorch and refinenet.
+    """
+    given = {key: value for key, value in (("name", name), ("encoder", encoder)) if value is not None}
+    return NetworkConfig(**given) if given else None
+
+
+ForeignNetwork = Annotated[NetworkConfig | None, tyro.conf.arg(constructor=_foreign)]
+"""The network of a weights file that segshift did not train, as plain options; None where none of them is given."""
+
+
+@dataclass(frozen=True)
+class ICCLDConfig:
+    """Adaptation to unlabelled target images (ICCLD): step 1 is method self_training, step 2 adversarial_diffusion.
+
+    What the paper is not known to state is ours or a relative's; `methods/iccld.py` says which.
+    """
+
+    diffused: Literal["label", "image"] = "label"
+    """The diffused variable: the latent of the label, given the image's; or the latent of the image, given that of a
+    strongly augmented view."""
+    threshold: float = 0.968
+    """Step 1: confidence from which a pixel of a pseudo-label counts for its quality, in [0, 1] (DACS)."""
+    momentum: float = 0.999
+    """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1)."""
+    head_lr: float = 10.0
+    """Learning rate of everything but the encoder, as a factor on `lr` (DAFormer)."""
+    confidence_weighted: bool = False
+    """Weight each pixel of a pseudo-label by its own confidence instead of the image's quality."""
+    feature_distance: float = 0.0
+    """Weight of the distance to the features of the encoder as it was at the start (DAFormer); 0 leaves it out."""
+    masked_weight: float = 0.0
+    """Weight of the loss on target images with masked blocks (MIC); 0 leaves it out."""
+    rare_classes: str | None = None
+    """Folder that `segshift check` wrote for the source: frames with rare classes are drawn more often (DAFormer)."""
+    rare_temperature: float = 0.01
+    """Temperature of that draw: the lower, the more often the rarest classes are drawn."""
+    unet_channels: tuple[int, ...] = (64, 128, 256)
+    """Step 2: channels of the denoising UNet's levels."""
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    """Step 2: what the UNet predicts."""
+    estimate_weight: float = 1.0
+    """Step 2: weight of the one-step estimate's distance to the clean latent (SDSeg)."""
+    adversarial_weight: float = 0.001
+    """Step 2: weight of the adversarial loss (ADVENT); 0 trains without an adversary."""
+    adversary_warmup: int = 1500
+    """Step 2: optimizer steps before the adversarial loss acts; the discriminator learns from the first."""
+    unfreeze_decoder: bool = False
+    """Step 2: train the decoder with the UNet."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a segmentation network (ZoDi, section 3.2, or source only)."""
+    """Train a segmentation network (ZoDi, section 3.2; ICCLD, step 1 or 2; or source only)."""
 
     source: str
     """Labelled source data set, layout:path[:subset]."""
-    method: Literal["zodi", "source_only"] = "zodi"
-    """`zodi`: pairs of source and transferred image; `source_only`: the source images alone."""
+    method: Literal["zodi", "source_only", "self_training", "adversarial_diffusion"] = "zodi"
+    """`zodi`: pairs of source and transferred image; `source_only`: the source images alone; `self_training` and
+    `adversarial_diffusion`: ICCLD's two steps, with unlabelled target images."""
+    more_sources: tuple[str, ...] = ()
+    """Further labelled data sets of the same classes, such as transferred trees, drawn from like the source (not for
+    zodi, which pairs them)."""
+    target: str | None = None
+    """Unlabelled target data set, for ICCLD; labels there are not read."""
+    from_run: str | None = None
+    """Run of step 1 that step 2 starts from."""
+    iccld: ICCLDConfig = field(default_factory=ICCLDConfig)
     transferred: tuple[str, ...] = ()
     """Transferred data sets of the same frames; one is drawn per pair."""
     validation: str | None = None
-    """Labelled source validation set."""
+    """Labelled source validation set; the best checkpoint on it is kept."""
     transferred_validation: tuple[str, ...] = ()
-    """Transferred validation sets, for select = transferred."""
+    """Transferred validation sets; the best checkpoint on their mean is kept."""
     oracle_validation: str | None = None
-    """Labelled target validation set, for select = oracle only."""
+    """Labelled target validation set; the best checkpoint on it is kept as the oracle's and used for nothing else."""
     select: Select = "source"
-    """Which checkpoint is kept as best: last, best on source validation, on transferred validation, or on the
-    target's labels (oracle: not attainable without them)."""
+    """Which checkpoint the run stands for: last, best on source validation, on transferred validation, or on the
+    target's labels (oracle: not attainable without them). Those of the other rules that have a set are kept beside it."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     classes: Literal[13, 16, 19] | None = None
     """Class set; None takes every class of the label space. Pixels of other classes count as void, and those classes
     are never predicted."""
     size: tuple[int, int] = (512, 1024)
     """Height and width that images and labels are resized to before cropping, in pixels."""
+    target_size: tuple[int, int] | None = None
+    """The same of target images; None takes `size`."""
     crop: tuple[int, int] = (384, 768)
     """Height and width of the random crop, shared by the pair, in pixels."""
     jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.3)
@@ -239,12 +358,24 @@ class PredictConfig:
     """Run folder of `segshift train`, or a file of weights together with `network`."""
     data: str
     """Data set as layout:path[:subset]."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of the run."""
-    network: NetworkConfig | None = None
+    checkpoint: Literal["best"] | Select = "best"
+    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
+    network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: tuple[int, int] | None = None
-    """Height and width the network sees; None takes the run's training size, for a weights file the image's own."""
+    """Height and width the network sees; None takes the run's training size (of the target where it has
+    one), for a weights file the image's own."""
+    window: tuple[int, int] | None = None
+    """Height and width of a window that slides over the image at that size, half overlapping, logits averaged; None
+    takes the whole image."""
+    sampling_steps: int | None = None
+    """DDIM steps of a network that samples its prediction (ICCLD, step 2); None takes the method's default."""
+    draws: int | None = None
+    """Draws of the starting noise that the prediction is the mean of (ICCLD, step 2); None takes the method's default."""
+    seed: int = 0
+    """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
+    uncertainty: bool = False
+    """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy,spread}/<file>, 16-bit PNG of [0, 1]."""
     batch_size: int = 8
     """Images per batch."""
     device: Device = "auto"
@@ -269,11 +400,61 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class EstimateConfig:
+    """Predict a network's mIoU in domains of which there is no image, from labelled source frames and a sentence."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder of `segshift train`, or a file of weights together with `network`."""
+    source: str
+    """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may have
+    seen it."""
+    to: tuple[str, ...] = ("night",)
+    """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a sandstorm")."""
+    own_prompt: str = "driving in daylight"
+    """Sentence for the source's own domain: transferred there, the frames show what the transfer alone costs."""
+    strength: float | None = None
+    """Noise strength in (0, 1]; None takes the published one of a known domain, 0.75 for a sentence."""
+    draws: int = 2
+    """Noise draws per frame and domain, 1 or more; the time it takes grows with them."""
+    seed: int = 42
+    """Seed of the first draw and of the bootstrap; the further draws take seed + 1, seed + 2, ..."""
+    resamples: int = 1000
+    """Resamples of the bootstrap, 100 or more."""
+    transferred: str | None = None
+    """Folder of the transferred frames, which do not depend on the network: estimates that name the same one share
+    them. None takes OUT/transferred."""
+    checkpoint: Literal["best"] | Select = "best"
+    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
+    network: ForeignNetwork = None
+    """The network of a weights file that segshift did not train; None takes the run's own."""
+    size: tuple[int, int] | None = None
+    """Height and width the network sees; None takes the run's training size, for a weights file the image's own, which
+    for transferred frames is the size they were made at: give it where the network was trained at another."""
+    classes: Literal[13, 16, 19] | None = None
+    """Class set of Cityscapes to score; None takes the run's own, for a weights file every class of the data set."""
+    mode: Literal["default", "reference"] = "default"
+    """Mode of the transfer, as for `segshift transfer`; so are the fields that follow."""
+    control: bool = True
+    """Condition on the layout through the ControlNet."""
+    steps: int | None = None
+    """DDIM steps over the whole schedule; None takes the model's default."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; None takes the model's default."""
+    short_side: int | None = None
+    """Short side of the working size in pixels; None takes the model's default."""
+    batch_size: int = 8
+    """Images per batch."""
+    device: Device = "auto"
+    """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Write one self-contained page over runs."""
 
     runs: tuple[str, ...]
-    """Folders to show, in order: of train, evaluate, transfer, and of predict for data without labels. Gains are
-    counted from the first run that was evaluated."""
+    """Folders to show, in order: of train, evaluate, estimate, transfer, and of predict for data without labels. Gains
+    are counted from the first run that was evaluated."""
     title: str = "segshift"
     """Heading of the page."""

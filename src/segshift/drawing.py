@@ -1,4 +1,4 @@
-"""What the report page draws: thumbnails as data URIs, error overlays, line charts and heat maps as inline SVG.
+"""What the report page draws: thumbnails, line charts, diagrams of confidence and heat maps as inline SVG.
 
     image   RGB [H, W, 3] uint8
     label   train ids [H, W] uint8, 255 void
@@ -19,23 +19,24 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segshift.labels import IGNORE
-
 SERIES = 6
 """Colours of series that the page defines; more series begin again."""
 VOID = (58, 60, 66)
 """Colour of void in pictures of labels: unlike black, no class of Cityscapes is near it."""
-WRONG = (255, 64, 48)
 
 
-def thumbnail(image: np.ndarray, width: int, *, flat: bool = False) -> str:
-    """The image at `width` pixels or less, as a WebP data URI; `flat`: colours of classes, kept exactly."""
-    scale = min(1.0, width / image.shape[1])
-    size = (round(image.shape[1] * scale), max(1, round(image.shape[0] * scale)))
+def fit(shape: tuple[int, ...], width: int) -> tuple[int, int]:
+    """(width, height) of a picture [H, W, ...] at `width` pixels or less."""
+    scale = min(1.0, width / shape[1])
+    return round(shape[1] * scale), max(1, round(shape[0] * scale))
+
+
+def thumbnail(image: np.ndarray, size: tuple[int, int], *, flat: bool = False) -> str:
+    """The image at `size` (width, height) as WebP in base64; `flat`: colours of classes, kept exactly."""
     image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if flat else cv2.INTER_AREA)
     memory = io.BytesIO()
-    Image.fromarray(image).save(memory, "WEBP", lossless=flat, quality=80 if not flat else 100, method=4)
-    return "data:image/webp;base64," + base64.b64encode(memory.getvalue()).decode()
+    Image.fromarray(image).save(memory, "WEBP", lossless=flat, quality=100 if flat else 72, method=4)
+    return base64.b64encode(memory.getvalue()).decode()
 
 
 def paint(label: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -43,20 +44,6 @@ def paint(label: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndar
     table = np.full((256, 3), VOID, np.uint8)
     table[: len(colours)] = colours
     return table[label]
-
-
-def errors(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """The image in faint grey with wrong pixels in red; void in dark grey, as it counts nowhere.
-
-    `label` and `pred` may be of another size than the image; the result has theirs.
-    """
-    height, width = label.shape
-    grey = cv2.cvtColor(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    picture = (96 + 0.5 * grey)[..., None].repeat(3, axis=2)
-    wrong = (pred != label) & (label != IGNORE)
-    picture[wrong] = 0.25 * picture[wrong] + 0.75 * np.array(WRONG)
-    picture[label == IGNORE] = VOID
-    return picture.round().astype(np.uint8)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
@@ -139,4 +126,55 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
             tip = f"{escape(name)} → {escape(columns[j])}: {100 * share:.1f} %"
             spot = f'x="{left + j * cell}" y="{y}" width="{cell}" height="{cell}"'
             parts.append(f'<rect class="{kind}" {spot} fill-opacity="{0.08 + 0.92 * share:.2f}"><title>{tip}</title></rect>')
+    return "".join(parts) + "</svg>"
+
+
+def reliability(found: dict, colour: int) -> str:
+    """Accuracy against confidence (`calibration.reliability`) as SVG: bars of accuracy on the diagonal that a calibrated
+    network meets, and below them the share of the pixels in each bin."""
+    side, left, top, foot = 190, 34, 8, 34
+    bottom, bins = top + side, found["bins"]
+    step, total, most = side / bins, sum(found["count"]), max(found["count"])
+    width, height = left + side + 10, bottom + foot + 22
+    parts = [f'<svg class="chart reliability" viewBox="0 0 {width} {height}" role="img" aria-label="reliability diagram">']
+    for share in (0, 0.5, 1):
+        x, y = left + share * side, bottom - share * side
+        parts.append(f'<path class="grid" d="M{left} {y:g}H{left + side}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 3.5:g}" text-anchor="end">{100 * share:g}</text>')
+        parts.append(f'<text x="{x:g}" y="{height - 4}" text-anchor="middle">{100 * share:g}</text>')
+    for b, (count, accuracy) in enumerate(zip(found["count"], found["accuracy"], strict=True)):
+        if not count:
+            continue
+        x, tall, share = left + b * step, accuracy * side, count / most
+        tip = f"confidence {100 * b / bins:g} to {100 * (b + 1) / bins:g} %: {100 * accuracy:.1f} % right, {100 * count / total:.1f} % of the pixels"
+        size = f'x="{x + 0.6:.1f}" width="{step - 1.2:.1f}"'
+        parts.append(f'<g><title>{tip}</title><rect {size} y="{bottom - tall:.1f}" height="{tall:.1f}" style="fill:var(--s{colour % SERIES})"/>')
+        parts.append(f'<rect class="share" {size} y="{bottom + 6:g}" height="{max(0.6, share * (foot - 6)):.1f}"/></g>')
+    parts.append(f'<path class="diagonal" d="M{left} {bottom}L{left + side} {top}"/>')
+    return "".join(parts) + "</svg>"
+
+
+def agreement(points: Sequence[tuple[float, float, int, str]]) -> str:
+    """Predicted against true mIoU as SVG: points (true, predicted, series, what) with ratios in [0, 1], and the diagonal
+    on which a prediction is right."""
+    side, left, top, foot = 190, 34, 8, 34
+    bottom, width = top + side, left + side + 10
+    marks = ticks(100 * min(v for p in points for v in p[:2]), 100 * max(v for p in points for v in p[:2]))
+    low, high = marks[0], marks[-1]
+
+    def along(value: float) -> float:
+        return side * (value - low) / (high - low)
+
+    parts = [f'<svg class="chart reliability" viewBox="0 0 {width} {bottom + foot}" role="img" aria-label="predicted against true mIoU">']
+    for mark in marks:
+        x, y = left + along(mark), bottom - along(mark)
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{left + side}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{mark:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{mark:g}</text>')
+    parts.append(f'<text x="{left + side / 2:g}" y="{bottom + 31}" text-anchor="middle">true mIoU, %</text>')
+    parts.append(f'<path class="diagonal" d="M{left} {bottom}L{left + side} {top}"/>')
+    for true, guess, series, what in points:
+        x, y = left + along(100 * true), bottom - along(100 * guess)
+        tip = f"{escape(what)}: predicted {100 * guess:.1f}, true {100 * true:.1f}"
+        parts.append(f'<circle r="4" cx="{x:.1f}" cy="{y:.1f}" style="fill:var(--s{series % SERIES})"><title>{tip}</title></circle>')
     return "".join(parts) + "</svg>"

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
+from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift.config import EvaluateConfig, PredictConfig, ReportConfig, TrainConfig, TransferConfig
-from segshift.recipes import RECIPES, Experiment
-from segshift.runs import InputError, begin, read_config, read_json, tuples
+from segshift import checkpoints, estimation
+from segshift.config import (
+    EstimateConfig,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    Select,
+    TownConfig,
+    TrainConfig,
+    TransferConfig,
+)
+from segshift.recipes import RECIPES
+from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.runs import InputError, begin, read_config, read_json, slug, to_plain, tuples, write_json
 from segshift.stages import evaluate, predict, report, train, transfer
 from segshift.town import writer
 
 T = TypeVar("T")
+Scores = dict[tuple[str, Select], dict[str, list[float]]]
+"""By row and selection rule: mIoU % by target, one for each seed."""
+CHECKPOINTS: dict[Select, str] = {
+    "last": "last",
+    "source": "best on source",
+    "transferred": "best on transferred",
+    "oracle": "oracle (not attainable)",
+}
+"""What the table calls the selection rules."""
 
 _STAGES = {
+    "town": (TownConfig, writer.town),
     "transfer": (TransferConfig, transfer.transfer), "train": (TrainConfig, train.train), "predict": (PredictConfig, predict.predict),
-    "evaluate": (EvaluateConfig, evaluate.evaluate), "report": (ReportConfig, report.report),
+    "evaluate": (EvaluateConfig, evaluate.evaluate), "estimate": (EstimateConfig, estimation.estimate),
+    "report": (ReportConfig, report.report),
 }  # fmt: skip
 
 
@@ -33,26 +57,34 @@ def recipes() -> Table:
     return view
 
 
-def run(name: str, out: Path | None = None, data: dict[str, str] | None = None) -> Path:
+def run(name: str, out: Path | None = None, data: dict[str, str] | None = None, seeds: int | None = None) -> Path:
     """Run a recipe by name, or repeat a run from its `config.json`.
 
-    `data`: where the data sets that the recipe names are unpacked, by name. Raises: InputError.
+    `data`: where the data sets that the recipe names are unpacked, by name. `seeds`: trainings of every row, 1 or more;
+    None for the experiment's own number. Raises: InputError.
     """
     if name.endswith(".json"):
         path = Path(name)
         stage = read_json(path).get("stage")
         out = out or path.parent
+        if stage in _STAGES and seeds is not None:
+            raise InputError(f"{path} is a run of one stage, {stage}, and only recipes run over seeds: leave seeds out")
         if stage in _STAGES:
             kind, function = _STAGES[stage]
             return function(read_config(path, kind), out)
-        return run_experiment(read_config(path, Experiment), out)
-    if name not in RECIPES:
+        experiment = read_config(path, Experiment)
+    elif name in RECIPES:
+        experiment, out = fill(RECIPES[name], data or {}, keep=("out", "rows")), out or Path("runs") / name
+    else:
         raise InputError(f"no recipe '{name}': there are {', '.join(RECIPES)}; or name the config.json of a run")
-    return run_experiment(fill(RECIPES[name], data or {}, keep="out"), out or Path("runs") / name)
+    return run_experiment(experiment if seeds is None else replace(experiment, seeds=seeds), out)
 
 
-def fill(value: T, names: dict[str, str], keep: str | None = None) -> T:
-    """Replace `{name}` in a string, or in every string of a dataclass. Raises: InputError for a name that is not given."""
+def fill(value: T, names: dict[str, str], keep: tuple[str, ...] = ()) -> T:
+    """Replace `{name}` in a string, or in every string of a dataclass, but for the names to `keep`.
+
+    Raises: InputError for a name that is not given.
+    """
 
     def replace_in(item: Any) -> Any:
         if isinstance(item, str):
@@ -62,7 +94,7 @@ def fill(value: T, names: dict[str, str], keep: str | None = None) -> T:
         return tuple(replace_in(each) for each in item) if isinstance(item, list | tuple) else item
 
     def found(match: re.Match) -> str:
-        if match[1] == keep:
+        if match[1] in keep:
             return match[0]
         if match[1] not in names:
             raise InputError(f"where is {match[1]} unpacked? add --data {match[1]} /path/to/{match[1]}")
@@ -72,59 +104,88 @@ def fill(value: T, names: dict[str, str], keep: str | None = None) -> T:
 
 
 def run_experiment(experiment: Experiment, out: Path) -> Path:
-    """Town (if any), transfer, train each row, predict and evaluate it on each target, report. Returns `out`.
+    """Town (if any), transfers, every row trained on every seed, predicted and evaluated by every selection rule that it
+    has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every seed by row, checkpoint and target.
 
+    Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds.
     Raises: InputError, also when `out` holds another experiment.
     """
-    begin(out, "run", experiment)
-    e = fill(experiment, {"out": str(out)})
+    if experiment.seeds < 1:
+        raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
+    begin(out, "run", experiment, free=("seeds",))
+    write_json(out / "config.json", {"stage": "run", "config": to_plain(experiment)})  # with the seeds of this time
+    e = fill(experiment, {"out": str(out)}, keep=("rows",))
     say = Console()
     if e.town is not None:
         say.rule("town")
         writer.town(e.town, out / "town")
     shown: list[str] = []
-    if e.transfer is not None:
-        say.rule(f"transfer to {', '.join(e.transfer.to)}")
-        shown.append(str(transfer.transfer(e.transfer, out / "transferred")))
-    scores: dict[str, dict[str, float]] = {}
-    for row in e.rows:
-        folder = out / slug(row.name)
-        say.rule(f"train: {row.name}")
-        train.train(row.train, folder)
-        shown.append(str(folder))
-        scores[row.name] = {}
-        for target in e.targets:
-            predictions, evaluation = folder / "predictions" / target.name, folder / "evaluation" / target.name
-            predict.predict(
-                PredictConfig(run=str(folder), data=target.data, device=row.train.device), predictions
-            )
-            evaluate.evaluate(
-                EvaluateConfig(predictions=str(predictions), data=target.data, classes=row.train.classes), evaluation
-            )
-            scores[row.name][target.name] = read_json(evaluation / "metrics.json")["miou"]
-            shown.append(str(evaluation))
-    say.print(table(e, scores))
+    for folder, config in e.transfers.items():
+        say.rule(f"{folder}: {', '.join(config.to)}")
+        shown.append(str(transfer.transfer(config, out / folder)))
+    scores: Scores = {}
+    for seed in range(e.seeds):
+        home = out / f"seed-{seed}"
+        for row in fill(e, {"rows": str(home)}).rows:
+            say.rule(f"train: {row.name}, seed {seed}")
+            shown += _row(row, e.targets, home / slug(row.name), seed, scores)
+        lines = [{"row": row, "checkpoint": rule, "miou": found} for (row, rule), found in scores.items()]
+        write_json(out / "scores.json", lines)
+        say.print(table(e, scores))
     page = report.report(ReportConfig(runs=tuple(shown), title=e.name), out)
     say.print(f"page: {page / 'index.html' if page.is_dir() else page}")
     return out
 
 
-def table(experiment: Experiment, scores: dict[str, dict[str, float]]) -> Table:
-    """mIoU % per row and target, and each row's gain over the first."""
+def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: Scores) -> list[str]:
+    """Train a row on a seed and add its `scores`; returns the folders to report on."""
+    config = replace(row.train, seed=row.train.seed + seed)
+    train.train(config, folder)
+    shown = [str(folder)]
+    chosen = [target for target in targets if not row.targets or target.name in row.targets]
+    jobs = [(target, None) for target in chosen] + [(chosen[0], sampling) for sampling in row.samplings]
+    for rule, (target, sampling) in product(checkpoints.rules(config), jobs):
+        steps, draws = sampling or (None, None)
+        name = row.name if sampling is None else f"{row.name}, DDIM steps {steps}, draws {draws}"
+        place = target.name if sampling is None else f"{target.name}-steps-{steps}-draws-{draws}"
+        predictions, evaluation = (folder / stage / rule / place for stage in ("predictions", "evaluation"))
+        settings = PredictConfig(
+            run=str(folder), data=target.data, checkpoint=rule, device=config.device, uncertainty=row.uncertainty,
+            sampling_steps=steps, draws=draws,
+        )  # fmt: skip
+        predict.predict(settings, predictions)
+        evaluate.evaluate(
+            EvaluateConfig(predictions=str(predictions), data=target.data, classes=config.classes), evaluation
+        )
+        found = scores.setdefault((name, rule), {}).setdefault(target.name, [])
+        found.append(100 * read_json(evaluation / "metrics.json")["miou"])
+        shown.append(str(evaluation))
+    return shown
+
+
+def table(experiment: Experiment, scores: Scores) -> Table:
+    """mIoU % per row, selection rule and target, and each row's gain over the first by the same rule."""
     title = f"{experiment.name}: mIoU % on the target's labels, which no training saw"
-    view = Table(title=title, caption=f"published: {experiment.published}" if experiment.published else None)
+    about = [f"published: {experiment.published}"] if experiment.published else []
+    about += ["mean ± standard deviation over seeds"] if experiment.seeds > 1 else []
+    view = Table(title=title, caption="; ".join(about) or None)
     view.add_column("")
+    view.add_column("checkpoint")
     for target in experiment.targets:
         view.add_column(target.name, justify="right")
-    first = scores[experiment.rows[0].name]
-    for row in experiment.rows:
-        view.add_row(row.name, *(f"{100 * scores[row.name][t.name]:.1f}" for t in experiment.targets))
-    for row in experiment.rows[1:]:
-        gains = (100 * (scores[row.name][t.name] - first[t.name]) for t in experiment.targets)
-        view.add_row(f"{row.name}, gain", *(f"{gain:+.1f}" for gain in gains), style="bold")
+    for (row, rule), found in scores.items():
+        view.add_row(row, CHECKPOINTS[rule], *(spread(found.get(t.name, [])) for t in experiment.targets))
+    first = experiment.rows[0].name
+    for (row, rule), found in scores.items():
+        if row != first and (first, rule) in scores:
+            pairs = [zip(found.get(t.name, []), scores[first, rule].get(t.name, []), strict=False) for t in experiment.targets]
+            gains = ([ours - theirs for ours, theirs in pair] for pair in pairs)
+            view.add_row(f"{row}, gain", CHECKPOINTS[rule], *(spread(gain, "+") for gain in gains), style="bold")
     return view
 
 
-def slug(text: str) -> str:
-    """A folder name: lower case, words joined by '-'."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± standard deviation; the value alone where there is one, nothing where there is none."""
+    if len(values) < 2:
+        return "".join(f"{value:{sign}.1f}" for value in values)
+    return f"{mean(values):{sign}.1f} ± {stdev(values):.1f}"

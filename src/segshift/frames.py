@@ -180,11 +180,13 @@ def describe(dataset: Dataset, root: Path) -> None:
 def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
     """(frame, transferred frame) of the same id, in the source's order.
 
-    Source frames that are listed in failures.jsonl at the transferred tree's root are left out.
+    Source frames that are listed in failures.jsonl at the transferred tree's root, or that its manifest says the
+    gate dropped, are left out.
     Raises: InputError when any other frame has no counterpart.
     """
     ours, theirs = ({frame.id: frame for frame in d.frames} for d in (source, transferred))
-    failed = {line["id"] for line in runs.failures(transferred.root)} - theirs.keys()
+    failed = {line["id"] for line in runs.failures(transferred.root)} | dropped(transferred.root)
+    failed -= theirs.keys()
     missing = [id for id in ours if id not in theirs and id not in failed]
     extra = [id for id in theirs if id not in ours]
     for where, ids in ((transferred, missing), (source, extra)):
@@ -195,8 +197,19 @@ def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
                 f"are not in {where.name} (first {first}): name the subset that was transferred, or transfer it again"
             )
     if failed & ours.keys():
-        _log.warning("%s: %d frames left out, their transfer failed", transferred.name, len(failed & ours.keys()))
+        count = len(failed & ours.keys())
+        _log.warning("%s: %d frames left out, their transfer failed or was dropped", transferred.name, count)
     return [(frame, theirs[id]) for id, frame in ours.items() if id in theirs]
+
+
+def dropped(root: Path) -> set[str]:
+    """Ids of the frames that a transferred tree's manifest lists as dropped by the gate: they have no image."""
+    return {line["id"] for line in runs.read_lines(root / "manifest.jsonl") if was_dropped(line)}
+
+
+def was_dropped(line: dict) -> bool:
+    """Whether a line of a manifest says that the gate dropped its frame."""
+    return line.get("gate", {}).get("decision") == "dropped"
 
 
 def require_labels(dataset: Dataset) -> None:
@@ -253,6 +266,11 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_label(frame: Frame, space: LabelSpace) -> np.ndarray:
     """Train ids [H, W] uint8. Raises: InputError on unreadable files and on values outside the label space."""
+    return space.to_train(read_ids(frame, space))
+
+
+def read_ids(frame: Frame, space: LabelSpace) -> np.ndarray:
+    """The data set's own values [H, W], which `space` turns into train ids. Raises: InputError, as `read_label`."""
     ids = _read_ids(frame.label, space)
     unknown = space.unknown(ids, truth=True)
     if unknown:
@@ -260,7 +278,36 @@ def read_label(frame: Frame, space: LabelSpace) -> np.ndarray:
             f"label {frame.label} holds the values {', '.join(map(str, unknown[:8]))}, which are neither a class nor "
             f"void of '{space.name}': correct the file, or for your own data name them in dataset.yaml"
         )
-    return space.to_train(ids)
+    return ids
+
+
+def write_void(frame: Frame, space: LabelSpace, void: np.ndarray, path: Path) -> None:
+    """Copy a frame's label file to `path` with the pixels `void`, bool [H, W], as void; all others keep their value.
+
+    The copy has the file's own format; only where that has no value or colour for void, it is grey and holds values.
+    Raises: InputError.
+    """
+    ids, value = read_ids(frame, space), space.ignored_ids[0]
+    ids = np.where(void, value, ids).astype(np.uint16 if max(value, int(ids.max())) > 255 else np.uint8)
+    copy = Image.fromarray(ids)
+    with _open(frame.label) as picture:
+        if picture.mode == "P" and value < 256:
+            indices, palette = np.where(void, np.uint8(value), np.asarray(picture)), picture.getpalette("RGB")
+            if np.array_equal(_from_palette(indices, palette, space), ids):
+                copy = Image.fromarray(indices)
+                copy.putpalette(palette + [0] * (768 - len(palette)))
+        elif picture.mode not in ("1", "L", "I;16", "P") and space.red_channel:
+            copy = cv2.imdecode(np.fromfile(frame.label, np.uint8), cv2.IMREAD_UNCHANGED)
+            copy[void, 2] = value
+        elif picture.mode not in ("1", "L", "I;16", "P"):
+            colour = next((colour for colour, id in space.file_colours if id in space.ignored_ids), None)
+            if colour is not None:
+                copy = Image.fromarray(np.where(void[..., None], np.uint8(colour), np.asarray(picture.convert("RGB"))))
+    with runs.atomic(path) as temporary:
+        if isinstance(copy, np.ndarray):  # Pillow writes no 16-bit colour
+            temporary.write_bytes(cv2.imencode(".png", copy)[1])
+        else:
+            copy.save(temporary, format="PNG")
 
 
 def _read_ids(path: Path, space: LabelSpace) -> np.ndarray:

@@ -37,10 +37,14 @@ class Journal:
         return [line for path in sorted(self.path.parent.glob("*.jsonl")) for line in runs.read_lines(path)]
 
     def finished(self, dataset: Dataset) -> set[tuple[str, str]]:
-        """(domain, frame id) of what has a line and an image."""
+        """(domain, frame id) of what has a line and an image, or a line that says it was dropped."""
         by_id = {frame.id: frame for frame in dataset.frames}
-        made = {(line["domain"], line["id"]) for line in self.read() if "domain" in line}
-        return {(s, id) for s, id in made if id in by_id and frames.place(dataset, by_id[id], self.out / s).exists()}
+        made = {(line["domain"], line["id"]): line for line in self.read() if "domain" in line}
+        return {
+            (s, id)
+            for (s, id), line in made.items()
+            if id in by_id and (frames.was_dropped(line) or frames.place(dataset, by_id[id], self.out / s).exists())
+        }
 
     def merge(self) -> None:
         """Make manifest.jsonl and failures.jsonl of all lines.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 IGNORE = 255
@@ -54,13 +55,13 @@ class LabelSpace:
 
     @cached_property
     def _known(self) -> np.ndarray:
-        table = np.zeros(65536, bool)
-        table[[*self.ids, *self.ignored_ids, *(file_id for file_id, _ in self.merged_ids)]] = True
+        table = np.zeros(65536, np.uint8)
+        table[[*self.ids, *self.ignored_ids, *(file_id for file_id, _ in self.merged_ids)]] = 1
         return table
 
     @cached_property
     def _to_file(self) -> np.ndarray:
-        table = np.full(256, self.ignored_ids[0], np.uint16)
+        table = np.full(256, self.ignored_ids[0], np.uint16 if max(*self.ids, self.ignored_ids[0]) > 255 else np.uint8)
         table[: self.classes] = self.ids
         return table
 
@@ -72,11 +73,11 @@ class LabelSpace:
 
     def to_train(self, file_ids: np.ndarray) -> np.ndarray:
         """File ids [H, W] (any integer type, 0 to 65535) to train ids [H, W] uint8; void and unknown become 255."""
-        return self._to_train[file_ids]
+        return _look_up(self._to_train, file_ids)
 
     def to_file(self, train_ids: np.ndarray) -> np.ndarray:
         """Train ids [H, W] uint8 to the values this data set's label files hold."""
-        return self._to_file[train_ids].astype(np.uint16 if max(self.ids) > 255 else np.uint8)
+        return _look_up(self._to_file, train_ids)
 
     def paint(self, train_ids: np.ndarray) -> np.ndarray:
         """Train ids [H, W] uint8 to an RGB picture [H, W, 3] uint8; ignored pixels are black."""
@@ -91,8 +92,14 @@ class LabelSpace:
         known = self._known
         if truth and self.absent:
             known = known.copy()
-            known[[self.ids[train_id] for train_id in self.absent]] = False
-        return [] if known[file_ids].all() else np.unique(file_ids[~known[file_ids]]).tolist()
+            known[[self.ids[train_id] for train_id in self.absent]] = 0
+        there = _look_up(known, file_ids).view(bool)
+        return [] if there.all() else np.unique(file_ids[~there]).tolist()
+
+
+def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """table[values]; by OpenCV, several times faster, where `values` are 8 bit and not empty."""
+    return cv2.LUT(values, table[:256]) if values.dtype == np.uint8 and values.size else table[values]
 
 
 _NAMES = (
@@ -111,6 +118,13 @@ _VOID_COLOURS = (
     ((0, 0, 110), 30),
 )  # fmt: skip
 _SYNTHIA_IDS = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
+
+CITYSCAPES_VOID_COLOURS: dict[int, Colour] = dict.fromkeys(range(35), (0, 0, 0)) | {
+    5: (111, 74, 0), 6: (81, 0, 81), 9: (250, 170, 160), 10: (230, 150, 140), 14: (180, 165, 180),
+    15: (150, 100, 100), 16: (150, 120, 90), 18: (153, 153, 153), 29: (0, 0, 90), 30: (0, 0, 110), 34: (0, 0, 142),
+}  # fmt: skip
+"""Colours of Cityscapes' own void ids in its colour files (those of the classes are not used); 34 is GTA5's licence
+plate."""
 
 CITYSCAPES = LabelSpace(
     "cityscapes", _NAMES, _COLOURS, _CITYSCAPES_IDS, tuple(i for i in range(35) if i not in _CITYSCAPES_IDS),

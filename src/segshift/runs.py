@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +54,14 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def slug(text: str) -> str:
+    """A folder name: lower case, words of any alphabet joined by '-', at most 60 characters; "" when there is none."""
+    name = re.sub(r"\W+", "-", text.lower()).strip("-")
+    if len(name) > 60:  # file systems stop at 255 bytes
+        name = f"{name[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name
 
 
 def write_json(path: Path, value: Any) -> None:

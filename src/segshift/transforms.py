@@ -52,16 +52,18 @@ def augment(
     images: each [3, H, W] uint8; label: [H, W] uint8; crop: at most (H, W).
     Returns images [3, h, w] float in [0, 1] and the label [h, w] uint8, (h, w) = crop.
     """
-    height, width = label.shape
+    *cut, label = crop_and_flip([*images, label], crop, rng)
+    return [colour_jitter(image.float() / 255, jitter, rng) for image in cut], label.contiguous()
+
+
+def crop_and_flip(pictures: list[Tensor], crop: Size, rng: torch.Generator) -> list[Tensor]:
+    """The same random crop and flip of all pictures, each [..., H, W] of one size and at least as large as `crop`."""
+    height, width = pictures[0].shape[-2:]
     top = _integer(height - crop[0], rng)
     left = _integer(width - crop[1], rng)
     flip = _integer(1, rng) == 1
-    window = slice(top, top + crop[0]), slice(left, left + crop[1])
-    cut = [image[:, *window].float() / 255 for image in images]
-    label = label[window]
-    if flip:
-        cut, label = [image.flip(-1) for image in cut], label.flip(-1)
-    return [colour_jitter(image, jitter, rng) for image in cut], label.contiguous()
+    cut = [picture[..., top : top + crop[0], left : left + crop[1]] for picture in pictures]
+    return [picture.flip(-1) for picture in cut] if flip else cut
 
 
 def colour_jitter(image: Tensor, jitter: Jitter, rng: torch.Generator) -> Tensor:

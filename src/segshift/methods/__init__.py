@@ -13,6 +13,7 @@ player, and a teacher is a module of the method that is no player and follows in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,10 @@ class Method(nn.Module):
         """What is trained, by player."""
         raise NotImplementedError
 
+    def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
+        """The player's parameters, each once, with the factor on their learning rate."""
+        return [(list(self.networks[player].parameters()), 1.0)]
+
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
         """The player's terms on one batch; their sum is backpropagated."""
         raise NotImplementedError
@@ -44,9 +49,24 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Called when all players have stepped: the place of a teacher's average."""
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to logits [B, C, H, W]; -inf for classes outside the class set."""
+    def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to logits [B, C, H, W]; -inf for classes outside the class set.
+
+        `seeds`: of what is drawn for each image, where a method draws something; None stands for zeros.
+        """
         raise NotImplementedError
+
+    def predict_with_uncertainty(
+        self, images: Tensor, seeds: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`predict`, and maps [B, H, W] in [0, 1] by name: the entropy of the softmax, 1 where all classes are alike."""
+        logits = self.predict(images, seeds)
+        return logits, {"entropy": self.entropy(logits.float().softmax(1))}
+
+    def entropy(self, probabilities: Tensor) -> Tensor:
+        """Probabilities [B, C, H, W] to their entropy [B, H, W] over its largest value, in [0, 1]."""
+        classes = probabilities.shape[1] - len(self.excluded)
+        return torch.special.entr(probabilities).sum(1) / math.log(max(classes, 2))
 
     def restrict(self, logits: Tensor) -> Tensor:
         """Logits [B, C, H, W] with the excluded classes at -inf."""
@@ -61,3 +81,9 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """
     total = F.cross_entropy(logits, label.long(), ignore_index=IGNORE, reduction="sum")
     return total / (label != IGNORE).sum().clamp(min=1)
+
+
+def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """CE of every labelled pixel times its weight [B, H, W], summed and divided by their number; 0 where all are void."""
+    pixels = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none")
+    return (weight * pixels).sum() / (label != IGNORE).sum().clamp(min=1)

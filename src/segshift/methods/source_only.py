@@ -32,5 +32,5 @@ class SourceOnly(Method):
         """batch: source [B, 3, H, W], label [B, H, W]."""
         return {"source": cross_entropy(self.segmenter(batch["source"]), batch["label"])}
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         return self.restrict(self.segmenter(images))

@@ -24,7 +24,8 @@ Where this differs from the paper's text or the published code:
 - The two passes of classifier-free guidance run as one batch of 2B, and only the conditional one when w = 1.
 - The ControlNet's embedding of the layout is computed once per image, not at every step.
 - A v-prediction is turned into eps and x0 without dividing by sqrt(abar_t), so any Stable Diffusion 2 works.
-- Void pixels are black in the layout; the published one shows Cityscapes' own colours for its void classes.
+- Void pixels are black in the layout. Only the reference mode paints those of Cityscapes' label files in the colours of
+  their own ids (a tunnel, a trailer), which is what the published layouts show.
 - The published code asks for a bilinear resize of the layout, but only after the image's rule (area, Lanczos) has made
   it that size already; so area and Lanczos is what happens, and what the reference mode does.
 - The walk starts at the grid point of step k (851 for s = 0.9, N = 20) although z_t holds the noise of t = 900. This is
@@ -44,7 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from segshift.diffusion import Diffusion
-from segshift.labels import ADE20K_COLOURS, CITYSCAPES, Colour, LabelSpace
+from segshift.labels import ADE20K_COLOURS, CITYSCAPES, CITYSCAPES_VOID_COLOURS, IGNORE, Colour, LabelSpace
 
 # ----------------------------------------------------------------------- 3.1 zero-shot image transfer
 
@@ -70,6 +71,8 @@ PALETTES: dict[str, dict[str, Colour]] = {
     "ade20k": ADE20K_COLOURS,
 }
 """Colours of the layout by class name, for ControlNets trained on one or the other."""
+
+_VOID = np.array([CITYSCAPES_VOID_COLOURS[i] for i in range(len(CITYSCAPES_VOID_COLOURS))], np.uint8)
 
 Noise = Callable[[int], Tensor]
 """Noise [B,C,h,w]: 0 is the inversion's, i = 1 .. k that of the walk's i-th step; asked for in this order."""
@@ -116,18 +119,29 @@ def colour(name: str, palette: str) -> Colour | None:
 
 
 def layout(
-    label: np.ndarray, space: LabelSpace, size: tuple[int, int], palette: str, *, reference: bool = False
+    label: np.ndarray,
+    space: LabelSpace,
+    size: tuple[int, int],
+    palette: str,
+    *,
+    reference: bool = False,
+    label_ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """Train ids [H, W] uint8 as the picture [h, w, 3] uint8 that the ControlNet sees.
 
     Nearest neighbour by default, so no colour appears that stands for no class; `reference` resizes as published.
-    A class that the palette does not know is black, like void.
+    A class that the palette does not know is black, like void. label_ids: Cityscapes' `labelIds` [H, W], 0 to 34, that
+    the train ids were made from; with them void pixels have Cityscapes' colours.
     """
     table = np.zeros((256, 3), np.uint8)
     for train_id, name in enumerate(space.names):
         table[train_id] = colour(name, palette) or (0, 0, 0)
     if reference:
-        return resize(table[label], size)
+        picture = table[label]
+        if label_ids is not None:
+            void = label == IGNORE
+            picture[void] = _VOID[label_ids[void]]
+        return resize(picture, size)
     return table[cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)]
 
 

@@ -6,7 +6,8 @@ ECCV 2024 workshop. Official code: azuma164/ZoDi (MIT).
     B, C, D   batch, classes, channels of the encoder's last stage
     x         source image                                         [B, 3, H, W] in [0, 1]
     x'        the same frame, transferred (methods/zodi.py)        [B, 3, H, W] in [0, 1]
-    y         label of both                                        [B, H, W] train ids, 255 void
+    y         label of both; of x' with void where a gate found    [B, H, W] train ids, 255 void
+              the transfer to have failed
     f         segmenter, images to logits                          [B, C, H, W]
     g         encoder, pooled over space and normalised            [B, D], length 1
     lambda    weight of the similarity loss, 0.1
@@ -105,12 +106,12 @@ class ZoDi(Method):
         return {"segmenter": nn.ModuleList([self.segmenter, *heads])}
 
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """batch: source and transferred [B, 3, H, W], label [B, H, W]."""
+        """batch: source and transferred [B, 3, H, W], label [B, H, W], and transferred_label where it is another."""
         x, x_transferred, y = batch["source"], batch["transferred"], batch["label"]
         (logits, features), (logits_transferred, features_transferred) = self._both(x, x_transferred)
         terms = {
             "source": cross_entropy(logits, y),
-            "transferred": cross_entropy(logits_transferred, y),
+            "transferred": cross_entropy(logits_transferred, batch.get("transferred_label", y)),
         }
         if self.form != "none":
             loss = self._similarity(pooled(features), pooled(features_transferred), x, x_transferred)
@@ -149,5 +150,5 @@ class ZoDi(Method):
         if self.form == "byol":
             self.target.update_parameters(nn.ModuleList([self.segmenter, self.projector]))
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         return self.restrict(self.segmenter(images))

@@ -53,7 +53,8 @@ class Report:
 
 
 def check(config: CheckConfig, out: Path | None = None) -> Report:
-    """Walk a data set in parallel, print a table, and write OUT/check.json and OUT/failures.jsonl when `out` is given.
+    """Walk a data set in parallel and print a table; writes OUT/check.json, OUT/classes.jsonl (pixels per frame and
+    class, for rare-class sampling) and OUT/failures.jsonl when `out` is given.
 
     Faults are: images without label where others of the same subset have one, labels without image, unreadable and
     truncated files, labels of another size than their image (not in transferred trees), values outside the label
@@ -70,6 +71,7 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
     sizes: Counter[str] = Counter()
     pixels, occurrences = np.zeros((2, 256), np.int64)
     labelled = 0
+    per_frame = []
     with runs.progress("check", len(dataset.frames)) as bar:
         for frame, (size, counts, errors) in zip(dataset.frames, _walk(dataset, config.workers), strict=True):
             faults += [(frame.id, error) for error in errors]
@@ -77,6 +79,7 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
             if counts is not None:
                 labelled += 1
                 pixels += counts
+                per_frame.append({"id": frame.id, "pixels": counts[: dataset.space.classes].tolist()})
                 occurrences += counts > 0
             bar.advance()
     report = Report(
@@ -93,6 +96,7 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
     )
     if out is not None:
         runs.write_json(out / "check.json", report)
+        runs.write_lines(out / "classes.jsonl", per_frame)
         runs.write_lines(out / "failures.jsonl", list(report.failures))
     _print(report)
     return report

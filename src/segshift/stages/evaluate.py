@@ -3,13 +3,17 @@
 Writes OUT/metrics.json: the protocol string, mIoU, pixel accuracy, per-class IoU and confusion matrix over all
 frames, the same for every domain, and mIoU and pixel accuracy of each frame. Ratios are fractions in [0, 1]; null
 stands for a class that is neither in the truth nor predicted. The numbers are computed again on every call, so a
-result is never older than its PNGs.
+result is never older than its PNGs. Beside it, OUT/frames.npz holds the confusion matrix of each frame: `ids` [N], and
+`confusion` int64 [N, C, C + 1] over the classes of metrics.json. Where the predictions come with maps of confidence or
+uncertainty, metrics.json also holds the calibration of the confidence and each map's curve of risk against coverage
+(`segshift.calibration`).
 """
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from math import isnan
 from pathlib import Path
 
@@ -17,7 +21,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from segshift import frames, labels, metrics, predictions, runs
+from segshift import calibration, frames, labels, metrics, predictions, runs
 from segshift.config import EvaluateConfig
 from segshift.frames import Dataset, Frame
 from segshift.labels import LabelSpace
@@ -37,17 +41,23 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
     kept, left_out = _labelled(config, data, folder)
     runs.begin(out, "evaluate", config, free=("workers",))
 
-    def count(frame: Frame) -> np.ndarray:
+    maps = sorted(path.name for path in (folder / "uncertainty").glob("*/"))
+
+    def count(frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         matrix = _matrix(config, frame, frames.place(data, frame, folder), data.space)
-        return metrics.restrict(matrix, chosen)
+        histograms = {name: _histogram(config, data, frame, folder, name, chosen) for name in maps}
+        return metrics.restrict(matrix, chosen), histograms
 
     names = [data.space.names[c] for c in chosen]
     totals: dict[str, np.ndarray] = {}
-    per_frame = []
+    trust: dict[str, dict[str, np.ndarray]] = {}
+    per_frame, matrices = [], []
     # Threads: OpenCV decodes and counts outside the interpreter lock, and nothing has to be started or pickled.
     with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool, runs.progress("evaluate", len(kept)) as bar:
-        for frame, matrix in zip(kept, pool.map(count, kept), strict=True):
+        for frame, (matrix, histograms) in zip(kept, pool.map(count, kept), strict=True):
             totals[frame.domain] = totals.get(frame.domain, 0) + matrix
+            trust[frame.domain] = _sum(trust.get(frame.domain, {}), histograms)
+            matrices.append(matrix)
             score, accuracy = metrics.miou(matrix), metrics.pixel_accuracy(matrix)
             per_frame.append(
                 {"id": frame.id, "domain": frame.domain, "miou": _plain(score), "pixel_accuracy": _plain(accuracy)}
@@ -63,10 +73,13 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
         "classes": names,
         "colours": {data.space.names[c]: "#{:02x}{:02x}{:02x}".format(*data.space.colours[c]) for c in chosen},
         **_scores(sum(totals.values()), names),
-        "domains": {domain: _scores(matrix, names) for domain, matrix in totals.items()},
+        **_trust(reduce(_sum, trust.values())),
+        "domains": {domain: _scores(matrix, names) | _trust(trust[domain]) for domain, matrix in totals.items()},
         "frames": per_frame,
         "left_out": left_out,
     }
+    with runs.atomic(out / "frames.npz") as temporary:
+        np.savez_compressed(temporary, ids=[frame.id for frame in kept], confusion=np.stack(matrices))
     runs.write_json(out / "metrics.json", result)
     _print(result)
     return out
@@ -141,6 +154,41 @@ def _sized(config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.nda
     height, width = PUBLISHED_SIZE
     # NEAREST_EXACT takes the pixels that Pillow's NEAREST takes.
     return tuple(cv2.resize(a, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for a in (label, pred))
+
+
+def _histogram(
+    config: EvaluateConfig, data: Dataset, frame: Frame, folder: Path, name: str, chosen: tuple[int, ...]
+) -> np.ndarray:
+    """H [3, K] of one frame's map (`calibration`). Raises: InputError when there is none of the prediction's size."""
+    file = frames.place(data, frame, folder / "uncertainty" / name)
+    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.exists() else None
+    label = frames.read_label(frame, data.space)
+    pred = predictions.read(frames.place(data, frame, folder), data.space)
+    if values is None or values.dtype != np.uint16 or values.shape != pred.shape:
+        found = "missing or no picture" if values is None else f"{values.dtype} of shape {values.shape}"
+        raise runs.InputError(
+            f"the map of {name} of frame '{frame.id}' is {found}, expected 16 bits of shape {pred.shape} in {file}: "
+            f"predict again with --uncertainty into a new folder, or delete {folder / 'uncertainty'}"
+        )
+    label, pred = _sized(config, frame, label, pred)
+    if values.shape != label.shape:  # of the published size
+        values = cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return calibration.histogram(values, label, pred, chosen)
+
+
+def _sum(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: a.get(name, 0) + value for name, value in b.items()}
+
+
+def _trust(histograms: dict[str, np.ndarray]) -> dict:
+    """`calibration` and `risk_coverage` of metrics.json; nothing where no map was predicted."""
+    if not histograms:
+        return {}
+    curves = {name: calibration.risk_coverage(h, confidence=name == "confidence") for name, h in histograms.items()}
+    told = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
+    if "confidence" in histograms:
+        told["calibration"] = calibration.reliability(histograms["confidence"])
+    return told
 
 
 def _plain(value: float) -> float | None:

@@ -6,6 +6,7 @@
                                                     selected, step, hash of its weights
     OUT/predictions.jsonl                           a line a frame: id, file, confidence
     OUT/failures.jsonl                              frames that could not be read, where there are any: id, error
+    OUT/uncertainty/<map>/<the same path>           confidence, entropy and spread, on request: 16-bit PNG, value / 65535
 
 Logits are resized bilinearly to the label's size (the image's where there is no label) before the argmax. The
 confidence is the largest softmax probability, averaged over the pixels of the logits before that resize.
@@ -19,9 +20,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,6 +33,8 @@ from torch import Tensor, nn
 from segshift import checkpoints, devices, frames, models, predictions, runs, transforms
 from segshift.config import PredictConfig
 from segshift.frames import Dataset, Frame
+from segshift.methods import Method
+from segshift.methods.source_only import SourceOnly
 from segshift.runs import InputError
 
 A = TypeVar("A")
@@ -41,7 +46,7 @@ _SELECTION = {
     "last": "checkpoint of the last step",
     "source": "checkpoint best on source validation",
     "transferred": "checkpoint best on transferred validation",
-    "oracle": "checkpoint best on the target's labels (oracle)",
+    "oracle": "checkpoint best on the target's labels (oracle: not attainable)",
 }
 
 
@@ -80,9 +85,13 @@ def predict(config: PredictConfig, out: Path) -> Path:
     ):
         items = _ahead(pool, read, todo, AHEAD * config.batch_size)
         for batch in _batches(items, config.batch_size, bar.advance):
-            logits = _logits(network, torch.stack([image for _, image, _ in batch]).to(device))
-            for (frame, _, native), frame_logits in zip(batch, logits, strict=True):
+            images = torch.stack([image for _, image, _ in batch]).to(device)
+            seeds = [transforms.key_seed(config.seed, "predict", frame.id) for frame, _, _ in batch]
+            logits, maps = _sliding(network, images, seeds, config.window)
+            for i, ((frame, _, native), frame_logits) in enumerate(zip(batch, logits, strict=True)):
                 file = frames.place(data, frame, out)
+                if config.uncertainty:
+                    _write_maps(data, frame, out, {name: value[i] for name, value in maps.items()}, native)
                 predictions.write(file, _classes(frame_logits, native), data.space)
                 confidence = frame_logits.softmax(0).amax(0).mean().item()
                 line = {"id": frame.id, "file": str(file.relative_to(out)), "confidence": round(confidence, 6)}
@@ -98,8 +107,8 @@ def predict(config: PredictConfig, out: Path) -> Path:
     return out
 
 
-def _network(config: PredictConfig, data: Dataset) -> tuple[nn.Module, tuple[int, int] | None, dict[str, Any]]:
-    """What gives logits (with a method's `predict`, or a segmenter), the size it sees, and what model.json tells."""
+def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, int] | None, dict[str, Any]]:
+    """What predicts, the size it sees, and what model.json tells."""
     path = Path(config.run)
     if path.is_file():
         if config.network is None:
@@ -109,7 +118,7 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[nn.Module, tuple[int
             "run": config.run, "method": None, "network": asdict(config.network), "step": None,
             "selection": f"weights {path.name}",
         }  # fmt: skip
-        return network.eval(), config.size, told | {"weights": _hash(network)}
+        return SourceOnly(network).eval(), config.size, told | {"weights": _hash(network)}
     if config.network is not None:
         raise InputError(f"{path} is no file of weights: leave `network` out to predict with the network of a run")
     method, trained, space = checkpoints.load_run(path, config.checkpoint)
@@ -118,13 +127,21 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[nn.Module, tuple[int
             f"{path} was trained on the {space.classes} classes of '{space.name}', {data.name} has the "
             f"{data.space.classes} of '{data.space.name}': map one onto the other in dataset.yaml"
         )
-    best = config.checkpoint == "best"
+    for name in ("sampling_steps", "draws"):
+        value = getattr(config, name)
+        if value is not None and not hasattr(method, name):
+            raise InputError(f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out")
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, expected 1 or more")
+        if value is not None:
+            setattr(method, name, value)
+    chosen = config.checkpoint
     told = {
         "run": config.run, "method": trained.method, "network": asdict(trained.network),
-        "step": checkpoints.best_record(path)["step"] if best else checkpoints.last_step(path),
-        "selection": _SELECTION[trained.select if best else "last"],
+        "step": checkpoints.last_step(path) if chosen == "last" else checkpoints.best_record(path, chosen)["step"],
+        "selection": _SELECTION[trained.select if chosen == "best" else chosen],
     }  # fmt: skip
-    return method, config.size or trained.size, told | {"weights": _hash(method)}
+    return method, config.size or trained.target_size or trained.size, told | {"weights": _hash(method)}
 
 
 def _hash(network: nn.Module) -> str:
@@ -174,11 +191,43 @@ def _batches(items: Iterable, count: int, skipped: Callable[[], None]) -> Iterat
 
 
 @torch.inference_mode()
-def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32."""
-    forward = getattr(network, "predict", network)  # a method's predict leaves out classes that it was not taught
+def _scores(method: Method, images: Tensor, seeds: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32 and maps [B, H, W] in [0, 1] by name."""
+    logits, maps = method.predict_with_uncertainty(images.float() / 255, seeds)
     # Finite: bilinear resizing of -inf gives nan, which argmax takes for the largest.
-    return forward(images.float() / 255).float().clamp(min=-1e9)
+    logits = logits.float().clamp(min=-1e9)
+    return logits, {"confidence": logits.softmax(1).amax(1), **maps}
+
+
+def _sliding(
+    method: Method, images: Tensor, seeds: list[int], window: tuple[int, int] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`_scores` of windows that overlap by half, averaged where they do; of the whole images when `window` is None."""
+    if window is None:
+        return _scores(method, images, seeds)
+    size = tuple(images.shape[-2:])
+    extent = [min(w, full) for w, full in zip(window, size, strict=True)]
+    starts = [[*range(0, full - w, max(1, w // 2)), full - w] for w, full in zip(extent, size, strict=True)]
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros(size, device=images.device)
+    for top, left in product(*starts):
+        here = (..., slice(top, top + extent[0]), slice(left, left + extent[1]))
+        logits, maps = _scores(method, images[here], [transforms.key_seed(seed, top, left) for seed in seeds])
+        for name, value in {"logits": logits, **maps}.items():
+            total = sums.setdefault(name, torch.zeros((*value.shape[:-2], *size), device=value.device))
+            total[here] += value
+        count[here] += 1
+    return sums.pop("logits") / count, {name: total / count for name, total in sums.items()}
+
+
+def _write_maps(data: Dataset, frame: Frame, out: Path, maps: dict[str, Tensor], size: tuple[int, int]) -> None:
+    """Each map [h, w] in [0, 1] as a 16-bit PNG at `size`."""
+    for name, value in maps.items():
+        resized = F.interpolate(value[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        done, content = cv2.imencode(".png", (65535 * resized.clamp(0, 1)).round().cpu().numpy().astype(np.uint16))
+        assert done
+        with runs.atomic(frames.place(data, frame, out / "uncertainty" / name)) as temporary:
+            temporary.write_bytes(content)
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
 """Report: one self-contained page over runs (ours).
 
-The page reads what the other stages wrote and computes no score of its own: trainings, evaluations, predictions
-without labels, and transferred trees, each recognised by its config.json. Scores are grouped by the classes they
-are a mean over, and groups are never mixed: a mean over 19 classes and one over 11 share no table.
+The page reads what the other stages wrote and computes no score of its own: trainings, evaluations, estimates,
+predictions without labels, and transferred trees, each recognised by its config.json. Scores are grouped by the
+classes they are a mean over, and groups are never mixed: a mean over 19 classes and one over 11 share no table.
 """
 
 from __future__ import annotations
@@ -18,17 +18,12 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segshift import drawing, frames, predictions, runs
+from segshift import drawing, frames, gallery, metrics, runs
 from segshift.config import ReportConfig
-from segshift.frames import Dataset, Frame
+from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.runs import InputError
 
-SHOWN = 4
-"""Frames in a gallery of predictions."""
-SHOWN_TRANSFERRED = 6
-"""Frames in the gallery of transferred images."""
-THUMBNAIL = 420
-"""Width of pictures in pixels."""
+_STAGES = ("train", "predict", "evaluate", "estimate", "transfer")
 _NO_LOSS = ("step", "lr", "seconds", "score", "validation")
 _NAMES = {"zodi": "ZoDi", "source-only": "Source only", "source_only": "Source only", "oracle": "Oracle"}
 
@@ -59,18 +54,21 @@ class Column:
     about: str
     classes: tuple[str, ...]
     scores: dict[str, dict] = field(default_factory=dict)
-    """By key of the model: miou, pixel_accuracy, iou, confusion; one part of its metrics.json."""
+    """By key of the model: one part of its metrics.json (miou, pixel_accuracy, iou, confusion, calibration, ...)."""
     sources: dict[str, tuple[Folder, str | None]] = field(default_factory=dict)
-    """By key of the model: the evaluation, and the domain to take its frames from (None: no gallery)."""
+    """By key of the model: the evaluation, and the domain to take its frames from (None: all together)."""
     models: list[Model] = field(default_factory=list)
-    gallery: list[dict] = field(default_factory=list)
-    note: str = ""
 
     @property
     def best(self) -> float | None:
         """The highest mIoU of the column, where there is something to be better than."""
         found = [scores["miou"] for scores in self.scores.values() if scores["miou"] is not None]
         return max(found) if len(found) > 1 else None
+
+    @property
+    def calibrated(self) -> set[str]:
+        """Keys of the models whose confidence was evaluated."""
+        return {key for key, scores in self.scores.items() if scores.get("calibration")}
 
     def difference(self, model: Model, first: Model, name: str | None = None) -> float | None:
         """Points of mIoU, or of a class' IoU, of a model over the first; None where one of them has none."""
@@ -88,38 +86,44 @@ class Group:
     models: list[Model] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
 
+    def risks(self, column: Column) -> list[tuple[str, Markup]]:
+        """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
+        curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
+        for model in column.models:
+            for name, found in column.scores[model.key].get("risk_coverage", {}).items():
+                points = zip(found["coverage"], found["risk"], strict=True)
+                curves.setdefault(name, {})[self.models.index(model)] = [(100 * k, 100 * r) for k, r in points]
+        names = [model.name for model in self.models]
+        return [(name, Markup(drawing.line_chart(f"errors kept by {name}", c, names))) for name, c in curves.items()]
+
 
 def report(config: ReportConfig, out: Path) -> Path:
     """Write OUT/index.html over the folders in `config.runs`; returns `out`. Nothing else in `out` is touched.
 
-    Raises: InputError when a folder is not one that train, predict, evaluate or transfer wrote.
+    Raises: InputError when a folder is not one that train, predict, evaluate, estimate or transfer wrote.
     """
     folders = [_recognise(Path(name)) for name in dict.fromkeys(config.runs)]
     if not folders:
         raise InputError("no folder to report on: name run folders, evaluation folders or transferred trees")
-    evaluations = [f for f in folders if f.stage == "evaluate"]
-    groups = _groups(evaluations)
-    with runs.progress("report", sum(len(g.columns) for g in groups) + 1) as bar:
-        for group in groups:
-            for column in group.columns:
-                _fill_gallery(column, group)
-                bar.advance()
-        page = {
-            "title": config.title,
-            "groups": groups,
-            "unlabelled": [_unlabelled(f) for f in folders if f.stage == "predict"],
-            "transfers": _transfers([f for f in folders if f.stage == "transfer"]),
-            "curves": _curves([f for f in folders if f.stage == "train"]),
-            "settings": _settings(folders),
-            "environment": _environment(),
-        }
-        bar.advance()
+    of = {stage: [f for f in folders if f.stage == stage] for stage in _STAGES}
+    groups, pictures = _groups(of["evaluate"]), Pictures()
+    page = {
+        "title": config.title,
+        "groups": [(group, _evaluated(group, pictures)) for group in groups],
+        "estimates": _estimates(of["estimate"], of["evaluate"]),
+        "unlabelled": _unlabelled(of["predict"], pictures),
+        "transfers": _transfers(of["transfer"], pictures),
+        "curves": _curves(of["train"]),
+        "settings": _settings(folders),
+        "environment": _environment(),
+        "packs": pictures.packs(),
+    }
     environment = Environment(
         loader=PackageLoader("segshift.stages", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["percent"] = _percent
-    environment.globals |= {"series": drawing.SERIES, "heat_map": _heat_map}
+    environment.filters |= {"percent": _percent, "compact": _compact}
+    environment.globals |= {"series": drawing.SERIES, "heat_map": _heat_map, "reliability": _reliability}
     with runs.atomic(out / "index.html") as temporary:
         temporary.write_text(environment.get_template("report.html").render(page), encoding="utf-8")
     return out
@@ -130,12 +134,10 @@ def _recognise(path: Path) -> Folder:
     if not file.exists() and (path / "manifest.jsonl").exists():
         file = path.parent / "config.json"  # one domain of a transfer
     if not file.exists():
-        raise InputError(f"no config.json in {path}: name a folder that segshift train, predict, evaluate or transfer wrote")
+        raise InputError(f"no config.json in {path}: name a folder that segshift {', '.join(_STAGES)} wrote")
     saved = runs.read_json(file)
-    if saved.get("stage") not in ("train", "predict", "evaluate", "transfer"):
-        raise InputError(
-            f"{path} holds a run of stage '{saved.get('stage')}': name folders of train, predict, evaluate or transfer"
-        )
+    if saved.get("stage") not in _STAGES:
+        raise InputError(f"{path} holds a run of stage '{saved.get('stage')}': name folders of {', '.join(_STAGES)}")
     return Folder(path, saved["stage"], saved["config"])
 
 
@@ -156,8 +158,17 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def _compact(value: Any) -> Markup:
+    """JSON that can stand inside a script element: no text of the user can end it."""
+    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+
+
 def _heat_map(confusion: list[list[int]], classes: tuple[str, ...]) -> Markup:
     return Markup(drawing.heat_map(np.array(confusion), classes))
+
+
+def _reliability(found: dict, index: int) -> Markup:
+    return Markup(drawing.reliability(found, index))
 
 
 def _groups(evaluations: list[Folder]) -> list[Group]:
@@ -170,10 +181,13 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         key = (result["data"]["space"], classes)
         group = groups.setdefault(key, Group(classes, result["colours"]))
         selection = result["model"]["selection"] if result["model"] else "predictions from elsewhere"
-        model = Model(f"{Path(home).resolve()} {selection}", name, selection)
+        attainable = ", not attainable" if selection.endswith("(oracle)") else ""
+        model = Model(f"{Path(home).resolve()} {selection}", name, selection + attainable)
         if model not in group.models:
             group.models.append(model)
-        parts = {domain: (scores, domain) for domain, scores in result["domains"].items()}
+        tree = f"{Path(folder.config['data'].split(':')[1]).name}, transferred"  # its frames kept their source's domain
+        moved = result["data"]["transferred"] and len(result["domains"]) == 1
+        parts = {tree if moved else domain: (scores, domain) for domain, scores in result["domains"].items()}
         if len(parts) > 1:
             parts["all"] = (result, None)
         for title, (scores, domain) in parts.items():
@@ -190,110 +204,116 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
     return list(groups.values())
 
 
-def _result(evaluation: Folder) -> dict:
-    file = evaluation.path / "metrics.json"
+def _result(folder: Folder, name: str = "metrics.json") -> dict:
+    file = folder.path / name
     if not file.exists():
-        raise InputError(f"no {file}: run segshift evaluate again to finish it")
+        raise InputError(f"no {file}: run segshift {folder.stage} again to finish it")
     return runs.read_json(file)
 
 
-def _fill_gallery(column: Column, group: Group) -> None:
-    """Frames from the lowest to the highest mIoU of the column's first model, with every model's prediction."""
-    column.models.sort(key=group.models.index)
-    per_frame = {}
-    for model in column.models:
-        folder, domain = column.sources[model.key]
-        lines = runs.read_json(folder.path / "metrics.json")["frames"]
-        per_frame[model.key] = {line["id"]: line["miou"] for line in lines if line["domain"] == domain}
-    first = per_frame[column.models[0].key]
-    ids = sorted((id for id, score in first.items() if score is not None), key=lambda id: (first[id], id))
-    if not ids:
-        return  # all domains together, whose frames are in their own columns
-    try:
-        data = frames.load(column.sources[column.models[0].key][0].config["data"])
-        by_id = {frame.id: frame for frame in data.frames}
-        for i in _spread(len(ids), SHOWN):
-            if ids[i] not in by_id:
-                raise InputError(f"frame '{ids[i]}' was evaluated and is not in {data.name}: restore it")
-            scores = {key: found.get(ids[i]) for key, found in per_frame.items()}
-            column.gallery.append(_row(by_id[ids[i]], data, column, group, scores))
-    except InputError as error:  # the numbers stand without their pictures
-        column.gallery.clear()
-        column.note = f"No pictures: {error}"
+def _evaluated(group: Group, pictures: Pictures) -> Gallery:
+    """Every frame that was evaluated, with every model's prediction."""
+    names = [model.name for model in group.models]
+    told = [f"{m.name}, {m.about}" if names.count(m.name) > 1 else m.name for m in group.models]
+    shown = Gallery("predictions", "mIoU", group.classes, told)
+    for column in group.columns:
+        column.models.sort(key=group.models.index)
+        found = {model.key: _predicted(*column.sources[model.key]) for model in column.models}
+        ids = list(dict.fromkeys(id for each in found.values() for id in each.scores))
+        if not ids:
+            continue  # all domains together, whose frames are in their own columns
+        twice = sum(other.name == column.name for other in group.columns) > 1
+        name = f"{column.name}, {column.about}" if twice else column.name
+        try:
+            data = frames.load(column.sources[column.models[0].key][0].config["data"])
+            columns = [found.get(model.key) for model in group.models]
+            gallery.add_evaluated(shown, name, data, ids, columns, pictures)
+        except InputError as error:  # the numbers stand without their pictures
+            shown.notes.append(f"No pictures: {error}")
+    return shown
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Up to `most` indices below `count`, evenly spread, first and last among them."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))}) if count else []
+def _predicted(evaluation: Folder, domain: str | None) -> Predicted:
+    lines = [line for line in _result(evaluation)["frames"] if line["domain"] == domain]
+    by_class, file = {}, evaluation.path / "frames.npz"
+    if file.exists():
+        with np.load(file) as found:
+            confusion = dict(zip(found["ids"].tolist(), found["confusion"], strict=True))
+        by_class = {line["id"]: metrics.iou(confusion[line["id"]]).tolist() for line in lines}
+    return Predicted(Path(evaluation.config["predictions"]), {line["id"]: line["miou"] for line in lines}, by_class)
 
 
-def _row(frame: Frame, data: Dataset, column: Column, group: Group, scores: dict[str, float | None]) -> dict:
-    image, label = frames.read_image(frame.image), frames.read_label(frame, data.space)
-    pictures = []
-    for model in column.models:
-        folder = Path(column.sources[model.key][0].config["predictions"])
-        pred = predictions.read(frames.place(data, frame, folder), data.space)
-        wrong = drawing.errors(image, label, pred) if pred.shape == label.shape else None
-        pictures.append({
-            "model": model,
-            "index": group.models.index(model),
-            "score": scores[model.key],
-            "classes": _painted(pred, data),
-            "errors": None if wrong is None else drawing.thumbnail(wrong, THUMBNAIL),
-        })  # fmt: skip
-    image = drawing.thumbnail(image, THUMBNAIL)
-    return {"id": frame.id, "image": image, "truth": _painted(label, data), "predictions": pictures}
+def _unlabelled(folders: list[Folder], pictures: Pictures) -> list[tuple[str, Gallery]]:
+    """Galleries of predictions alone, as of a test split, by data set."""
+    by_data: dict[str, dict[str, Predicted]] = {}
+    for folder, name in zip(folders, _names([f.config["run"] for f in folders]), strict=True):
+        scores = {line["id"]: line["confidence"] for line in runs.read_lines(folder.path / "predictions.jsonl")}
+        columns = by_data.setdefault(folder.config["data"], {})
+        columns[name if name not in columns else str(folder.path)] = Predicted(folder.path, scores)
+    return [(data, gallery.predicted(frames.load(data), columns, pictures)) for data, columns in by_data.items()]
 
 
-def _painted(label: np.ndarray, data: Dataset) -> str:
-    return drawing.thumbnail(drawing.paint(label, data.space.colours), THUMBNAIL, flat=True)
-
-
-def _unlabelled(folder: Folder) -> dict:
-    """A gallery of predictions alone, as of a test split."""
-    data = frames.load(folder.config["data"])
-    there = [f for f in data.frames if frames.place(data, f, folder.path).exists()]
-    rows = []
-    for i in _spread(len(there), SHOWN):
-        pred = predictions.read(frames.place(data, there[i], folder.path), data.space)
-        image = drawing.thumbnail(frames.read_image(there[i].image), THUMBNAIL)
-        rows.append({"id": there[i].id, "image": image, "prediction": _painted(pred, data)})
-    return {"name": _names([folder.config["run"]])[0], "data": folder.config["data"], "count": len(there), "rows": rows}
-
-
-def _transfers(folders: list[Folder]) -> list[dict]:
+def _transfers(folders: list[Folder], pictures: Pictures) -> list[dict]:
     """By source data set: its frames, their layouts, and each domain's pictures of them."""
-    sources: dict[str, list[tuple[Path, list[dict]]]] = {}
+    sources: dict[str, dict[str, tuple[Path, list[dict]]]] = {}
     for folder in folders:
         inside = [folder.path] if (folder.path / "manifest.jsonl").exists() else sorted(folder.path.iterdir())
         for tree in inside:
             if lines := runs.read_lines(tree / "manifest.jsonl"):
-                sources.setdefault(folder.config["source"], []).append((tree, lines))
-    return [_transfer(source, trees) for source, trees in sources.items()]
-
-
-def _transfer(source: str, trees: list[tuple[Path, list[dict]]]) -> dict:
-    domains = [
-        {"name": lines[0]["domain"], "prompt": lines[0]["prompt"], "strength": lines[0]["strength"], "count": len(lines)}
-        for _, lines in trees
+                trees, name = sources.setdefault(folder.config["source"], {}), lines[0]["domain"]
+                trees[name if name not in trees else str(tree)] = (tree, lines)
+    return [
+        {
+            "source": source,
+            "domains": [{"name": name, **_domain(lines)} for name, (_, lines) in trees.items()],
+            "gallery": gallery.transferred(source, trees, pictures),
+        }
+        for source, trees in sources.items()
     ]
-    shown = {"source": source, "domains": domains, "rows": [], "note": ""}
-    try:
-        data = frames.load(source)
-        done = set.intersection(*({line["id"] for line in lines} for _, lines in trees))
-        there = [frame for frame in data.frames if frame.id in done]
-        for i in _spread(len(there), SHOWN_TRANSFERRED):
-            frame = there[i]
-            pictures = [frames.read_image(frames.place(data, frame, tree)) for tree, _ in trees]
-            row = {"id": frame.id, "image": drawing.thumbnail(frames.read_image(frame.image), THUMBNAIL), "layout": None}
-            if frame.label is not None:
-                row["layout"] = _painted(frames.read_label(frame, data.space), data)
-            row["pictures"] = [drawing.thumbnail(picture, THUMBNAIL) for picture in pictures]
-            shown["rows"].append(row)
-    except InputError as error:
-        shown["rows"].clear()
-        shown["note"] = f"No pictures: {error}"
-    return shown
+
+
+def _domain(lines: list[dict]) -> dict:
+    """How a domain was made, and what the gate did there."""
+    gates = [line["gate"] for line in lines if "gate" in line]
+    counts = {
+        "drawn again": sum(gate["tries"] > 1 for gate in gates),
+        "with parts ignored": sum(gate["decision"] == "ignored" for gate in gates),
+        "dropped": sum(gate["decision"] == "dropped" for gate in gates),
+    }
+    told = [f"{len(lines)} frames", *(f"{count} {what}" for what, count in counts.items() if count)]
+    strengths = sorted({line["strength"] for line in lines})
+    spread = f"{strengths[0]:g}" if len(strengths) == 1 else f"{strengths[0]:g} to {strengths[-1]:g}"
+    return {"prompt": lines[0]["prompt"], "strength": spread, "told": ", ".join(told)}
+
+
+def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
+    """Estimates beside the truth, where the same weights were evaluated on real frames of the domain; by classes."""
+    truths: dict[tuple, dict] = {}
+    for evaluation in evaluations:
+        result = _result(evaluation)
+        if result["model"] and not result["data"]["transferred"]:
+            for domain, scores in result["domains"].items():
+                truths.setdefault((result["model"]["weights"], tuple(result["classes"]), domain), scores)
+    groups: dict[tuple, dict] = {}
+    results = [_result(folder, "estimate.json") for folder in folders]
+    for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
+        classes = tuple(result["classes"])
+        group = groups.setdefault(classes, {"classes": classes, "networks": [], "pairs": []})
+        network = {"name": name, "about": result["protocol"], "level": result["level"], "rows": []}
+        for slug, domain in result["domains"].items():
+            true = truths.get((result["model"]["weights"], classes, slug), {}).get("miou")
+            row = {"name": domain["name"], "predicted": domain["corrected"]["miou"], "true": true,
+                   "source": domain["source"]["miou"]["value"], "cost": domain["transfer_cost"], "failing": domain["failing"]}  # fmt: skip
+            network["rows"].append(row)
+            if true is not None and row["predicted"]["value"] is not None:
+                what = f"{name}, {row['name']}"
+                group["pairs"].append((true, row["predicted"]["value"], len(group["networks"]), what))
+        group["networks"].append(network)
+    for group in groups.values():
+        errors = [abs(guess - true) for true, guess, *_ in group["pairs"]]
+        group["error"] = 100 * sum(errors) / len(errors) if errors else None
+        group["chart"] = Markup(drawing.agreement(group["pairs"])) if len(errors) > 1 else None
+    return list(groups.values())
 
 
 def _curves(folders: list[Folder]) -> dict:

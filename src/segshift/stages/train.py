@@ -1,4 +1,4 @@
-"""Train: a segmentation network on labelled source frames, with their transferred images or without.
+"""Train: a segmentation network on labelled source frames, alone, with their transferred images, or with a target's.
 
 The run folder is described in `segshift.checkpoints`. The same command continues a run where it was stopped; on one
 CPU the result is bitwise that of a run which was not.
@@ -24,7 +24,7 @@ from accelerate.utils import broadcast, set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import batches, checkpoints, devices, frames, loop, metrics, runs
+from segshift import batches, checkpoints, devices, frames, loop, metrics, runs, transforms
 from segshift.config import TrainConfig
 from segshift.frames import Dataset
 from segshift.methods import Method
@@ -51,16 +51,18 @@ def train(config: TrainConfig, out: Path) -> Path:
         return out
 
     set_seed(config.seed)  # every process builds the same network
-    method = checkpoints.method_of(config, data.source.space).to(accelerator.device).train()
+    method = checkpoints.method_of(config, data.source.space, begin=not start).to(accelerator.device).train()
     optimizers = {
-        player: accelerator.prepare_optimizer(_optimizer(config, list(network.parameters())))
-        for player, network in method.networks.items()
+        player: accelerator.prepare_optimizer(_optimizer(config, method.parameter_groups(player)))
+        for player in method.networks
     }
-    best = _resume(out, start, method, optimizers, accelerator) if start else None
+    best = _resume(out, start, method, optimizers, accelerator) if start else {}
     keeper = _Keeper(config, out, method, optimizers, accelerator, data, best)
     samples = batches.Samples(
-        data.pairs, data.pictures(data.source), crop=config.crop, jitter=config.jitter, seed=config.seed
-    )
+        data.pairs, data.pictures(data.source), crop=config.crop, jitter=config.jitter, seed=config.seed,
+        targets=data.target and (data.target.frames, data.pictures(data.target, config.target_size)),
+        rare=_rare_classes(config, data),
+    )  # fmt: skip
     schedule = batches.Schedule(
         start, config.steps, config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
     )
@@ -94,37 +96,46 @@ def train(config: TrainConfig, out: Path) -> Path:
 
 def _check(config: TrainConfig) -> None:
     """Raises: InputError for settings that do not fit together."""
-    if config.method == "zodi" and not config.transferred:
-        raise InputError(
-            "method zodi needs transferred images and `transferred` is empty: name the trees that "
-            "segshift transfer wrote, or take method source_only"
-        )
-    if config.method == "source_only" and config.transferred:
-        raise InputError(
-            f"method source_only takes no transferred images, got {', '.join(config.transferred)}: leave "
-            "them out, or take method zodi"
-        )
-    needed = {"source": config.validation, "transferred": config.transferred_validation, "oracle": config.oracle_validation}
-    if config.select != "last" and not needed[config.select]:
+    _check_method(config)
+    if config.select not in checkpoints.rules(config):
         field = "validation" if config.select == "source" else f"{config.select}_validation"
         raise InputError(
             f"select = {config.select} needs a validation set and `{field}` is empty: name one, or take "
             "select last"
         )
-    if config.oracle_validation and config.select != "oracle":
-        raise InputError(
-            f"oracle_validation {config.oracle_validation} is for select = oracle alone, got "
-            f"{config.select}: leave it out, for whoever looks at the target's labels is an oracle"
-        )
-    if any(c > s for c, s in zip(config.crop, config.size, strict=True)):
-        raise InputError(
-            f"crop {config.crop} is larger than size {config.size}: take a crop of at most that size"
-        )
+    for size in (config.size, config.target_size or config.size):
+        if any(c > s for c, s in zip(config.crop, size, strict=True)):
+            raise InputError(f"crop {config.crop} is larger than size {size}: take a crop of at most that size")
     for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
     if min(config.jitter) < 0 or config.jitter[3] > 0.5:
         raise InputError(f"jitter is {config.jitter}, expected amounts of 0 or more, and of hue 0.5 at most")
+
+
+def _check_method(config: TrainConfig) -> None:
+    """Raises: InputError when the method lacks a kind of data, or is given one that it does not use."""
+    adapts = config.method in ("self_training", "adversarial_diffusion")
+    wanted = {
+        "transferred": (config.method == "zodi", "transferred images"),
+        "target": (adapts, "an unlabelled target data set"),
+        "from_run": (config.method == "adversarial_diffusion", "a run of method self_training (step 1)"),
+    }
+    for name, (needs, what) in wanted.items():
+        given = getattr(config, name)
+        if needs and not given:
+            raise InputError(f"method {config.method} needs {what} and `{name}` is empty: name one, or take another method")
+        if given and not needs:
+            raise InputError(f"method {config.method} does not use `{name}`, got {given}: leave it out, or take another method")
+    if config.method == "zodi" and config.more_sources:
+        raise InputError("method zodi pairs every source frame and takes no more_sources: name the trees in `transferred`")
+    if adapts and config.network.name != "iccld":
+        raise InputError(f"method {config.method} trains network iccld, got {config.network.name}: set network.name to iccld")
+    if not 0 <= config.iccld.threshold <= 1 or not 0 <= config.iccld.momentum < 1:
+        raise InputError(
+            f"iccld.threshold is {config.iccld.threshold}, expected 0 to 1, and iccld.momentum {config.iccld.momentum}, "
+            "expected at least 0 and under 1"
+        )
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -154,16 +165,18 @@ class _Data:
     config: TrainConfig
     source: Dataset
     pairs: list[batches.Pair]
+    target: Dataset | None
     validation: dict[str, Dataset]
     """By name: source, transferred/<its folder>, oracle."""
     kept: tuple[int, ...]
 
-    def pictures(self, dataset: Dataset) -> batches.Pictures:
-        images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in self.validation.values())
+    def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
+        others = [*self.validation.values(), *([self.target] if self.target else [])]
+        images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in others)
         labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
         pixels = self.config.size[0] * self.config.size[1]
         keep = pixels * (3 * images + labels) * max(1, self.config.workers) < batches.CACHE_BYTES
-        return batches.Pictures(self.config.size, dataset.space, self.kept, keep)
+        return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep)
 
 
 def _open(config: TrainConfig) -> _Data:
@@ -175,32 +188,54 @@ def _open(config: TrainConfig) -> _Data:
         validation[f"transferred/{dataset.root.name}"] = dataset
     if config.oracle_validation:
         validation["oracle"] = frames.load(config.oracle_validation)
-    for dataset in (source, *validation.values()):
+    more = [frames.load(name) for name in config.more_sources]
+    target = frames.load(config.target) if config.target else None
+    for dataset in more:
+        if dataset.space != source.space:
+            raise InputError(f"{dataset.name} writes its labels in another way than {source.name}: train on one layout")
+    for dataset in (source, *more, *validation.values(), *([target] if target else [])):
         if dataset.space.names != source.space.names:
             raise InputError(
                 f"{dataset.name} has the classes of '{dataset.space.name}' and {source.name} those of "
                 f"'{source.space.name}', expected the same: map one onto the other in its dataset.yaml"
             )
-        frames.require_labels(dataset)
-        frames.require_sizes(dataset)
+        if dataset is not target:
+            frames.require_labels(dataset)
+            frames.require_sizes(dataset)
     pairs = batches.pair_up(source, [frames.load(name) for name in config.transferred])
-    return _Data(config, source, pairs, validation, checkpoints.class_set(config, source.space))
+    pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
+    return _Data(config, source, pairs, target, validation, checkpoints.class_set(config, source.space))
 
 
-def _optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
+def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | None:
+    """Raises: InputError when the statistics are missing or of other frames."""
+    if config.iccld.rare_classes is None:
+        return None
+    path = Path(config.iccld.rare_classes) / "classes.jsonl"
+    counts = {line["id"]: line["pixels"] for line in runs.read_lines(path)}
+    unknown = [pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes]
+    if unknown:
+        raise InputError(
+            f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run segshift check on "
+            f"{config.source} into that folder"
+        )
+    table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
+    table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0
+    return batches.RareClasses(table, config.iccld.rare_temperature)
+
+
+def _optimizer(config: TrainConfig, groups: list[tuple[list[torch.nn.Parameter], float]]) -> Optimizer:
+    """`groups`: parameters, and the factor on `lr` that they learn with."""
+    made_of = [{"params": list(parameters), "initial_lr": config.lr * factor} for parameters, factor in groups]
     if config.optimizer == "sgd":
-        made = SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
-    else:
-        made = AdamW(parameters, config.lr, weight_decay=config.weight_decay)
-    for group in made.param_groups:
-        group["initial_lr"] = config.lr
-    return made
+        return SGD(made_of, config.lr, config.momentum, weight_decay=config.weight_decay)
+    return AdamW(made_of, config.lr, weight_decay=config.weight_decay)
 
 
 def _resume(
     out: Path, step: int, method: Method, optimizers: dict[str, Optimizer], accelerator: Accelerator
-) -> float | None:
-    """Load the checkpoint of `step`; returns the best score so far."""
+) -> dict[str, float]:
+    """Load the checkpoint of `step`; returns the best score so far of every selection rule."""
     state = checkpoints.load(out, step, method)
     for player, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][player])
@@ -235,7 +270,7 @@ class _Keeper:
         optimizers: dict[str, Optimizer],
         accelerator: Accelerator,
         data: _Data,
-        best: float | None,
+        best: dict[str, float],
     ):
         self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
         self.accelerator, self.data, self.best = accelerator, data, best
@@ -287,13 +322,17 @@ class _Keeper:
 
     def _validate(self, step: int) -> None:
         found = {name: self._judge(name) for name in self.judges}
-        chosen = [told["miou"] for name, told in found.items() if name.split("/")[0] == self.config.select]
-        score = None if not chosen or None in chosen else float(np.mean(chosen))
-        self.write({"step": step, "score": score, "validation": found})
-        if score is not None and (self.best is None or score > self.best):
-            self.best = score
-            if self.accelerator.is_main_process:
-                checkpoints.save_best(self.out, step, self.method, score)
+        judged: dict[str, list[float | None]] = {}
+        for name, told in found.items():
+            judged.setdefault(name.split("/")[0], []).append(told["miou"])
+        scores = {rule: None if None in values else float(np.mean(values)) for rule, values in judged.items()}
+        self.write({"step": step, "score": scores.get(self.config.select), "validation": found})
+        for rule, score in scores.items():
+            if score is not None and score > self.best.get(rule, -1.0):
+                self.best[rule] = score
+                if self.accelerator.is_main_process:
+                    name = "best" if rule == self.config.select else rule
+                    checkpoints.save_best(self.out, step, self.method, score, name)
 
     @torch.inference_mode()
     def _judge(self, name: str) -> dict[str, Any]:

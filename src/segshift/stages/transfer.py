@@ -3,69 +3,43 @@
 OUT/config.json            the configuration
 OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by id
 OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
+OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer
 OUT/journal/<i>-of-<n>.jsonl  what each process has done, a line at a time; the manifests are made from these
 
 Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to its own
 journal only, so no line can be lost. Frames are never half-done: the label first, then the image (atomically), then
-the line; what has a line and an image is finished. All batches of one working size have the same number of rows, the
-last one filled up with repeats, so the bytes of a frame depend on nothing but its settings: not on its neighbours,
-the number of processes, or where a run was interrupted.
+the line; what has a line and an image is finished, and so is a line that says the gate dropped the frame. The bytes of
+a frame depend on nothing but its settings: not on its neighbours (segshift.worker), the number of processes, or where a
+run was interrupted. A gate's thresholds count among the settings; they are a function of the source frames, measured
+once and kept. Another batch size changes a picture by a grey level, and so perhaps a score that lies on the threshold.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from segshift import diffusion, frames, runs
+from segshift import checkpoints, diffusion, frames, gate, runs, transforms
 from segshift.config import TransferConfig
 from segshift.diffusion import Diffusion
 from segshift.frames import Dataset, Frame
+from segshift.gate import Gate, Thresholds
 from segshift.journal import Journal
 from segshift.labels import CITYSCAPES, LabelSpace
-from segshift.methods import zodi
 from segshift.runs import InputError
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Target:
-    """One target domain."""
-
-    slug: str
-    """Its folder: a known name, or the sentence with dashes."""
-    prompt: str
-    strength: float
-
-
-@dataclass
-class Sample:
-    """One source image on its way through the model."""
-
-    id: str
-    image: np.ndarray
-    """[H, W, 3] uint8."""
-    label: np.ndarray | None
-    """Train ids [H, W] uint8; None where the layout is not used."""
-    wanted: list[str] = field(default_factory=list)
-    """Domains not made yet."""
+from segshift.worker import Sample, Worker, targets
 
 
 def transfer(config: TransferConfig, out: Path) -> Path:
@@ -76,7 +50,7 @@ def transfer(config: TransferConfig, out: Path) -> Path:
     index, count = shard(config.shard)
     goals = targets(config)
     dataset = frames.load(config.source)
-    if config.control:
+    if config.control or config.gate:
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))
@@ -95,9 +69,13 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
         if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
             raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
+        judge = _gate(config, dataset, worker, out / "gate.json") if config.gate else None
         claim()  # not before all settings have proved good: a folder with wrong ones would be of no use
         for goal in goals:
             frames.describe(dataset, out / goal.slug)
+        if judge:
+            worker.gate, told = judge
+            runs.write_json(out / "gate.json", told)
         journal.merge()
         total = len(wanted) * len(goals)
         done = total - sum(map(len, wanted.values()))
@@ -124,8 +102,11 @@ def transfer_images(
 
     images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None together with control=False. ids: what the
     noise of an image is drawn from, its position where not given. model: one that is loaded already.
-    Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError.
+    Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError, also for a gate, whose
+    thresholds are of a data set.
     """
+    if config.gate:
+        raise InputError("a gate measures a data set before it judges: leave gate out, or transfer a folder of frames")
     model = model or diffusion.load(config.diffusion, control=config.control)
     worker = Worker(config, space, model)
     slugs = [goal.slug for goal in worker.goals]
@@ -138,8 +119,8 @@ def transfer_images(
     made: dict[tuple[str, str], np.ndarray] = {}
     for size in {worker.size(*sample.image.shape[:2]) for sample in samples}:
         group = [sample for sample in samples if worker.size(*sample.image.shape[:2]) == size]
-        for sample, goal, picture, _ in worker.run(group, min(len(group), config.batch_size)):
-            made[goal.slug, sample.id] = picture
+        for one in worker.run(group, min(len(group), config.batch_size)):
+            made[one.goal.slug, one.sample.id] = one.picture
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
 
 
@@ -153,159 +134,61 @@ def shard(text: str) -> tuple[int, int]:
     return index * world + int(os.environ.get("RANK", 0)), count * world
 
 
-def targets(config: TransferConfig) -> tuple[Target, ...]:
-    """Folder, prompt and strength of each target domain. Raises: InputError."""
-    found = {}
-    for name in config.to:
-        prompt, strength = zodi.DOMAINS.get(name, (name, zodi.SENTENCE_STRENGTH))
-        strength = strength if config.strength is None else config.strength
-        slug = re.sub(r"\W+", "-", name.lower()).strip("-")
-        if len(slug) > 60:  # file systems stop at 255 bytes
-            slug = f"{slug[:50]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        if not 0 < strength <= 1:
-            raise InputError(f"strength {strength}: expected more than 0 and at most 1 (published: night 0.9, fog 0.6)")
-        if not slug or slug in found:
-            raise InputError(f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})")
-        found[slug] = Target(slug, prompt + zodi.QUALITY, strength)
-    if not found:
-        raise InputError("no target domain: name at least one, as in --to night")
-    return tuple(found.values())
+def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
+    """The gate, and what gate.json tells of its thresholds: those of `path`, or measured on source frames.
 
-
-class Worker:
-    """A loaded model with everything that is the same for all frames: settings, prompts, palette."""
-
-    def __init__(self, config: TransferConfig, space: LabelSpace, model: Diffusion) -> None:
-        """Raises: InputError on settings that this model cannot follow."""
-        given, default = config, model.defaults
-        self.config, self.space, self.model = config, space, model
-        self.goals = targets(config)
-        self.short_side = default.short_side if given.short_side is None else given.short_side
-        self.palette = "cityscapes" if config.mode == "reference" else default.palette
-        self.limit = config.batch_size
-        self.settings = zodi.Sampling(
-            strength=1,
-            steps=default.steps if given.steps is None else given.steps,
-            guidance=default.guidance if given.guidance is None else given.guidance,
-            eta=default.eta if given.eta is None else given.eta,
-            control_strength=config.control_strength,
-            inversion=config.inversion,
+    Raises: InputError, also when `path` was measured with other weights.
+    """
+    gate.check(config.gate)
+    run = Path(config.gate.reference).expanduser()
+    method, trained, space = checkpoints.load_run(run)
+    if trained.method != "source_only":
+        raise InputError(
+            f"{run} was trained by method {trained.method}, and the gate's thresholds come from source data alone: name "
+            "a run of method source_only in gate.reference"
         )
-        self._check()
-        self.negative = diffusion.embed(model, zodi.NEGATIVE_PROMPT)
-        self.texts = {goal.slug: diffusion.embed(model, goal.prompt) for goal in self.goals}
-
-    def _check(self) -> None:
-        steps, most = self.settings.steps, self.model.scheduler.config.num_train_timesteps - 1
-        if not 1 <= steps <= most:
-            raise InputError(f"{steps} steps: expected 1 to {most}, the time steps of {self.model.name}")
-        for goal in self.goals:
-            if self.sampling(goal).walked < 1:
-                raise InputError(
-                    f"strength {goal.strength} of {steps} steps walks none, and the image would be noise: give a "
-                    f"strength of {1 / steps:.3g} or more, or more steps"
-                )
-        if not 0 <= self.settings.eta <= 1:
-            raise InputError(f"eta {self.settings.eta}: expected 0 (DDIM) to 1 (DDPM)")
-        if self.limit < 1:
-            raise InputError(f"batch size {self.limit}: expected 1 or more")
-        if self.config.control:
-            names = [name for name in self.space.names if not zodi.colour(name, self.palette)]
-            if len(names) == self.space.classes:
-                raise InputError(
-                    f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the ControlNet's "
-                    f"palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or use no control"
-                )
-            if names:
-                _log.warning("no colour in palette '%s', drawn black: %s", self.palette, ", ".join(names))
-
-    def sampling(self, goal: Target) -> zodi.Sampling:
-        return replace(self.settings, strength=goal.strength)
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Working size (height, width) of an image."""
-        return zodi.working_size(height, width, self.short_side)
-
-    def run(self, samples: list[Sample], rows: int) -> Iterator[tuple[Sample, Target, np.ndarray, float]]:
-        """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs out.
-
-        Yields: sample, target, picture [h, w, 3] uint8, seconds it took. Raises: InputError out of memory at one row.
-        """
-        while waiting := [sample for sample in samples if sample.wanted]:
-            rows = min(rows, self.limit)
-            try:
-                yield from self._batch(waiting[:rows], rows)
-                continue
-            except torch.OutOfMemoryError as error:
-                if rows == 1:
-                    raise InputError(
-                        f"{self.model.device} has too little memory for one image of {waiting[0].image.shape[:2]}: "
-                        "give a smaller --short-side, --diffusion.dtype float16, or another device"
-                    ) from error
-            # outside the handler, which keeps the tensors of the failed batch alive
-            self.limit = rows // 2
-            _log.warning("out of memory with %d images at once, going on with %d", rows, self.limit)
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _batch(self, samples: list[Sample], rows: int) -> Iterator[tuple[Sample, Target, np.ndarray, float]]:
-        size = self.size(*samples[0].image.shape[:2])
-        z0 = zodi.encode(self.model, self._stack([zodi.resize(s.image, size) for s in samples], rows))
-        hint = None
-        if self.config.control:
-            drawn = {"palette": self.palette, "reference": self.config.mode == "reference"}
-            control = self._stack([zodi.layout(s.label, self.space, size, **drawn) for s in samples], rows)
-            hint = zodi.embed_layout(self.model, control)
-        for goal in self.goals:
-            chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]
-            if not chosen:
-                continue
-            started = perf_counter()
-            index = _fill(chosen, rows)
-            pictures = zodi.transfer(
-                self.model, z0[index], self.texts[goal.slug], self.negative,
-                None if hint is None else hint[index], self.sampling(goal),
-                self._noise([samples[i].id for i in index], goal.slug, z0.shape[1:]),
-            )  # fmt: skip
-            pictures = pictures.permute(0, 2, 3, 1).cpu().numpy()
-            seconds = (perf_counter() - started) / len(chosen)
-            for row, i in enumerate(chosen):
-                picture = pictures[row]
-                if self.config.output_size == "source":
-                    picture = zodi.resize(picture, samples[i].image.shape[:2])
-                samples[i].wanted.remove(goal.slug)
-                yield samples[i], goal, picture, seconds
-
-    def _stack(self, pictures: list[np.ndarray], rows: int) -> Tensor:
-        """[H, W, 3] uint8 each to [rows, 3, H, W] in [0, 1] on the device."""
-        batch = torch.from_numpy(np.stack([pictures[i] for i in _fill(range(len(pictures)), rows)]))
-        return batch.to(self.model.device).permute(0, 3, 1, 2).float() / 255
-
-    def _noise(self, ids: list[str], slug: str, shape: tuple[int, ...]) -> zodi.Noise:
-        if self.config.mode == "reference":
-            draw = zodi.published_noise(self.config.seed, (1, *shape))
-            return lambda step: draw(step).expand(len(ids), -1, -1, -1)
-        return lambda step: torch.stack([zodi.noise(self.config.seed, id, slug, step, shape) for id in ids])
-
-    def line(self, id: str, goal: Target, size: tuple[int, int], seconds: float, sha256: str) -> dict:
-        """One line of the manifest."""
-        config, settings = self.config, self.settings
-        return {
-            "id": id, "domain": goal.slug, "prompt": goal.prompt, "negative_prompt": zodi.NEGATIVE_PROMPT,
-            "strength": goal.strength, "seed": config.seed, "mode": config.mode,
-            "settings": {
-                "inversion": settings.inversion, "control": config.control, "steps": settings.steps,
-                "guidance": settings.guidance, "eta": settings.eta, "control_strength": settings.control_strength,
-                "palette": self.palette, "working_size": size, "output_size": config.output_size,
-                "dtype": config.diffusion.dtype,
-            },
-            "model": self.model.name, "weights": self.model.hashes, "seconds": round(seconds, 3), "sha256": sha256,
-        }  # fmt: skip
+    if space.names != dataset.space.names:
+        raise InputError(
+            f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
+            f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in gate.reference"
+        )
+    weights = {
+        "reference": diffusion.weights_hash(run / "checkpoints" / "best.safetensors"), "vae": worker.model.hashes["vae"]
+    }  # fmt: skip
+    judge = Gate(config.gate, method.to(worker.model.device), trained.size, space)
+    if path.exists():
+        told = runs.read_json(path)
+        if told["weights"] != weights:
+            raise InputError(f"{path} was measured with other weights of {run}: name a new folder")
+    else:
+        told = {"weights": weights, **_measure(config, dataset, worker, judge)}
+    judge.limits = Thresholds(**told["thresholds"])
+    return judge, told
 
 
-def _fill(chosen: Sequence[int], rows: int) -> list[int]:
-    """`chosen` with its last one repeated up to `rows`."""
-    return [*chosen, *[chosen[-1]] * (rows - len(chosen))]
+def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
+    """The thresholds, from source frames as they are and through the autoencoder: every process measures the same."""
+    scores, parts, agreements = [], [], []
+    by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
+    for frame in by_key[: config.gate.sample]:
+        try:
+            sample = _read(config, dataset, frame, [])
+        except InputError:
+            continue  # listed as a failure when its turn comes
+        seen = judge.look(sample.image, sample.label)
+        verdict = judge.judge(seen, worker.reconstruct(sample.image), 0.0)
+        scores.append(verdict.score)
+        parts.append(gate.region_scores(seen.regions, verdict.regions))
+        agreements.append(seen.classes)
+    if not scores:
+        raise InputError(f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check")
+    limits = gate.thresholds(np.array(scores), np.concatenate(parts), config.gate.quantile, config.gate.fraction)
+    by_class = zip(dataset.space.names, np.array(agreements).T, strict=True)
+    return {
+        "frames": len(scores), "thresholds": asdict(limits),
+        "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in by_class if not np.isnan(a).all()},
+        "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
+    }  # fmt: skip
 
 
 def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance) -> None:
@@ -335,9 +218,15 @@ def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, 
                     batch[frame.id] = frame, _read(config, dataset, frame, wanted[frame.id])
                 except InputError as error:
                     fail(frame, error)
-            for sample, goal, picture, seconds in worker.run([sample for _, sample in batch.values()], rows):
-                sha256 = _write(config, dataset, batch[sample.id][0], journal.out / goal.slug, picture)
-                journal.add(worker.line(sample.id, goal, size, seconds, sha256))
+            for made in worker.run([sample for _, sample in batch.values()], rows):
+                frame, root = batch[made.sample.id][0], journal.out / made.goal.slug
+                decision, sha256 = worker.gate.decision(made.verdict) if worker.gate else "kept", None
+                if decision == "ignored":
+                    frames.write_void(frame, dataset.space, made.verdict.failing, frames.place(dataset, frame, root, "label"))
+                    frame = replace(frame, label=None)  # it is there already
+                if decision != "dropped":
+                    sha256 = _write(config, dataset, frame, root, made.picture)
+                journal.add(worker.line(made, size, sha256))
                 advance()
 
 
@@ -356,13 +245,17 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
 
 def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str]) -> Sample:
     image = frames.read_image(frame.image)
-    label = frames.read_label(frame, dataset.space) if config.control else None
+    label = ids = None
+    if config.control or config.gate:
+        ids = frames.read_ids(frame, dataset.space)
+        label = dataset.space.to_train(ids)
     if label is not None and label.shape != image.shape[:2] and not dataset.transferred:
         raise InputError(
             f"{frame.image} is {image.shape[1]}x{image.shape[0]} and its label {frame.label} "
             f"{label.shape[1]}x{label.shape[0]}: repair or remove them"
         )
-    return Sample(frame.id, image, label, list(wanted))
+    published = config.mode == "reference" and dataset.space == CITYSCAPES
+    return Sample(frame.id, image, label, list(wanted), ids if published else None)
 
 
 def _write(config: TransferConfig, dataset: Dataset, frame: Frame, root: Path, picture: np.ndarray) -> str:

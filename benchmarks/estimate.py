@@ -1,0 +1,264 @@
+"""How good the estimate without target images is: predicted against true mIoU on the town, and what else one could do.
+
+    python benchmarks/town.py runs/town-benchmark
+    python benchmarks/estimate.py runs/town-benchmark
+
+Takes every network of the town benchmark but the oracles (which saw the target), and further runs that are named. Writes
+OUT/estimate.md (the README's table, and the comparison) and OUT/estimate.json (every figure, machine, versions, date).
+The clear validation split is transferred once per domain, strength and draw, for all networks. Running it again
+continues.
+
+What it is compared with, all from the same frames; no target image is used but for the truth:
+    uncorrected      mIoU on the frames transferred to the target
+    additive         source + (transferred to the target - transferred to its own domain), in mIoU
+    source score     the mIoU on the untouched validation frames: no drop at all
+    confidence       source score * mean confidence on the target's transferred frames / mean confidence on the source
+                     frames; a frame's confidence is the largest softmax probability, averaged over its pixels
+    regression       source score - (a + b * difference of those two confidences), a and b fitted by least squares to the
+                     true drops of all other networks in all domains: it needs labelled target frames, as no other row
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from scipy.stats import spearmanr
+
+from segshift.bootstrap import FAILS_BELOW
+from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig
+from segshift.estimation import estimate
+from segshift.experiments import fill
+from segshift.recipes.town import TOWN_DOMAINS, town_target
+from segshift.runs import InputError, read_json, slug, write_json
+from segshift.stages import evaluate, predict
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is compared; the defaults are the README's."""
+
+    town: tyro.conf.Positional[Path]
+    """Folder of benchmarks/town.py."""
+    runs: tuple[Path, ...] = ()
+    """Further training runs on the same town."""
+    out: Path | None = None
+    """Folder to write; None takes TOWN/estimate."""
+    domains: tuple[str, ...] = TOWN_DOMAINS
+    draws: int = 2
+    """Noise draws per frame and domain."""
+    checkpoint: Literal["best", "last"] = "last"
+    """Which checkpoint of every run; the town benchmark's is the last."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One network in one domain; all scores are mIoU in [0, 1]."""
+
+    network: str
+    domain: str
+    true: float
+    source: float
+    own: float
+    raw: float
+    corrected: float
+    low: float
+    high: float
+    """Ends of the interval of `corrected`."""
+    source_confidence: float
+    confidence: float
+    """Mean confidences on the source frames and on those transferred to the domain, in [0, 1]."""
+    failing: tuple[str, ...]
+    """Classes that were predicted to fail."""
+    failed: tuple[str, ...]
+    """Classes that did: true IoU below FAILS_BELOW of the source's."""
+
+
+# ------------------------------------------------------------------------------------------ what is compared
+
+
+def regression(pairs: Sequence[Pair]) -> list[float]:
+    """source - (a + b * difference of confidences), a and b fitted to all networks but the pair's own.
+
+    nan where no other network is there.
+    """
+
+    def difference(pair: Pair) -> float:
+        return pair.source_confidence - pair.confidence
+
+    predicted = []
+    for pair in pairs:
+        others = [p for p in pairs if p.network != pair.network]
+        design = np.array([[1, difference(p)] for p in others]).reshape(-1, 2)
+        drops = np.array([p.source - p.true for p in others])
+        a, b = np.linalg.lstsq(design, drops, rcond=None)[0] if others else (np.nan, np.nan)
+        predicted.append(float(pair.source - a - b * difference(pair)))
+    return predicted
+
+
+ESTIMATES: dict[str, Callable[[Sequence[Pair]], list[float]]] = {
+    "segshift estimate": lambda pairs: [p.corrected for p in pairs],
+    "uncorrected": lambda pairs: [p.raw for p in pairs],
+    "additive": lambda pairs: [p.source + p.raw - p.own for p in pairs],
+    "source score": lambda pairs: [p.source for p in pairs],
+    "confidence": lambda pairs: [p.source * p.confidence / p.source_confidence for p in pairs],
+    "regression (needs target labels)": regression,
+}
+
+
+def accuracy(pairs: Sequence[Pair], predicted: Sequence[float]) -> dict[str, float | None]:
+    """Mean absolute error and bias in points, and the two mean rank correlations (None where none is defined).
+
+    over_networks: networks ranked within a domain, the mean over domains; over_domains: domains ranked within a
+    network, the mean over networks. Ranks of fewer than three, and of equal predictions, have no correlation.
+    """
+    errors = [100 * (value - pair.true) for value, pair in zip(predicted, pairs, strict=True)]
+    return {
+        "error": float(np.mean(np.abs(errors))),
+        "bias": float(np.mean(errors)),
+        "over_networks": _mean_rank(pairs, predicted, lambda pair: pair.domain),
+        "over_domains": _mean_rank(pairs, predicted, lambda pair: pair.network),
+    }
+
+
+def _mean_rank(pairs: Sequence[Pair], predicted: Sequence[float], group: Callable[[Pair], str]) -> float | None:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for value, pair in zip(predicted, pairs, strict=True):
+        groups.setdefault(group(pair), []).append((value, pair.true))
+    columns = [tuple(zip(*members, strict=True)) for members in groups.values() if len(members) > 2]
+    ranks = [spearmanr(*both).statistic for both in columns if all(len(set(values)) > 1 for values in both)]
+    return float(mean(ranks)) if ranks else None
+
+
+def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """Of the classes named as failing, the share that fail; of those that fail, the share that were named."""
+    named, failed, both = (
+        sum(len(of(pair)) for pair in pairs)
+        for of in (lambda p: p.failing, lambda p: p.failed, lambda p: set(p.failing) & set(p.failed))
+    )
+    return {"precision": both / named if named else None, "recall": both / failed if failed else None}
+
+
+def coverage(pairs: Sequence[Pair]) -> float:
+    """Share of the true scores inside the interval. It is of frames and noise alone, not of the generator's faults."""
+    return mean(pair.low <= pair.true <= pair.high for pair in pairs)
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
+    """Markdown: predicted against true mIoU % per domain, of the first source-only network and the mean of all."""
+
+    def row(name: str, cells: Sequence[str]) -> str:
+        return f"| {name} | {' | '.join(cells)} |"
+
+    def cell(of: Callable[[Pair], float], chosen: Sequence[Pair], domain: str) -> str:
+        return f"{100 * mean(of(p) for p in chosen if p.domain == domain):.1f}"
+
+    networks = list(dict.fromkeys(pair.network for pair in pairs))
+    lines = [row("mIoU %", domains), "|---|" + "---|" * len(domains)]
+    plain = [name for name in networks if name.endswith("source-only")]
+    if plain:
+        [*one] = (p for p in pairs if p.network == plain[0])
+        there = {p.domain: p for p in one}
+        spans = [f"{100 * p.corrected:.1f} ({100 * p.low:.1f} to {100 * p.high:.1f})" for p in map(there.get, domains)]
+        lines += [row("source only: predicted", spans), row("source only: true", [cell(lambda p: p.true, one, d) for d in domains])]
+    lines += [
+        row(f"mean of {len(networks)} networks: {name}", [cell(of, pairs, d) for d in domains])
+        for name, of in (
+            ("source", lambda p: p.source), ("predicted", lambda p: p.corrected), ("true", lambda p: p.true),
+            ("error, absolute", lambda p: abs(p.corrected - p.true)),
+        )
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
+    """Markdown: every way to estimate, with its errors in mIoU points and its rank correlations."""
+    lines = ["| estimate | mean absolute error | bias | rank over networks | rank over domains |", "|---|---|---|---|---|"]
+    for name, r in results.items():
+        ranks = ("-" if r[key] is None else f"{r[key]:.2f}" for key in ("over_networks", "over_domains"))
+        lines.append(f"| {name} | {r['error']:.1f} | {r['bias']:+.1f} | {' | '.join(ranks)} |")
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------ running it
+
+
+def networks(b: Benchmark) -> dict[str, Path]:
+    """Every training run but the oracles, by name. Raises: InputError when there is none."""
+    found = {str(path.parent.relative_to(b.town)): path.parent for path in sorted(b.town.glob("seed-*/*/config.json"))}
+    found = {name: run for name, run in found.items() if not run.name.startswith("oracle")}
+    found |= {str(run): run for run in b.runs}
+    if not found:
+        raise InputError(f"no run {b.town}/seed-*/<row>: run benchmarks/town.py {b.town} first, or name runs with --runs")
+    return found
+
+
+def truth(b: Benchmark, run: Path, domain: str) -> dict[str, Any]:
+    """metrics.json of a run on the target's validation frames, predicted here where the run has none yet."""
+    evaluation, predictions = run / "evaluation" / domain, run / "predictions" / domain
+    if not (evaluation / "metrics.json").exists():
+        data = fill(town_target(domain), {"out": str(b.town)})
+        predict.predict(PredictConfig(run=str(run), data=data, checkpoint=b.checkpoint), predictions)
+        evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=data), evaluation)
+    return read_json(evaluation / "metrics.json")
+
+
+def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, Any]) -> Pair:
+    """What estimate.json says of a domain, beside the truth's metrics.json."""
+    source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
+    failed = (n for n, s in source.items() if s and true["iou"].get(n) is not None and true["iou"][n] < FAILS_BELOW * s)
+    corrected, confidence = estimated["corrected"]["miou"], estimated["confidence"]
+    return Pair(
+        network, domain, true["miou"], *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")),
+        corrected["value"], corrected["low"], corrected["high"], confidence["source"], confidence["target"],
+        tuple(estimated["failing"]), tuple(failed),
+    )  # fmt: skip
+
+
+def main(b: Benchmark) -> None:
+    out = b.out or b.town / "estimate"
+    source = fill(town_target("clear"), {"out": str(b.town)})
+    pairs = []
+    for name, run in networks(b).items():
+        config = EstimateConfig(
+            run=str(run), source=source, to=b.domains, draws=b.draws, checkpoint=b.checkpoint,
+            transferred=str(out / "transferred"),
+        )  # fmt: skip
+        estimated = read_json(estimate(config, out / "networks" / slug(name)) / "estimate.json")
+        pairs += [pair(name, d, estimated["domains"][d], truth(b, run, d)) for d in b.domains]
+    results = {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()}
+    named = failures(pairs)
+    write_json(
+        out / "estimate.json",
+        {
+            "results": results, "failing_classes": named, "coverage_of_90_percent_intervals": coverage(pairs),
+            "pairs": [vars(p) for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
+            "protocol": f"embedded town; truth from the labelled validation frames of each target; {estimated['protocol']}",
+            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch", "scipy")},
+            "date": date.today().isoformat(),
+        },
+    )  # fmt: skip
+    shares = ", ".join(f"{key} {'-' if value is None else f'{value:.0%}'}" for key, value in named.items())
+    text = "\n".join((
+        predicted_table(pairs, b.domains), comparison_table(results),
+        f"Failing classes: {shares}. True scores inside the 90 % interval: {coverage(pairs):.0%}.\n",
+    ))  # fmt: skip
+    (out / "estimate.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

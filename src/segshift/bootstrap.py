@@ -1,0 +1,95 @@
+"""The statistics of an estimate: scores of one network with intervals, from confusion matrices of frames (ours).
+
+    F, D, C, R   frames, noise draws, classes, resamples
+    M            confusion matrices of a set of frames, [F, D, C, C + 1] (`metrics`); D = 1 for frames not generated
+    S, O, T      IoU of a class, in [0, 1], on the labelled source frames, on the same frames transferred to their own
+                 domain, and on the same frames transferred to the target
+    P            what is predicted for the target
+
+Matrices are summed before any ratio is taken, in a resample as over the whole set: a mean of per-image ratios is
+another number. A class that no labelled pixel shows has no score (nan), also where it is predicted: nothing can be
+said about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segshift import metrics, transforms
+
+LEVEL = 0.9
+"""Share of the resamples that an interval holds, between its outer quantiles."""
+FEWEST_FRAMES = 10
+"""Of fewer frames too few different resamples exist for quantiles as far out as 5 % to mean anything."""
+FAILS_BELOW = 0.5
+"""A class fails in a domain where its predicted IoU is below this share of its IoU on the source."""
+SHRINKAGE = 0.05
+"""epsilon of `correct`, in IoU. Not fitted to anything."""
+
+SCORES = ("source", "own", "raw", "corrected")
+"""S, O, T and P, in the order of `scores`."""
+
+
+def correct(source: np.ndarray, own: np.ndarray, transferred: np.ndarray) -> np.ndarray:
+    """P_c = min(1, S_c (T_c + epsilon k) / (O_c + epsilon)),  k = mean_c T_c / mean_c O_c
+
+    All [..., C]. The transfer costs the network something even where the domain stays the same: O / S of the score is
+    left. Transferred to the target, T / S is left. If the two losses multiply, T / O is what the domain alone leaves.
+    Of a class that the transfer destroys (O_c near 0) that ratio is noise: epsilon draws it towards k, the same ratio
+    over all classes, and a class with O_c well above epsilon is hardly touched. Where the transfer costs nothing
+    (O = S), P is T up to epsilon. Where it leaves nothing at all (every O_c = 0), it says nothing: k = 1, and P = S.
+    """
+    both = np.where(np.isnan(own + transferred), np.nan, np.stack((transferred, own)))
+    left, whole = mean(both)
+    overall = np.divide(left, whole, out=np.ones_like(whole), where=whole > 0)[..., None]
+    return np.minimum(1, source * (transferred + SHRINKAGE * overall) / (own + SHRINKAGE))
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """mIoU of per-class values [..., C]: over the classes that have one; nan where none has."""
+    count = (~np.isnan(values)).sum(-1)
+    return np.divide(np.nansum(values, -1), count, out=np.full(values.shape[:-1], np.nan), where=count > 0)
+
+
+def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray) -> np.ndarray:
+    """S, O, T and P per class, [4, C], from summed matrices [C, C + 1] each."""
+    measured = [np.where(m.sum(1) > 0, metrics.iou(m), np.nan) for m in (source, own, transferred)]
+    return np.stack([*measured, correct(*measured)])
+
+
+def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
+    """`scores` of R resamples, [R, 4, C], from M of source, own domain and target.
+
+    A resample takes F frames with replacement, the same ones in all three sets, and for each of them, in each set, as
+    many of its draws as there are, with replacement. So the spread holds that of the frames and that of the noise,
+    which is drawn per frame. It does not hold how far the generator's idea of the domain is from the real one.
+    """
+    rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
+    frames = len(sets[0])
+    taken = rng.multinomial(frames, np.full(frames, 1 / frames), size=resamples)  # [R, F]: how often each frame
+    summed = []
+    for matrices in sets:
+        draws = matrices.shape[1]
+        counts = rng.multinomial(taken * draws, np.full(draws, 1 / draws))  # [R, F, D]
+        # in float64, exact for pixel counts up to 2^53: integers have no fast product
+        summed.append(np.tensordot(counts.astype(np.float64), matrices.astype(np.float64), 2))
+    return np.stack([scores(*matrices) for matrices in zip(*summed, strict=True)])
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of the LEVEL interval over the first axis; nan where every value is nan."""
+    some = ~np.isnan(values).all(0)
+    ends = np.full((2, *values.shape[1:]), np.nan)
+    ends[:, some] = np.nanquantile(values[:, some], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return ends[0], ends[1]
+
+
+def failing(source: np.ndarray, predicted: np.ndarray) -> list[int]:
+    """Classes whose predicted IoU is below FAILS_BELOW of the source's, both [C]; the smallest share kept comes first.
+
+    A class that has no score, or none above 0 on the source, cannot fail by the domain.
+    """
+    share = np.divide(predicted, source, out=np.full(len(source), np.nan), where=source > 0)
+    return [int(c) for c in np.argsort(share, kind="stable") if share[c] < FAILS_BELOW]

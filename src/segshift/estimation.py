@@ -1,0 +1,240 @@
+"""Estimate a network's score in a domain of which there is no image (ours).
+
+ZoDi's authors note that generated images "enable to estimate the model's performance without target images by
+inspecting" them (arXiv 2403.13652). Here that is a number: labelled source frames are transferred to the target and
+keep their labels, so the network can be scored on them; what the transfer itself costs is measured on the same frames
+transferred to their own domain with the same noise strength, and taken off (`bootstrap.correct`).
+
+    OUT/config.json                                     the configuration of the last call
+    OUT/estimate.json                                   everything that was found
+    OUT/<set>/predictions, OUT/<set>/evaluation         the network on a set of frames: source, or a transferred one
+    OUT/transferred/<set>                               a transferred set, <domain>-<strength>-<seed>; `transferred`
+                                                        puts them elsewhere, for several estimates to share
+
+This runs other stages, each of which skips what is finished, and so stands beside `experiments`, not among them. A
+folder may be asked for other domains, draws or strengths later: each has its own <set>, and what is there is used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from segshift import bootstrap, frames, runs
+from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
+from segshift.frames import Dataset
+from segshift.runs import InputError
+from segshift.stages import evaluate, predict, transfer
+from segshift.worker import Target, targets
+
+_log = logging.getLogger(__name__)
+
+_FREE = ("to", "own_prompt", "strength", "draws", "seed", "resamples", "batch_size", "device")
+"""Fields that may differ when a folder is used again: they name other sets, or change none."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The network on one set of frames."""
+
+    confusion: dict[str, np.ndarray]
+    """[C, C + 1] int64 by frame id."""
+    confidence: dict[str, float]
+    """The network's own, in [0, 1], by frame id."""
+    told: dict[str, Any]
+    """Where the set lies and what made it, for estimate.json."""
+
+
+def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
+    """Write OUT/estimate.json and print the table; returns `out`, by default RUN/estimate (WEIGHTS-estimate for a file).
+
+    Raises: InputError on a source without labels or with fewer than 10 frames, an empty prompt, a network of other
+    classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried on the source
+    frames first, so a wrong one costs no transfer.
+    """
+    run = Path(config.run)
+    out = out or (run.with_name(f"{run.stem}-estimate") if run.is_file() else run / "estimate")
+    data = frames.load(config.source)
+    goals = _check(config, data)
+    lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
+    if (out / "config.json").exists():
+        runs.begin(out, "estimate", lasting, free=_FREE)
+    source = _score(config, config.source, out / "source", {})
+    runs.write_json(out / "config.json", {"stage": "estimate", "config": runs.to_plain(lasting)})
+
+    seeds = range(config.seed, config.seed + config.draws)
+    tree = Path(config.transferred) if config.transferred else out / "transferred"
+    sets: dict[tuple[str, float], list[Scored]] = {}
+    for name, goal in zip(config.to, goals, strict=True):
+        for prompt in (name, config.own_prompt):  # the own domain once for each strength, and kept
+            if (prompt, goal.strength) not in sets:
+                sets[prompt, goal.strength] = [_transferred(config, data, prompt, goal.strength, s, tree, out) for s in seeds]
+    result = _result(config, data, goals, source, sets, runs.read_json(out / "source" / "evaluation" / "metrics.json"))
+    runs.write_json(out / "estimate.json", result)
+    _print(result)
+    return out
+
+
+def _check(config: EstimateConfig, data: Dataset) -> tuple[Target, ...]:
+    """The target domains, in the order of `to`. Raises: InputError before anything is computed."""
+    frames.require_labels(data)
+    _require_frames(data.name, len(data.frames))
+    if config.draws < 1:
+        raise InputError(f"{config.draws} draws: expected 1 or more noise draws per frame")
+    if config.resamples < 100:
+        raise InputError(f"{config.resamples} resamples: expected 100 or more, of fewer an interval means nothing")
+    if not config.own_prompt.strip():
+        raise InputError('the prompt of the own domain is empty: describe the source, as in --own-prompt "driving in daylight"')
+    plain = TransferConfig(source=config.source, strength=config.strength)
+    targets(replace(plain, to=(config.own_prompt,)))
+    return targets(replace(plain, to=config.to))
+
+
+def _require_frames(name: str, count: int) -> None:
+    if count < bootstrap.FEWEST_FRAMES:
+        raise InputError(
+            f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, of fewer the "
+            "bootstrap's interval means nothing: name a larger labelled split"
+        )
+
+
+def _transferred(
+    config: EstimateConfig, data: Dataset, prompt: str, strength: float, seed: int, tree: Path, out: Path
+) -> Scored:
+    """Transfer the source frames to one domain with one seed, or find that done, and score the network on them."""
+    told = TransferConfig(
+        source=config.source, to=(prompt,), strength=strength, seed=seed, mode=config.mode, control=config.control,
+        steps=config.steps, guidance=config.guidance, short_side=config.short_side, batch_size=config.batch_size,
+        diffusion=config.diffusion,
+    )  # fmt: skip
+    [goal] = targets(told)
+    name = f"{goal.slug}-{strength:g}-{seed}"
+    folder = transfer.transfer(told, tree / name) / goal.slug
+    lines = runs.read_lines(folder / "manifest.jsonl")
+    digest = hashlib.sha256("".join(f"{line['id']} {line['sha256']}\n" for line in lines).encode()).hexdigest()
+    what = {
+        "seed": seed, "transferred": str(folder), "model": lines[0]["model"], "weights": lines[0]["weights"],
+        "images_sha256": digest,
+    }  # fmt: skip
+    return _score(config, ":".join(filter(None, (data.layout, str(folder), data.subset))), out / name, what)
+
+
+def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]) -> Scored:
+    """Predict and evaluate one set of frames. Raises: InputError, also when a frame cannot be read."""
+    predictions, evaluation = folder / "predictions", folder / "evaluation"
+    predict.predict(
+        PredictConfig(
+            run=config.run, data=data, checkpoint=config.checkpoint, network=config.network, size=config.size,
+            batch_size=config.batch_size, device=config.device,
+        ),
+        predictions,
+    )  # fmt: skip
+    if failed := runs.failures(predictions):
+        raise InputError(failed[0]["error"])
+    classes = config.classes
+    if classes is None and Path(config.run).is_dir():
+        classes = runs.read_config(Path(config.run) / "config.json", TrainConfig).classes
+    evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=data, classes=classes), evaluation)
+    with np.load(evaluation / "frames.npz") as found:
+        confusion = dict(zip(found["ids"].tolist(), found["confusion"], strict=True))
+    confidence = {line["id"]: line["confidence"] for line in runs.read_lines(predictions / "predictions.jsonl")}
+    return Scored(confusion, confidence, told | {"predictions": str(predictions), "evaluation": str(evaluation)})
+
+
+def _result(
+    config: EstimateConfig, data: Dataset, goals: Sequence[Target], source: Scored,
+    sets: dict[tuple[str, float], list[Scored]], scored: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """estimate.json. Scores are fractions in [0, 1]; null where a class has none."""
+    everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
+    ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
+    _require_frames(f"what was transferred of {data.name}", len(ids))
+    names = scored["classes"]
+
+    def matrices(draws: list[Scored]) -> np.ndarray:
+        """[F, D, C, C + 1]."""
+        return np.stack([[draw.confusion[id] for draw in draws] for id in ids])
+
+    def confidence(draws: list[Scored]) -> float:
+        return float(np.mean([draw.confidence[id] for draw in draws for id in ids]))
+
+    domains = {}
+    for name, goal in zip(config.to, goals, strict=True):
+        own, target = sets[config.own_prompt, goal.strength], sets[name, goal.strength]
+        counted = [matrices(draws) for draws in ([source], own, target)]
+        values = bootstrap.scores(*(m.sum((0, 1)) for m in counted))
+        spread = bootstrap.resampled(counted, config.resamples, config.seed)
+        told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names), strict=True))
+        means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
+        domains[goal.slug] = {
+            "name": name, "prompt": goal.prompt, "strength": goal.strength,
+            **told,
+            "drop": _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3]),
+            "transfer_cost": _between(means[0] - means[1], mean_spread[:, 0] - mean_spread[:, 1]),
+            "failing": [names[c] for c in bootstrap.failing(values[0], values[3])],
+            "confidence": {"source": confidence([source]), "own": confidence(own), "target": confidence(target)},
+            "own_draws": [draw.told for draw in own], "target_draws": [draw.told for draw in target],
+        }  # fmt: skip
+    seeds = ", ".join(str(config.seed + i) for i in range(config.draws))
+    model = everywhere[-1].told["model"]
+    return {
+        "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames transferred with {model}, "
+        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames and noise draws",
+        "setting": scored["setting"], "model": scored["model"], "classes": names, "colours": scored["colours"],
+        "frames": len(ids), "draws": config.draws, "resamples": config.resamples, "level": bootstrap.LEVEL,
+        "fails_below": bootstrap.FAILS_BELOW, "own_prompt": config.own_prompt,
+        "source": source.told, "domains": domains,
+    }  # fmt: skip
+
+
+def _with_intervals(values: np.ndarray, spread: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """mIoU and per-class IoU with their intervals, of values [K, C] and their resamples [R, K, C]; one dict for each K."""
+    means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
+    return [
+        {
+            "miou": _between(means[k], mean_spread[:, k]),
+            "iou": {name: _between(values[k, c], spread[:, k, c]) for c, name in enumerate(names)},
+        }
+        for k in range(len(values))
+    ]
+
+
+def _between(value: float, spread: np.ndarray) -> dict[str, float | None]:
+    """A value and the interval of its resamples [R]; JSON has no nan."""
+    ends = bootstrap.interval(spread[:, None])
+    three = (value, ends[0][0], ends[1][0])
+    return {key: None if isnan(v) else float(v) for key, v in zip(("value", "low", "high"), three, strict=True)}
+
+
+def _print(result: dict[str, Any]) -> None:
+    def percent(told: dict[str, float | None], sign: str = "") -> str:
+        if told["value"] is None:
+            return "-"
+        low, high = ("-" if told[end] is None else f"{100 * told[end]:{sign}.1f}" for end in ("low", "high"))
+        return f"{100 * told['value']:{sign}.1f} ({low} to {high})"
+
+    view = Table(title=f"predicted mIoU %, with {result['level']:.0%} intervals", caption=result["protocol"])
+    for heading in ("domain", "predicted", "drop from source", "transfer alone costs", "uncorrected", "fail, worst first"):
+        view.add_column(heading)
+    for domain in result["domains"].values():
+        loss = domain["transfer_cost"]
+        view.add_row(
+            domain["name"], percent(domain["corrected"]["miou"]), percent(domain["drop"]), percent(loss),
+            percent(domain["raw"]["miou"]), ", ".join(domain["failing"]) or "none",
+        )  # fmt: skip
+        source = domain["source"]["miou"]["value"]
+        if source and loss["value"] > source / 2:
+            _log.warning(
+                "%s: the transfer alone costs %.1f of %.1f points: do not rely on this estimate, use a better generator "
+                "or a lower strength", domain["name"], 100 * loss["value"], 100 * source,
+            )  # fmt: skip
+    Console().print(view)

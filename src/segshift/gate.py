@@ -1,0 +1,264 @@
+"""The generation gate (ours): did the layout survive a transfer, and did the picture move towards the prompt?
+
+A network f that was trained on source images alone looks at the transferred image. Where it finds the label's classes
+again the layout is still there; where it does not, either the layout is gone or the domain is too strange for f. No
+source image tells these two apart, so a score is only ever compared with what f reached on the same frame's source.
+
+| symbol | meaning |
+|---|---|
+| x, x', y | source image, transferred image, label: train ids, 255 void |
+| x~ | D(E(x)), the source image through the autoencoder alone: no prompt, no noise, its label holds for sure |
+| R | labelled pixels that belong together: those of one class, or a connected region of one class |
+| a_R(x) | agreement: share of R's pixels p with f(x)_p = y_p |
+| r_R | score of a region: min(1, a_R(x') / a_R(x)) |
+| S(x') | score of a frame: sum_c min(a_c(x'), a_c(x)) / sum_c a_c(x) over the classes c of y |
+| G(x, c) | denoising gap: how much better the prompt c explains x than the empty prompt does |
+
+Regions are the connected regions of the label, not cells of a grid: what a generator loses is a thing (a car turned
+into road, a sign that is gone), and a cell would hold half of it and much else. Shapes: pictures [H, W, 3] uint8,
+labels, predictions and region maps [H, W], agreements [C] by train id or [n] by region, nan where there is nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segshift import metrics, transforms
+from segshift.config import GateConfig
+from segshift.diffusion import Diffusion
+from segshift.labels import IGNORE, LabelSpace
+from segshift.methods import zodi
+from segshift.runs import InputError
+
+SEEN = 0.5
+"""A region is judged where f agrees with at least this share of it on the source: what it never saw it cannot miss."""
+
+MOVEMENT_TIME = 0.5
+"""Time step of the denoising gap, as a share of the schedule: there the prompt decides on the look, not on the grain."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores from which on a frame, or a region of it, passes."""
+
+    frame: float
+    region: float
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A frame's label, and what f makes of its source image."""
+
+    label: np.ndarray
+    index: np.ndarray
+    """Region of every pixel, int32 [H, W]; 0 for none."""
+    classes: np.ndarray
+    """a_c(x), [C]."""
+    regions: np.ndarray
+    """a_R(x), [n]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One draw, judged."""
+
+    passed: bool
+    score: float
+    """S(x'); nan where f agrees with the label nowhere on the source: such a frame cannot be judged, and passes."""
+    classes: np.ndarray
+    """a_c(x'), [C]."""
+    regions: np.ndarray
+    """a_R(x'), [n]."""
+    judged: int
+    """Regions that f saw on the source."""
+    failed: int
+    """Those of them under the threshold."""
+    failing: np.ndarray
+    """Their pixels, bool [H, W]."""
+    movement: float
+    """G(x', c) - G(x, c); 0 is the source itself."""
+
+
+def check(config: GateConfig) -> None:
+    """Raises: InputError on a setting out of its range."""
+    if config.tries < 1:
+        raise InputError(f"gate.tries {config.tries}: expected 1 (judge only) or more draws of a frame")
+    if config.sample < 1:
+        raise InputError(f"gate.sample {config.sample}: expected 1 source frame or more to measure the thresholds on")
+    for name in ("fraction", "strength_factor"):
+        if not 0 < getattr(config, name) <= 1:
+            raise InputError(f"gate.{name} {getattr(config, name)}: expected more than 0 and at most 1")
+    for name in ("quantile", "least_region"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"gate.{name} {getattr(config, name)}: expected 0 to 1")
+
+
+def regions(label: np.ndarray, least: float) -> np.ndarray:
+    """Connected regions (8 neighbours) of one class, numbered from 1, int32 [H, W].
+
+    label: train ids [H, W] uint8. 0: void, and regions of less than the share `least` of the picture.
+    """
+    found, count = np.zeros(label.shape, np.int32), 0
+    for train_id in np.unique(label[label != IGNORE]):
+        mask = (label == train_id).astype(np.uint8)
+        _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        large = statistics[:, cv2.CC_STAT_AREA] >= least * label.size
+        large[0] = False  # everything else
+        numbers = np.where(large, count + np.cumsum(large), 0).astype(np.int32)
+        found += numbers[parts]
+        count += int(large.sum())
+    return found
+
+
+def class_agreement(pred: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """a_c = |{p : pred_p = y_p = c}| / |{p : y_p = c}|, [C] in [0, 1]; nan for a class that the label does not hold."""
+    matrix = metrics.confusion_matrix(pred, label, classes)
+    total = matrix.sum(1)
+    return np.divide(np.diagonal(matrix), total, out=np.full(classes, np.nan), where=total > 0)
+
+
+def region_agreement(pred: np.ndarray, label: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """a_R = |{p in R : pred_p = y_p}| / |R| of the regions 1 to n of `index`, [n] in [0, 1]."""
+    count = int(index.max()) + 1
+    right = np.bincount(index[pred == label], minlength=count)[1:]
+    return right / np.bincount(index.ravel(), minlength=count)[1:]
+
+
+def frame_score(source: np.ndarray, drawn: np.ndarray) -> float:
+    """S = sum_c min(a_c(x'), a_c(x)) / sum_c a_c(x), in [0, 1]; nan where the sum below is 0.
+
+    source, drawn: a_c of the source and of the transferred image, [C]. A ratio of sums, so that every class of the
+    frame counts as much as f knows it: small ones as much as the road, those that f never learnt not at all.
+    """
+    there = ~np.isnan(source)
+    total = source[there].sum()
+    return float(np.minimum(drawn, source)[there].sum() / total) if total > 0 else float("nan")
+
+
+def region_scores(source: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """r_R = min(1, a_R(x') / a_R(x)), [n] in [0, 1]; nan where a_R(x) is less than SEEN."""
+    ratio = np.divide(drawn, source, out=np.full(len(source), np.nan), where=source >= SEEN)
+    return np.minimum(ratio, 1)
+
+
+def thresholds(frame: np.ndarray, region: np.ndarray, quantile: float, fraction: float) -> Thresholds:
+    """fraction times the quantile of S(x~), and of r_R(x~), over source frames; no transferred image takes part.
+
+    x~ went through the autoencoder and nothing else, so the quantile is what f loses where the layout is intact; the
+    fraction leaves room for what a strange domain costs f besides. frame, region: scores, nan left out. Raises:
+    InputError when all frames are nan. Without a judged region the threshold of regions is 0.
+    """
+    if np.isnan(frame).all():
+        raise InputError(
+            "the gate's reference network agrees with the label of no source frame: train it longer, or name a network "
+            "that was trained on this data set in gate.reference"
+        )
+    known = region[~np.isnan(region)]
+    return Thresholds(
+        frame=fraction * float(np.nanquantile(frame, quantile)),
+        region=fraction * float(np.quantile(known, quantile)) if len(known) else 0.0,
+    )
+
+
+def judge(
+    seen: Seen, pred: np.ndarray, limits: Thresholds, *, movement: float = 0.0, require_movement: bool = False
+) -> Verdict:
+    """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size.
+
+    It passes with S of at least the threshold and, where that is required, a movement above 0.
+    """
+    classes = class_agreement(pred, seen.label, len(seen.classes))
+    score = frame_score(seen.classes, classes)
+    found = region_agreement(pred, seen.label, seen.index)
+    parts = region_scores(seen.regions, found)
+    failed = parts < limits.region  # nan is not less
+    return Verdict(
+        passed=not score < limits.frame and (movement > 0 or not require_movement),
+        score=score,
+        classes=classes,
+        regions=found,
+        judged=int((~np.isnan(parts)).sum()),
+        failed=int(failed.sum()),
+        failing=np.concatenate([[False], failed])[seen.index],
+        movement=movement,
+    )
+
+
+@torch.inference_mode()
+def denoising_gap(
+    model: Diffusion, z0: Tensor, text: Tensor, empty: Tensor, hint: Tensor | None, n: Tensor, control_strength: float
+) -> Tensor:
+    """G = ||eps(z_t, t, empty, y) - n||^2 - ||eps(z_t, t, c, y) - n||^2, the mean over latent elements, [B].
+
+    The diffusion model as a classifier between two prompts (Li et al., "Your Diffusion Model is Secretly a Zero-Shot
+    Classifier", ICCV 2023), at one time step and with the same noise n for both, and for x and x'. z0, n [B,C,h,w];
+    text, empty [1,L,M]; hint [B,C0,h,w]. Cost: two evaluations of the networks.
+    """
+    t = zodi.start_timestep(model, MOVEMENT_TIME)
+    z = zodi.diffuse(model, z0, n, t)
+    with_none, with_prompt = (
+        (zodi.predict(model, z, t, c, hint, control_strength=control_strength)[0] - n).square().mean((1, 2, 3))
+        for c in (empty, text)
+    )
+    return with_none - with_prompt
+
+
+class Gate:
+    """The reference network f with its thresholds."""
+
+    def __init__(self, config: GateConfig, network: nn.Module, size: tuple[int, int], space: LabelSpace) -> None:
+        """network: with `predict(images)`, as a trained method has. size: height and width that it sees."""
+        self.config, self.network, self.size, self.space = config, network, size, space
+        self.limits = Thresholds(frame=0.0, region=0.0)
+        """Everything passes, until they are measured."""
+
+    @torch.inference_mode()
+    def predict(self, picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """f's train ids [H, W] uint8 on a picture [h, w, 3] uint8, enlarged to the label's `shape` by nearest
+        neighbour. One picture at a time: what it says does not depend on others."""
+        image = transforms.resize_image(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1), self.size)
+        device = next(self.network.parameters()).device
+        classes = self.network.predict(image[None].to(device).float() / 255)[0].argmax(0)
+        return cv2.resize(classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def look(self, image: np.ndarray, label: np.ndarray) -> Seen:
+        """What f makes of a source image [H, W, 3] uint8 with its label, train ids [H, W] uint8."""
+        pred, index = self.predict(image, label.shape), regions(label, self.config.least_region)
+        classes = class_agreement(pred, label, self.space.classes)
+        return Seen(label, index, classes, region_agreement(pred, label, index))
+
+    def judge(self, seen: Seen, picture: np.ndarray, movement: float) -> Verdict:
+        """A draw [h, w, 3] uint8 of the frame that was `seen`."""
+        return judge(
+            seen, self.predict(picture, seen.label.shape), self.limits,
+            movement=movement, require_movement=self.config.require_movement,
+        )  # fmt: skip
+
+    def decision(self, verdict: Verdict) -> str:
+        """What becomes of a frame whose best draw is this: `kept`, `ignored` (its failing regions) or `dropped`."""
+        if self.config.on_failure == "drop":
+            return "kept" if verdict.passed else "dropped"
+        return "ignored" if verdict.failing.any() else "kept"
+
+    def record(self, seen: Seen, verdict: Verdict, tries: int) -> dict:
+        """What the manifest tells of a frame's best draw; agreement by class is [on the source, on the picture]."""
+        pairs = zip(self.space.names, seen.classes.tolist(), verdict.classes.tolist(), strict=True)
+        labelled = int((seen.label != IGNORE).sum())
+        return {
+            "decision": self.decision(verdict), "passed": verdict.passed, "tries": tries,
+            "score": None if np.isnan(verdict.score) else round(verdict.score, 6), "threshold": self.limits.frame,
+            "agreement": {name: [round(a, 4), round(b, 4)] for name, a, b in pairs if not np.isnan(a)},
+            "regions": {"judged": verdict.judged, "failed": verdict.failed, "threshold": self.limits.region},
+            "failing_share": round(int(verdict.failing.sum()) / max(labelled, 1), 6),
+            "movement": round(verdict.movement, 8),
+        }  # fmt: skip
+
+
+def redraw_seed(seed: int, frame_id: str, attempt: int) -> int:
+    """Seed of a frame's draw: `seed` itself for attempt 0, one of the frame's own for every other."""
+    return seed if attempt == 0 else transforms.key_seed(seed, frame_id, attempt) % 2**31

@@ -1,0 +1,324 @@
+"""ICCLD: latent diffusion with inter-coder connections, for unsupervised adaptation of segmentation.
+
+Yu, Sun, Chi, Yang, Luo, "Adversarially Domain-adaptive Latent Diffusion for Unsupervised Semantic Segmentation",
+arXiv 2412.16859 (CVPR 2025 workshop PVUW). No code was published. The order below is the paper's.
+
+| symbol | meaning | shape |
+|---|---|---|
+| x^s, y^s, x^t | source image and label, target image | [B, 3, H, W] in [0, 1], [B, H, W] |
+| x^mix, y^mix | ClassMix of both (methods/classmix.py), with pixel weights w | as above, w [B, H, W] |
+| E, D, E_y | encoder, decoder, label encoder (iccld_network.py) | |
+| skips | the inter-coder connections: features of E that D is given besides the latent | strides 4 and 8 |
+| z_x, z_y | image latent E(x), label latent E_y(y) | [B, K, h, w], h = H/8 |
+| z_0, z_t, z_T | clean, noisy latent, pure noise | [B, K, h, w] |
+| eps_theta | denoiser: [z_t ; condition], t to a prediction of eps or v | [B, K, h, w] |
+| zhat_0 | z_0 as one prediction implies it | [B, K, h, w] |
+| abar_t | cumulated product of the noise schedule, t = 0 .. T - 1, T = 1000 | |
+| A | discriminator: zhat_0 to source / mixed / target | [B, 3, h', w'] |
+| q, a | weight of a pseudo-label, share that the teacher keeps | |
+
+What the paper is known to say (its abstracts and captions; its equations and settings are not known to us):
+- a network of E, D and a latent diffusion eps_theta between them, with connections from E to D;
+- prediction draws z_T, concatenates E(x), denoises, and decodes with the connections;
+- step 1 adapts E and D with ClassMix; step 2 trains eps_theta against a discriminator that tells source, mixed and
+  target; a second network follows the trained one as a moving average.
+What is ours: everything else, from relatives that say what they do: DACS (q, threshold), DAFormer (augmentation,
+teacher, learning rates, feature distance), MIC (masked consistency), SDSeg (zhat_0 pulled to z_0), ADVENT (weight of the
+adversary), LDMSeg and DDP (diffusing labels). So no number that this code reaches reproduces the paper's: 74.4 (GTA5 to
+Cityscapes) and 67.2 mIoU (SYNTHIA to Cityscapes) are the paper's alone.
+
+Decisions where the paper leaves a choice:
+- `reading`: with E(x) as both z_0 and condition, the noise could be computed and nothing would be learnt. "label"
+  diffuses z_y on the condition z_x; "image" diffuses E(x) on the condition E(augmented x).
+- The paper's caption calls the trained network teacher and its average student. Here as elsewhere in the field the
+  student is trained, and the teacher is its average and makes the pseudo-labels.
+- The average predicts, in step 1 and in step 2, and its E, D and E_y are the ones that step 2 freezes: so the two
+  steps differ by the diffusion alone. It is exact in batch-norm and latent statistics, and always in evaluation mode.
+- Step 1 runs all images of a step as one batch: batch statistics are those of source and mixed images together.
+- D(z_y, skips) = y trains E_y and D; the skips are constants in it, for it knows the answer already.
+- With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with "image" the
+  diffused variable needs no label, and all positions weigh 1.
+- The discriminator sees t of the low half, where zhat_0 is a latent and not a mean of many.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from segshift import transforms
+from segshift.iccld_network import LATENT_STRIDE, Denoiser, Discriminator
+from segshift.labels import IGNORE
+from segshift.methods import Batch, Method, weighted_cross_entropy
+from segshift.methods.classmix import augment, mixed, pseudo_label
+from segshift.methods.iccld_self_training import SelfTraining, average_of, pad_label
+from segshift.models import Segmenter
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+T = 1000
+"""Length of the noise schedule."""
+
+
+def diffuse(z_0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
+    """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; abar [B, 1, 1, 1]."""
+    return abar.sqrt() * z_0 + (1 - abar).sqrt() * eps
+
+
+def wanted(z_0: Tensor, eps: Tensor, abar: Tensor, prediction: Prediction) -> Tensor:
+    """What eps_theta shall give: eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0."""
+    return eps if prediction == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * z_0
+
+
+def implied(output: Tensor, z_t: Tensor, abar: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """(zhat_0, its eps), as the output of eps_theta implies them."""
+    a, b = abar.sqrt(), (1 - abar).sqrt()
+    if prediction == "epsilon":
+        return (z_t - b * output) / a, output
+    return a * z_t - b * output, a * output + b * z_t
+
+
+def diffusion_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """||eps - eps_theta||^2, the mean over positions [B, K, h, w], each times its weight [B, 1, h, w]."""
+    return (weight * (output - target) ** 2).mean()
+
+
+def estimate_loss(zhat_0: Tensor, z_0: Tensor, weight: Tensor) -> Tensor:
+    """|zhat_0 - z_0|, the mean over positions, each times its weight: SDSeg's pull, here as a distance."""
+    return (weight * (zhat_0 - z_0).abs()).mean()
+
+
+def discriminator_loss(judged: Tensor) -> Tensor:
+    """CE(A(zhat_0), domain), judged: [3B, 3, h, w] of B source, B mixed and B target latents."""
+    domain = torch.arange(3, device=judged.device).repeat_interleave(len(judged) // 3)
+    return F.cross_entropy(judged.float(), domain[:, None, None].expand(-1, *judged.shape[2:]))
+
+
+def adversarial_loss(judged: Tensor) -> Tensor:
+    """CE(A(zhat_0), source), judged: [2B, 3, h, w] of mixed and target latents: lower as they pass for source."""
+    return F.cross_entropy(judged.float(), torch.zeros_like(judged[:, 0], dtype=torch.long))
+
+
+@dataclass
+class _Views:
+    """What the players share of one batch; order of the domains: source, mixed, target."""
+
+    z_0: Tensor
+    """[3B, K, h, w]"""
+    condition: Tensor
+    """[3B, K, h, w]"""
+    skips: list[Tensor]
+    """Of source and mixed, [2B, ...]."""
+    label: Tensor
+    """[2B, H, W], padded as images are."""
+    weight: Tensor
+    """[2B, H, W]"""
+    position: Tensor
+    """Weight of the latents' positions [2B, 1, h, w]."""
+    denoised: Tensor | None = None
+    """zhat_0 [3B, K, h, w] as the discriminator sees it, without gradient; from the denoiser's turn."""
+
+
+class AdversarialDiffusion(Method):
+    """Step 2. Players: eps_theta (with D where it is unfrozen), then the discriminator."""
+
+    def __init__(
+        self,
+        step1: SelfTraining,
+        excluded: Sequence[int] = (),
+        *,
+        unet_channels: Sequence[int] = (64, 128, 256),
+        unet_layers: int = 1,
+        prediction: Prediction = "v_prediction",
+        estimate_weight: float = 1.0,
+        decoded_weight: float = 1.0,
+        adversarial_weight: float = 0.001,
+        adversary_warmup: int = 1000,
+        spectral_norm: bool = False,
+        unfreeze_decoder: bool = False,
+        momentum: float = 0.999,
+        sampling_steps: int = 3,
+        draws: int = 1,
+        gradient_checkpointing: bool = False,
+    ):
+        """The networks and settings of step 1's teacher are taken over; its student is not. Meaning: `TrainConfig`."""
+        super().__init__(excluded)
+        self.adapted = step1.teacher.module
+        self.reading, self.threshold, self.augmentation = step1.reading, step1.threshold, step1.augmentation
+        self.confidence_weighted, self.prediction = step1.confidence_weighted, prediction
+        self.estimate_weight, self.decoded_weight = estimate_weight, decoded_weight
+        self.adversarial_weight, self.adversary_warmup = adversarial_weight, adversary_warmup
+        self.sampling_steps, self.draws = sampling_steps, draws
+        network = self.segmenter.network
+        denoiser = Denoiser(network.latent_channels, unet_channels, unet_layers)
+        decoder = [copy.deepcopy(network.decoder).requires_grad_(True)] if unfreeze_decoder else []
+        self.trained = nn.ModuleList([denoiser, *decoder]).to(memory_format=torch.channels_last)
+        self.average = average_of(self.trained, momentum)
+        self.discriminator = Discriminator(network.latent_channels, spectral=spectral_norm) if adversarial_weight else None
+        if gradient_checkpointing:
+            denoiser.checkpoint_gradients()
+        # With v the last step is pure noise, as prediction starts; eps says nothing there.
+        self.schedule = DDIMScheduler(
+            T, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+            timestep_spacing="trailing", rescale_betas_zero_snr=prediction == "v_prediction",
+        )  # fmt: skip
+        self.register_buffer("abar", self.schedule.alphas_cumprod.view(-1, 1, 1, 1), persistent=False)
+        self._shared: list[tuple[Batch, _Views]] = []
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """Step 1's E and D, frozen."""
+        return self.adapted[0]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        players: dict[str, nn.Module] = {"denoiser": self.trained}
+        return players if self.discriminator is None else players | {"discriminator": self.discriminator}
+
+    def train(self, mode: bool = True) -> AdversarialDiffusion:
+        super().train(mode)
+        self.adapted.eval()
+        self.average.eval()
+        return self
+
+    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        """batch: source and target [B, 3, H, W], label [B, H, W] of the source."""
+        views = self._views(batch)
+        if player == "discriminator":
+            if views.denoised is None:
+                with torch.no_grad():
+                    views.denoised = self._denoised(views)
+            return {"discriminator": discriminator_loss(self.discriminator(views.denoised))}
+        return self._diffusion(views) | self._adversary(views, step)
+
+    def _diffusion(self, views: _Views) -> dict[str, Tensor]:
+        """Noise, zhat_0 and its mask, of source and mixed."""
+        count = len(views.label)
+        z_0, condition = views.z_0[:count], views.condition[:count]
+        t = torch.randint(T, (count,), device=z_0.device)
+        eps, abar = torch.randn_like(z_0), self.abar[t]
+        z_t = diffuse(z_0, eps, abar)
+        output = self.trained[0](z_t, condition, t)
+        zhat_0, _ = implied(output, z_t, abar, self.prediction)
+        logits = self._decode(self.trained, zhat_0, views.skips, views.label.shape[-2:])
+        target = wanted(z_0, eps, abar, self.prediction)
+        terms = {}
+        for name, part in (("source", slice(count // 2)), ("mixed", slice(count // 2, count))):
+            position = views.position[part]
+            terms[f"diffusion_{name}"] = diffusion_loss(output[part], target[part], position)
+            terms[f"estimate_{name}"] = self.estimate_weight * estimate_loss(zhat_0[part], z_0[part], position)
+            decoded = weighted_cross_entropy(logits[part], views.label[part], views.weight[part])
+            terms[f"decoded_{name}"] = self.decoded_weight * decoded
+        return terms
+
+    def _adversary(self, views: _Views, step: int) -> dict[str, Tensor]:
+        """The reward for passing mixed and target for source; nothing while the discriminator warms up."""
+        if self.discriminator is None:
+            return {}
+        acts = step >= self.adversary_warmup
+        with torch.set_grad_enabled(acts):
+            zhat_0 = self._denoised(views)
+        views.denoised = zhat_0.detach()
+        if not acts:
+            return {"adversarial": zhat_0.new_zeros(())}
+        others = zhat_0[len(zhat_0) // 3 :]
+        return {"adversarial": self.adversarial_weight * adversarial_loss(self.discriminator(others))}
+
+    def _denoised(self, views: _Views) -> Tensor:
+        """zhat_0 [3B, K, h, w] of all domains, from t in the low half."""
+        z_0 = views.z_0
+        t = torch.randint(T // 2, (len(z_0),), device=z_0.device)
+        abar = self.abar[t]
+        z_t = diffuse(z_0, torch.randn_like(z_0), abar)
+        return implied(self.trained[0](z_t, views.condition, t), z_t, abar, self.prediction)[0]
+
+    def _decode(self, trained: nn.ModuleList, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
+        return (trained[1] if len(trained) > 1 else self.segmenter.network.decoder)(z, skips, size)
+
+    def _views(self, batch: Batch) -> _Views:
+        """Drawn once per batch: the players of a step see the same mix."""
+        for known, views in self._shared:
+            if known is batch:
+                return views
+        self._shared.append((batch, self._draw_views(batch)))
+        return self._shared[-1][1]
+
+    @torch.no_grad()
+    def _draw_views(self, batch: Batch) -> _Views:
+        x_s, y_s, x_t = batch["source"], batch["label"], batch["target"]
+        network, prepare = self.segmenter.network, self.segmenter.prepare
+        count, (height, width) = len(x_s), y_s.shape[-2:]
+        x = prepare(torch.cat([x_s, x_t]))
+        size = x.shape[-2:]
+        z, skips = network.encode(x)
+        logits = network.decode(z[count:], [skip[count:] for skip in skips], size)[..., :height, :width]
+        y_t, confidence, q = pseudo_label(self.restrict(logits).float().softmax(1), self.threshold)
+        trust = confidence if self.confidence_weighted else q[:, None, None]
+        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, self.augmentation)
+        z_mix, skips_mix = network.encode(prepare(x_mix))
+
+        images = torch.cat([z[:count], z_mix, z[count:]])
+        label = pad_label(torch.cat([y_s, y_mix]), size)
+        weight = pad_label(torch.cat([torch.ones_like(w), w]), size, value=0)
+        if self.reading == "label":
+            z_0, condition = self.adapted[1](torch.cat([label, pad_label(y_t, size)])), images
+            position = F.avg_pool2d((weight * (label != IGNORE))[:, None], LATENT_STRIDE)
+        else:
+            z_0, condition = images, network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.augmentation)))[0]
+            position = torch.ones_like(images[: 2 * count, :1])
+        both = [torch.cat([skip[:count], skip_mix]) for skip, skip_mix in zip(skips, skips_mix, strict=True)]
+        return _Views(z_0, condition, both, label, weight, position)
+
+    def after_step(self, step: int) -> None:
+        self._shared.clear()
+        self.average.update_parameters(self.trained)
+
+    # --------------------------------------------------------------------- prediction
+
+    def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        return self._masks(images, seeds)[0]
+
+    def predict_with_uncertainty(
+        self, images: Tensor, seeds: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`predict`, and the entropy of the mean of the draws, and their spread: the part of it by which they differ."""
+        logits, within = self._masks(images, seeds)
+        entropy = self.entropy(logits.exp())
+        return logits, {"entropy": entropy, "spread": (entropy - within).clamp(min=0)}
+
+    def _masks(self, images: Tensor, seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """log of the draws' mean probability [B, C, H, W], and the mean of their entropies [B, H, W]."""
+        total, within = None, 0
+        for logits in self._draws(images, [0] * len(images) if seeds is None else seeds):
+            log_p = self.restrict(logits).float().log_softmax(1)
+            total = log_p if total is None else torch.logaddexp(total, log_p)
+            within = within + self.entropy(log_p.exp()) / self.draws
+        return (total - torch.tensor(float(self.draws)).log()), within
+
+    def _draws(self, images: Tensor, seeds: Sequence[int]) -> Iterator[Tensor]:
+        """Logits [B, C, H, W] of each draw of z_T, which is a function of the image's seed and the draw's number."""
+        height, width = images.shape[-2:]
+        x = self.segmenter.prepare(images)
+        z_x, skips = self.segmenter.network.encode(x)
+        rngs = [transforms.generator(seed, "draw", draw) for draw in range(self.draws) for seed in seeds]
+        z_T = torch.stack([torch.randn(z_x.shape[1:], generator=rng) for rng in rngs]).to(z_x)
+        for z in self._denoise(z_T, z_x.repeat(self.draws, 1, 1, 1)).chunk(self.draws):
+            yield self._decode(self.average.module, z, skips, x.shape[-2:])[..., :height, :width]
+
+    def _denoise(self, z: Tensor, condition: Tensor) -> Tensor:
+        """z_T to z_0 in `sampling_steps` (DDIM, eq. 12 without noise), from the last time step down."""
+        self.schedule.set_timesteps(self.sampling_steps)
+        for t, then in itertools.pairwise([*self.schedule.timesteps.tolist(), None]):
+            output = self.average.module[0](z, condition, torch.full((len(z),), t, device=z.device))
+            zhat_0, eps = implied(output, z, self.abar[t], self.prediction)
+            z = zhat_0 if then is None else diffuse(zhat_0, eps, self.abar[then])
+        return z

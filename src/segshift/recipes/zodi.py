@@ -1,0 +1,137 @@
+"""Recipes of ZoDi: its published protocols, the embedded town, its ablations, and the demo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig, TransferConfig
+from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.town import JITTER, TOWN_DOMAINS, town_target, town_training, town_transfer
+from segshift.runs import slug
+
+# ZoDi's table (official logs): mIoU % with the epoch chosen on target labels / on source validation / last.
+_PUBLISHED = {
+    "resnet50": {"night": "26.4 / 25.3 / 24.7", "snow": "47.4 / 46.0 / 45.6", "rain": "48.7 / 45.4 / 47.0",
+                 "fog": "58.7 / 55.4 / 56.1", "game": "41.8 / 41.1 / 40.0"},
+    "resnet101": {"night": "26.8 / 25.2 / 25.6", "snow": "47.6 / 45.7 / 45.8", "rain": "48.0 / 46.3 / 45.4",
+                  "fog": "61.4 / 59.4 / 59.2", "game": "43.0 / 42.0 / 41.6"},
+    "refinenet": {"night": "28.1 / 27.5 / 27.1", "snow": "48.9 / 46.9 / 46.4", "rain": "49.3 / 47.3 / 46.6",
+                  "fog": "64.9 / 63.8 / 62.3", "game": "45.2 / 44.3 / 44.1"},
+}  # fmt: skip
+_NETWORKS = {
+    "resnet50": NetworkConfig(),
+    "resnet101": NetworkConfig(encoder="resnet101"),
+    "refinenet": NetworkConfig(name="refinenet"),
+}
+
+
+def _published(domain: str, network: str) -> Experiment:
+    """ZoDi's own protocol: Cityscapes by day to ACDC (or GTA5), Stable Diffusion 1.5 in reference mode."""
+    suffix = "" if network == "resnet50" else f"-{network}"
+    target = "gta5:{gta5}:val" if domain == "game" else f"acdc:{{acdc}}:{domain}/val"
+    train = TrainConfig(
+        source="cityscapes:{cityscapes}:train",
+        validation="cityscapes:{cityscapes}:val",
+        transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",),
+        network=_NETWORKS[network],
+    )
+    transfer = TransferConfig(
+        source="cityscapes:{cityscapes}:train",
+        to=(domain,),
+        mode="reference",
+        diffusion=DiffusionConfig(model="stable-diffusion-v1-5/stable-diffusion-v1-5", dtype="float16"),
+    )
+    rows = (
+        Row("source only", replace(train, method="source_only", transferred=())),
+        Row("ZoDi", train),
+    )
+    return Experiment(
+        name=("zodi-cityscapes-gta5" if domain == "game" else f"zodi-cityscapes-acdc-{domain}") + suffix,
+        transfers={"transferred": transfer, "transferred-val": replace(transfer, source="cityscapes:{cityscapes}:val")},
+        rows=_judged_by_all(rows, domain, target),
+        targets=(Target(domain, target), Target("clear", "cityscapes:{cityscapes}:val")),
+        published=f"{_PUBLISHED[network][domain]} mIoU % (epoch chosen on target labels / on source validation / last)",
+    )
+
+
+def _judged_by_all(rows: tuple[Row, ...], domain: str, target: str) -> tuple[Row, ...]:
+    """The rows with a validation set for every selection rule; the oracle's is the target itself."""
+    sets = {"transferred_validation": (f"cityscapes:{{out}}/transferred-val/{domain}:val",), "oracle_validation": target}
+    return tuple(replace(row, train=replace(row.train, **sets)) for row in rows)
+
+
+def town_rows(base: TrainConfig, domains: tuple[str, ...]) -> tuple[Row, ...]:
+    """Source only, source + strong jitter, and ZoDi per domain: equal steps, equal numbers of images per step.
+
+    ZoDi is jittered as in the published recipe, so its gain over source + jitter is that of the transferred images.
+    """
+    zodi = replace(base, method="zodi", jitter=JITTER, batch_size=base.batch_size // 2)
+    return (
+        Row("source only", base),
+        Row("source + jitter", replace(base, jitter=JITTER)),
+        *(
+            Row(f"ZoDi {domain}", replace(zodi, transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",)))
+            for domain in domains
+        ),
+    )
+
+
+def _town(domain: str) -> Experiment:
+    """The embedded town in full: what `benchmarks/town.py` measures, for one target."""
+    rows = town_rows(town_training(steps=300, images=12), (domain,))
+    return Experiment(
+        name=f"zodi-town-{domain}",
+        town=TownConfig(),
+        transfers={"transferred": town_transfer(domain), "transferred-val": town_transfer(domain, split="val")},
+        rows=_judged_by_all(rows, domain, town_target(domain)),
+        targets=(Target(domain, town_target(domain)), Target("clear", town_target("clear"))),
+    )
+
+
+def _town_ablations() -> Experiment:
+    """Each part of ZoDi left out or replaced (the paper's section 4.3 and its similarity losses), day to night."""
+    source, jitter, zodi = town_rows(town_training(steps=300, images=12), ("night",))
+    transfer = town_transfer("night")
+    transfers = {
+        "no ControlNet": replace(transfer, control=False),
+        "no inversion": replace(transfer, inversion="none"),
+        "DDIM inversion": replace(transfer, inversion="ddim"),
+        "reference mode": replace(transfer, mode="reference"),
+    }
+    similarities = {"no similarity loss": "none", "SimSiam head": "simsiam", "BYOL head": "byol"}
+    return Experiment(
+        name="zodi-town-ablations",
+        town=TownConfig(target_train=1),
+        transfers={"transferred": transfer, **{slug(name): changed for name, changed in transfers.items()}},
+        rows=(
+            source,
+            jitter,
+            replace(zodi, name="ZoDi"),
+            *(
+                Row(f"ZoDi, {name}", replace(zodi.train, transferred=(f"cityscapes:{{out}}/{slug(name)}/night:train",)))
+                for name in transfers
+            ),
+            *(Row(f"ZoDi, {name}", replace(zodi.train, similarity=form)) for name, form in similarities.items()),
+        ),
+        targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
+    )
+
+
+def _demo() -> Experiment:
+    """Small enough for five minutes on two cores."""
+    rows = town_rows(town_training(steps=160, images=12), ("night",))
+    return Experiment(
+        name="demo",
+        town=TownConfig(source_train=96, source_val=20, target_train=1, target_val=30),
+        transfers={"transferred": town_transfer("night")},
+        rows=(rows[0], replace(rows[2], name="ZoDi")),
+        targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
+    )
+
+
+ZODI = (
+    _demo(),
+    *(_town(domain) for domain in TOWN_DOMAINS),
+    _town_ablations(),
+    *(_published(domain, network) for network in _NETWORKS for domain in ("night", "snow", "rain", "fog", "game")),
+)

@@ -1,0 +1,316 @@
+"""Estimates: the statistics on numbers made up for them, the whole stage on a tiny data set, and wrong input."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import tiny_diffusion
+import torch
+import trees
+from training import config as training_config
+
+from segshift import bootstrap, checkpoints, experiments, frames, metrics, runs
+from segshift.__main__ import main
+from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig
+from segshift.estimation import estimate
+from segshift.labels import CITYSCAPES
+from segshift.runs import InputError
+
+TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
+IDS = tuple(f"ulm_{i:06d}_000019" for i in range(10))
+SANDSTORM = "in a sandstorm"
+
+
+def matrices(*right: list[int], wrong: int = 10) -> np.ndarray:
+    """M [F, 1, 2, 3] of one list a frame: pixels of class 0 and 1 that are right; of each, `wrong` are taken for the other."""
+    return np.array([[[[a, wrong, 0], [wrong, b, 0]]] for a, b in right])
+
+
+# ------------------------------------------------------------------------------------------ the statistics
+
+
+def test_the_correction_takes_off_what_the_transfer_costs():
+    source, own = np.array([0.8, 0.6, 0.4]), np.array([0.4, 0.3, 0.2])
+    halved = bootstrap.correct(source, own, own / 2)  # of what the transfer leaves, the domain leaves half
+    np.testing.assert_allclose(halved, source / 2, atol=1e-12)
+    np.testing.assert_allclose(bootstrap.correct(source, own, own), source, atol=1e-12)
+    free = bootstrap.correct(source, source, np.array([0.2, 0.5, 0.1]))  # a transfer that costs nothing: T itself
+    np.testing.assert_allclose(free, [0.2, 0.5, 0.1], atol=0.04)
+    assert bootstrap.correct(source, own, 3 * source).max() == 1
+
+
+def test_a_class_that_the_transfer_destroys_falls_as_the_others_do():
+    source, own = np.array([0.8, 0.6, 0.4]), np.array([0.6, 0.5, 0.0])
+    low, high = (bootstrap.correct(source, own, np.array([0.3, 0.25, t]))[2] for t in (0.0, 0.01))
+    assert low == pytest.approx(0.4 / 2, abs=1e-12) and low < high < 0.3  # no 0.01 / 0
+    blind = bootstrap.correct(source, np.zeros(3), np.zeros(3))
+    np.testing.assert_allclose(blind, source)  # nothing was measured
+    some = bootstrap.correct(np.array([0.8, np.nan]), np.array([0.4, np.nan]), np.array([0.2, np.nan]))
+    assert some[0] == pytest.approx(0.4) and np.isnan(some[1])
+
+
+def test_ratios_are_taken_of_summed_matrices_in_every_resample():
+    uneven = matrices(*[[0, 0]] * 10, *[[10_000, 10_000]] * 10, wrong=1)
+    [low], [high] = (end[None] for end in bootstrap.interval(bootstrap.mean(bootstrap.resampled([uneven] * 3, 200, 0))[:, 0]))
+    whole = metrics.miou(uneven.sum((0, 1)))
+    assert 0.99 < low <= whole <= high < 1  # the mean of the frames' own ratios is 0.5
+    same = bootstrap.resampled([matrices(*[[30, 20]] * 10)] * 3, 100, 0)
+    np.testing.assert_allclose(same, np.broadcast_to(same[0], same.shape))
+
+
+def test_the_sets_are_resampled_together_and_the_draws_apart():
+    rng = np.random.default_rng(0)
+    frames_of = matrices(*rng.integers(0, 100, (12, 2)).tolist())
+    drop = bootstrap.resampled([frames_of] * 3, 200, 0)
+    assert drop[:, 0].std() > 0.01
+    np.testing.assert_allclose(drop[:, 0], drop[:, 3])  # of the same frames there is no drop, in any resample
+    right, wrong = matrices(*[[50, 50]] * 12), matrices(*[[0, 0]] * 12)
+    drawn = bootstrap.resampled([right, right, np.concatenate([right, wrong], 1)], 200, 0)[:, 2]
+    assert drawn.std() > 0.01 and bootstrap.mean(drawn).mean() == pytest.approx(metrics.miou((right + wrong).sum((0, 1))), abs=0.02)
+    np.testing.assert_array_equal(bootstrap.resampled([right, right, wrong], 100, 1), bootstrap.resampled([right, right, wrong], 100, 1))
+
+
+def test_the_interval_covers_about_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for trial in range(40):
+        right = rng.integers(0, 100, (40, 2))  # of a world in which half of 100 pixels are right on average
+        spread = bootstrap.mean(bootstrap.resampled([matrices(*right.tolist(), wrong=50)] * 3, 100, trial))[:, 0]
+        low, high = bootstrap.interval(spread[:, None])
+        hits += low[0] <= 49.5 / 149.5 <= high[0]
+    assert abs(hits / 40 - bootstrap.LEVEL) < 0.12
+
+
+def test_failing_classes_come_worst_first_and_need_a_score_on_the_source():
+    source = np.array([0.8, 0.6, 0.5, 0.0, np.nan, 0.4])
+    predicted = np.array([0.3, 0.1, 0.25, 0.0, np.nan, 0.0])
+    assert bootstrap.failing(source, predicted) == [5, 1, 0]
+
+
+# ------------------------------------------------------------------------------------------ the whole stage
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Ten labelled frames, a diffusion model, and a network that was trained elsewhere."""
+    home = tmp_path_factory.mktemp("estimate")
+    trees.cityscapes(home / "day", IDS, (64, 64), split="val")
+    tiny_diffusion.prior(home / "prior")
+    torch.manual_seed(0)
+    torch.save(networks.two_convs(19).state_dict(), home / "mine.pth")
+    return home
+
+
+def config(home: Path, **changes) -> EstimateConfig:
+    plain = EstimateConfig(
+        run=str(home / "mine.pth"), source=f"cityscapes:{home}/day:val", network=TWO_CONVS, to=("night",), steps=2,
+        draws=1, resamples=100, batch_size=10, transferred=str(home / "transferred"), device="cpu",
+        diffusion=DiffusionConfig(model=str(home / "prior"), device="cpu"),
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def training_run(home: Path, folder: Path, **changes) -> Path:
+    """A training run of random weights."""
+    trained = training_config(home, source=f"cityscapes:{home}/day:val", method="source_only", select="last", **changes)
+    runs.begin(folder, "train", trained)
+    checkpoints.describe(folder, CITYSCAPES, torch.device("cpu"))
+    torch.manual_seed(1)
+    checkpoints.save_best(folder, 6, checkpoints.method_of(trained, CITYSCAPES), None)
+    return folder
+
+
+def pictures(*folders: Path) -> dict[Path, int]:
+    """When each PNG was written."""
+    found = [path for folder in folders for path in folder.rglob("*.png") if not path.is_symlink()]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path, capsys):
+    out = estimate(config(home, draws=2), tmp_path / "out")
+    result = runs.read_json(out / "estimate.json")
+    assert "predicted mIoU" in capsys.readouterr().out
+    assert list(result["domains"]) == ["night"] and result["frames"] == 10
+    night = result["domains"]["night"]
+    made = {path.name for path in (home / "transferred").iterdir()}
+    assert made >= {f"{domain}-0.9-{seed}" for domain in ("night", "driving-in-daylight") for seed in (42, 43)}
+
+    # the raw score is that of both draws' matrices together, the source's that of its evaluation
+    scored = [runs.read_json(Path(draw["evaluation"]) / "metrics.json") for draw in night["target_draws"]]
+    together = sum(np.array(one["confusion"]) for one in scored)
+    assert scored[0]["confusion"] != scored[1]["confusion"]
+    assert night["raw"]["miou"]["value"] == pytest.approx(metrics.miou(together))
+    source = runs.read_json(Path(result["source"]["evaluation"]) / "metrics.json")
+    assert night["source"]["miou"]["value"] == pytest.approx(source["miou"])
+    three = [np.array([night[name]["iou"][c]["value"] for c in CITYSCAPES.names]) for name in ("source", "own", "raw")]
+    expected = bootstrap.correct(*three)
+    assert [night["corrected"]["iou"][c]["value"] for c in CITYSCAPES.names] == pytest.approx(expected.tolist())
+    assert night["corrected"]["miou"]["value"] == pytest.approx(expected.mean())
+    assert night["drop"]["value"] == pytest.approx(three[0].mean() - expected.mean())
+    for name in bootstrap.SCORES:
+        told = night[name]["miou"]
+        assert told["low"] < told["high"] and told["low"] - 0.02 < told["value"] < told["high"] + 0.02
+    assert 0 < night["confidence"]["target"] <= 1 and len(night["target_draws"][0]["weights"]) == 4
+    assert night["target_draws"][0]["images_sha256"] != night["target_draws"][1]["images_sha256"]
+    for name in ("estimate without target images", "seeds 42, 43", "driving in daylight", "10 frames", "mine.pth"):
+        assert name in result["protocol"]
+
+    # its config.json repeats it, and does nothing again; one draw less is found as it is
+    before, told = pictures(out, home / "transferred"), (out / "estimate.json").read_bytes()
+    experiments.run(str(out / "config.json"))
+    assert (out / "estimate.json").read_bytes() == told
+    estimate(config(home), out)
+    assert runs.read_json(out / "estimate.json")["draws"] == 1 and pictures(out, home / "transferred") == before
+    with pytest.raises(InputError, match=r"another configuration \(steps 2 there, 3 asked for\)"):
+        estimate(config(home, steps=3), out)
+
+
+def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: Path, tmp_path: Path):
+    first = runs.read_json(estimate(config(home), tmp_path / "out") / "estimate.json")
+    before = pictures(home / "transferred")
+    run = training_run(home, tmp_path / "run", classes=13)
+    assert estimate(config(home, run=str(run), network=None)) == run / "estimate"
+    second = runs.read_json(run / "estimate" / "estimate.json")
+    assert pictures(home / "transferred") == before
+    one, other = (told["domains"]["night"] for told in (first, second))
+    assert one["target_draws"][0]["images_sha256"] == other["target_draws"][0]["images_sha256"]
+    assert len(second["classes"]) == 13 and one["raw"] != other["raw"]
+
+
+def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, tmp_path: Path):
+    out = estimate(config(home, to=(SANDSTORM, "driving in daylight")), tmp_path / "out")
+    storm, day = runs.read_json(out / "estimate.json")["domains"].values()
+    assert (storm["name"], storm["prompt"], storm["strength"]) == (SANDSTORM, f"{SANDSTORM}, best quality", 0.75)
+    assert Path(storm["own_draws"][0]["transferred"]).parent.name == "driving-in-daylight-0.75-42"
+    assert day["raw"] == day["own"] == storm["own"] and day["failing"] == []  # its own domain: as on the source
+    assert day["drop"] == pytest.approx({"value": 0, "low": 0, "high": 0})
+
+
+# ------------------------------------------------------------------------------------------ wrong input
+
+
+def test_a_network_of_other_classes_costs_no_transfer(home: Path, tmp_path: Path):
+    wrong = NetworkConfig(name="networks:one_class_too_many", pretrained=False)
+    torch.save(networks.one_class_too_many(19).state_dict(), tmp_path / "wrong.pth")
+    with pytest.raises(InputError, match=r"\[1, 20, .*each of the 19 classes"):
+        estimate(config(home, run=str(tmp_path / "wrong.pth"), network=wrong, transferred=None), tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out" / "transferred").exists()
+    mine = f"folder:{trees.folder(tmp_path / 'mine', ids=[f'{i:02d}' for i in range(10)])}:train"
+    run = training_run(home, tmp_path / "run")
+    with pytest.raises(InputError, match=r"19 classes of 'cityscapes', .* the 3 of"):
+        estimate(config(home, run=str(run), network=None, source=mine), tmp_path / "mine-out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"to": ("night", " ")}, "target domain ' ' is empty"),
+        ({"to": ()}, "no target domain"),
+        ({"own_prompt": ""}, "prompt of the own domain is empty"),
+        ({"strength": 1.5}, "strength 1.5"),
+        ({"draws": 0}, "0 draws: expected 1 or more"),
+        ({"resamples": 10}, "10 resamples: expected 100 or more"),
+        ({"network": None}, "name the network it belongs to"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_sentence(home: Path, tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        estimate(config(home, **changes), tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_split_without_labels_and_one_with_too_few_frames_are_refused(home: Path, tmp_path: Path):
+    trees.cityscapes(tmp_path / "day", IDS, (64, 64), split="test", labelled=False)
+    with pytest.raises(InputError, match=r"no label for frame .*10 of 10"):
+        estimate(config(home, source=f"cityscapes:{tmp_path}/day:test"), tmp_path / "out")
+    trees.cityscapes(tmp_path / "day", IDS[:9], (64, 64), split="val")
+    with pytest.raises(InputError, match=r"has 9 frames .*expected 10 or more.*name a larger"):
+        estimate(config(home, source=f"cityscapes:{tmp_path}/day:val"), tmp_path / "out")
+    trees.cityscapes(tmp_path / "broken", IDS, (64, 64), split="val")
+    image = frames.load(f"cityscapes:{tmp_path}/broken:val").frames[3].image
+    image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(InputError, match=f"cannot read {image}"):
+        estimate(config(home, source=f"cityscapes:{tmp_path}/broken:val"), tmp_path / "broken-out")
+
+
+def test_from_the_command_line_wrong_input_is_exit_code_2(home: Path, tmp_path: Path, capsys):
+    given = ["estimate", str(home / "mine.pth"), "--source", f"cityscapes:{home}/day:val", "--to", "fog", "", "--out", str(tmp_path / "out")]
+    assert main(given) == 2
+    assert "target domain '' is empty" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ the benchmark
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """benchmarks/estimate.py."""
+    file = Path(__file__).parents[1] / "benchmarks" / "estimate.py"
+    spec = importlib.util.spec_from_file_location("estimate_benchmark", file)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_up(benchmark) -> list:
+    """Three networks in three domains: the confidence falls by half of the drop, the estimate is 2 points too high."""
+    drops = {"night": 0.3, "fog": 0.2, "game": 0.1}
+    return [
+        benchmark.Pair(
+            f"seed-0/{name}", domain, source - drop, source, source - 0.1, source - drop - 0.1, source - drop + 0.02,
+            source - drop, source - drop + 0.04, 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"),
+        )
+        for name, source in (("source-only", 0.5), ("jitter", 0.6), ("zodi", 0.7))
+        for domain, drop in drops.items()
+    ]  # fmt: skip
+
+
+def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
+    pairs = made_up(benchmark)
+    results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
+    right = {"error": 0, "bias": 0, "over_networks": 1, "over_domains": 1}
+    assert results["segshift estimate"] == pytest.approx(right | {"error": 2, "bias": 2})
+    assert results["uncorrected"] == pytest.approx(right | {"error": 10, "bias": -10})
+    assert results["additive"] == pytest.approx(right)
+    source = results["source score"]  # the same in every domain: domains have no rank
+    assert source["over_domains"] is None and source["bias"] == pytest.approx(20) and source["over_networks"] == pytest.approx(1)
+    assert results["confidence"]["bias"] == pytest.approx(100 * np.mean([p.source * p.confidence / 0.9 - p.true for p in pairs]))
+    assert results["regression (needs target labels)"] == pytest.approx(right)
+    assert benchmark.accuracy(pairs, [-p.true for p in pairs])["over_networks"] == pytest.approx(-1)
+    assert benchmark.coverage(pairs) == 1 and benchmark.coverage([replace(pairs[0], true=0.9), pairs[1]]) == 0.5
+    assert benchmark.failures(pairs) == pytest.approx({"precision": 1 / 2, "recall": 1 / 3})
+
+
+def test_the_regression_never_sees_the_network_it_predicts(benchmark):
+    pairs = made_up(benchmark)
+    before = benchmark.regression(pairs)
+    changed = [replace(p, true=0.0) if p.network == "seed-0/zodi" else p for p in pairs]
+    after = benchmark.regression(changed)
+    assert after[6:] == pytest.approx(before[6:]) and after[:6] != pytest.approx(before[:6], abs=0.01)
+    assert np.isnan(benchmark.regression(pairs[:3])).all()
+
+
+def test_the_tables_show_predicted_against_true(benchmark):
+    pairs = made_up(benchmark)
+    table = benchmark.predicted_table(pairs, ("night", "fog", "game")).splitlines()
+    assert table[0] == "| mIoU % | night | fog | game |"
+    assert table[2] == "| source only: predicted | 22.0 (20.0 to 24.0) | 32.0 (30.0 to 34.0) | 42.0 (40.0 to 44.0) |"
+    assert table[3] == "| source only: true | 20.0 | 30.0 | 40.0 |"
+    assert table[5] == "| mean of 3 networks: predicted | 32.0 | 42.0 | 52.0 |"
+    assert table[7] == "| mean of 3 networks: error, absolute | 2.0 | 2.0 | 2.0 |"
+    results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
+    assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
+
+
+def test_a_pair_is_read_from_an_estimate_and_the_truth(benchmark, home: Path, tmp_path: Path):
+    told = runs.read_json(estimate(config(home), tmp_path / "out") / "estimate.json")
+    night = told["domains"]["night"]
+    true = {"miou": 0.25, "iou": {name: 0.0 for name in CITYSCAPES.names} | {"sky": None}}
+    pair = benchmark.pair("seed-0/mine", "night", night, true)
+    assert (pair.true, pair.raw, pair.corrected) == (0.25, night["raw"]["miou"]["value"], night["corrected"]["miou"]["value"])
+    assert pair.low < pair.high and pair.confidence == night["confidence"]["target"]
+    scored = {name for name, value in night["source"]["iou"].items() if value["value"]}
+    assert set(pair.failed) == scored - {"sky"}

@@ -1,0 +1,106 @@
+"""The gate's scores, by hand on small arrays, and its denoising gap on a tiny model."""
+
+import numpy as np
+import pytest
+import tiny_diffusion
+import torch
+
+from segshift import diffusion, gate
+from segshift.config import DiffusionConfig, GateConfig
+from segshift.runs import InputError
+
+LABEL = np.array([[0, 0, 13, 13], [0, 0, 13, 13], [0, 0, 255, 255], [0, 13, 255, 255]], np.uint8)  # 7 road, 5 car
+
+
+def test_regions_are_connected_pixels_of_one_class_of_a_least_size():
+    index = gate.regions(LABEL, 0.0)
+    assert index.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [1, 1, 0, 0], [1, 3, 0, 0]]
+    assert gate.regions(LABEL, 4 / 16).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [1, 1, 0, 0], [1, 0, 0, 0]]
+    diagonal = np.array([[5, 255], [255, 5]], np.uint8)
+    assert gate.regions(diagonal, 0.0).tolist() == [[1, 0], [0, 1]]
+    assert not gate.regions(np.full((2, 2), 255, np.uint8), 0.0).any()
+
+
+def test_agreement_is_the_share_of_right_pixels_by_class_and_by_region():
+    pred = np.zeros_like(LABEL)
+    pred[0, 2:] = 13
+    classes = gate.class_agreement(pred, LABEL, 19)
+    assert classes[0] == 1 and classes[13] == 2 / 5 and np.isnan(np.delete(classes, [0, 13])).all()
+    assert gate.region_agreement(pred, LABEL, gate.regions(LABEL, 0.0)).tolist() == [1, 0.5, 0]
+    assert gate.region_agreement(pred, LABEL, np.zeros(LABEL.shape, np.int32)).tolist() == []
+
+
+def test_scores_are_on_the_scale_of_the_networks_own_agreement_on_the_source():
+    source, drawn = np.array([1.0, 0.5, 0.0, np.nan]), np.array([0.5, 0.9, 1.0, np.nan])
+    assert gate.frame_score(source, source) == 1
+    assert gate.frame_score(source, drawn) == pytest.approx((0.5 + 0.5) / 1.5)  # better than the source counts as it
+    assert np.isnan(gate.frame_score(np.array([0.0, np.nan]), np.array([1.0, np.nan])))
+    regions = gate.region_scores(np.array([1.0, 0.5, 0.49]), np.array([0.25, 0.9, 0.49]))
+    assert regions[:2].tolist() == [0.25, 1] and np.isnan(regions[2])  # what it did not see it cannot miss
+
+
+def test_thresholds_are_a_fraction_of_a_quantile_and_need_a_network_that_sees_something():
+    found = gate.thresholds(np.array([0.2, 0.6, 1.0, np.nan]), np.array([0.5, np.nan]), 0.5, 0.5)
+    assert found == gate.Thresholds(frame=0.3, region=0.25)
+    assert gate.thresholds(np.array([1.0]), np.array([np.nan]), 0.0, 1.0) == gate.Thresholds(1.0, 0.0)
+    with pytest.raises(InputError, match="agrees with the label of no source frame: train it longer"):
+        gate.thresholds(np.array([np.nan]), np.array([]), 0.5, 0.5)
+
+
+def test_a_draw_is_judged_by_frame_by_region_and_by_movement():
+    classes, index = gate.class_agreement(LABEL, LABEL, 19), gate.regions(LABEL, 0.0)
+    seen = gate.Seen(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
+    pred = np.where(LABEL == 13, np.uint8(0), LABEL)  # every car is road
+    verdict = gate.judge(seen, pred, gate.Thresholds(frame=0.6, region=0.4))
+    assert not verdict.passed and verdict.score == 0.5 and (verdict.judged, verdict.failed) == (3, 2)
+    assert np.array_equal(verdict.failing, LABEL == 13)
+    assert gate.judge(seen, pred, gate.Thresholds(0.5, 0.4)).passed  # the threshold itself is enough
+    whole = gate.Thresholds(0.5, 0.0)
+    assert not gate.judge(seen, LABEL, whole, movement=0.0, require_movement=True).passed
+    assert gate.judge(seen, LABEL, whole, movement=0.1, require_movement=True).passed
+
+
+def test_a_frame_that_the_network_never_saw_passes_unjudged():
+    nothing = np.where(LABEL == 255, np.uint8(255), np.uint8(3))
+    index = gate.regions(LABEL, 0.0)
+    seen = gate.Seen(
+        LABEL, index, gate.class_agreement(nothing, LABEL, 19), gate.region_agreement(nothing, LABEL, index)
+    )
+    verdict = gate.judge(seen, nothing, gate.Thresholds(0.9, 0.9))
+    assert verdict.passed and np.isnan(verdict.score) and verdict.judged == 0 and not verdict.failing.any()
+
+
+def test_the_denoising_gap_compares_two_prompts_on_the_same_noise(tmp_path):
+    model = diffusion.load(DiffusionConfig(model=str(tiny_diffusion.prior(tmp_path / "prior")), device="cpu"))
+    z0, n = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    night, empty = diffusion.embed(model, "night"), diffusion.embed(model, "")
+    gap = gate.denoising_gap(model, z0, night, empty, None, n, 1.0)
+    assert gap.shape == (2,) and gap.abs().min() > 1e-6
+    assert torch.allclose(gap, -gate.denoising_gap(model, z0, empty, night, None, n, 1.0))
+    assert not gate.denoising_gap(model, z0, night, night, None, n, 1.0).any()
+
+
+def test_redraws_have_a_seed_of_the_frame_and_the_try():
+    assert gate.redraw_seed(42, "a", 0) == 42
+    seeds = {gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))}
+    assert len(seeds) == 4 and seeds == {gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tries": 0}, "gate.tries 0: expected 1"),
+        ({"sample": 0}, "gate.sample 0: expected 1"),
+        ({"fraction": 0.0}, "gate.fraction 0.0: expected more than 0"),
+        ({"fraction": 1.5}, "gate.fraction 1.5"),
+        ({"fraction": float("nan")}, "gate.fraction nan"),
+        ({"strength_factor": 0.0}, "gate.strength_factor 0.0"),
+        ({"quantile": -0.1}, "gate.quantile -0.1: expected 0 to 1"),
+        ({"quantile": 1.1}, "gate.quantile 1.1"),
+        ({"least_region": 2.0}, "gate.least_region 2.0"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        gate.check(GateConfig("run", **change))

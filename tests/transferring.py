@@ -1,0 +1,54 @@
+"""What the tests of image transfer share: a tiny model, a tiny source, and how results are compared.
+
+Test modules import the fixtures by name.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_diffusion
+import torch
+import trees
+
+from segshift import diffusion, runs
+from segshift.config import DiffusionConfig, TransferConfig
+
+torch.set_num_threads(1)  # these networks are too small to share
+SIZE = (64, 64)
+IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "ulm_000000_000019", "ulm_000001_000019")
+
+
+@pytest.fixture(scope="session")
+def prior(tmp_path_factory) -> Path:
+    return tiny_diffusion.prior(tmp_path_factory.mktemp("models") / "prior")
+
+
+@pytest.fixture(scope="session")
+def model(prior) -> diffusion.Diffusion:
+    return diffusion.load(DiffusionConfig(model=str(prior), device="cpu"))
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return trees.cityscapes(tmp_path / "cityscapes", IDS, SIZE)
+
+
+@pytest.fixture
+def config(source, prior) -> TransferConfig:
+    where = DiffusionConfig(model=str(prior), device="cpu")
+    return TransferConfig(source=f"cityscapes:{source}:train", batch_size=2, diffusion=where)
+
+
+def pictures(out: Path) -> dict[str, bytes]:
+    """Every picture under OUT, by its path there."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.png"))}
+
+
+def manifest(out: Path, slug: str = "night") -> list[dict]:
+    """Its lines but for the time they took."""
+    return [line | {"seconds": None} for line in runs.read_lines(out / slug / "manifest.jsonl")]
+
+
+def grey_levels_apart(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
