@@ -61,8 +61,9 @@ class Column:
 
     @property
     def best(self) -> float | None:
-        """The highest mIoU of the column, where there is something to be better than."""
-        found = [scores["miou"] for scores in self.scores.values() if scores["miou"] is not None]
+        """The highest mIoU of the column that is attainable, where there is something to be better than."""
+        attained = [scores["miou"] for key, scores in self.scores.items() if not key.endswith("(oracle)")]
+        found = [miou for miou in attained if miou is not None]
         return max(found) if len(found) > 1 else None
 
     @property
