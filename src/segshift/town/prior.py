@@ -40,7 +40,7 @@ from segshift.labels import CITYSCAPES
 from segshift.runs import InputError, atomic, begin, progress, write_json
 from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
 
-DEFAULTS = {"guidance": 1.5, "steps": 10, "eta": 0.0, "short_side": 128, "palette": "cityscapes"}
+DEFAULTS = {"guidance": 2.5, "steps": 10, "eta": 1.0, "short_side": 128, "palette": "cityscapes"}
 """Settings of this prior, beside its weights in segshift.json: Stable Diffusion's guidance of 9 burns it out."""
 
 MAX_TOKENS = 48
