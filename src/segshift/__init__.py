@@ -8,6 +8,8 @@ from segshift.config import (
     DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
+    GateConfig,
+    ICCLDConfig,
     NetworkConfig,
     PredictConfig,
     ReportConfig,
@@ -30,8 +32,8 @@ _STAGES = {
 }
 
 __all__ = [
-    "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "InputError", "NetworkConfig", "PredictConfig",
-    "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig", *_STAGES,
+    "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "GateConfig", "ICCLDConfig", "InputError",
+    "NetworkConfig", "PredictConfig", "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig", *_STAGES,
 ]  # fmt: skip
 
 

@@ -149,7 +149,7 @@ class AdversarialDiffusion(Method):
         draws: int = 1,
         gradient_checkpointing: bool = False,
     ):
-        """The networks and settings of step 1's teacher are taken over; its student is not. Meaning: `TrainConfig`."""
+        """The networks and settings of step 1's teacher are taken over; its student is not. Meaning: `ICCLDConfig`."""
         super().__init__(excluded)
         self.adapted = step1.teacher.module
         self.reading, self.threshold, self.augmentation = step1.reading, step1.threshold, step1.augmentation

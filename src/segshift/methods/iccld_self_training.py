@@ -96,7 +96,7 @@ class SelfTraining(Method):
         head_lr: float = 10.0,
         gradient_checkpointing: bool = False,
     ):
-        """The arguments' meaning: `TrainConfig`. Raises: InputError when the network has no latent."""
+        """The arguments' meaning: `ICCLDConfig`. Raises: InputError when the network has no latent."""
         super().__init__(excluded)
         if not isinstance(segmenter.network, LatentSegmenter):
             raise InputError(
