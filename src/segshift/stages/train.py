@@ -91,6 +91,8 @@ def train(config: TrainConfig, out: Path) -> Path:
             done=done,
         )
     accelerator.wait_for_everyone()
+    if first and accelerator.device.type == "cuda":
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated(accelerator.device) / 2**30:.1f} GiB")
     return out
 
 
