@@ -87,13 +87,13 @@ def predict(config: PredictConfig, out: Path) -> Path:
         for batch in _batches(items, config.batch_size, bar.advance):
             images = torch.stack([image for _, image, _ in batch]).to(device)
             seeds = [transforms.key_seed(config.seed, "predict", frame.id) for frame, _, _ in batch]
-            logits, maps = _sliding(network, images, seeds, config.window)
+            logits, maps = _sliding(network, images, seeds, config)
             for i, ((frame, _, native), frame_logits) in enumerate(zip(batch, logits, strict=True)):
                 file = frames.place(data, frame, out)
                 if config.uncertainty:
                     _write_maps(data, frame, out, {name: value[i] for name, value in maps.items()}, native)
                 predictions.write(file, _classes(frame_logits, native), data.space)
-                confidence = frame_logits.softmax(0).amax(0).mean().item()
+                confidence = maps["confidence"][i].mean().item()
                 line = {"id": frame.id, "file": str(file.relative_to(out)), "confidence": round(confidence, 6)}
                 lines[frame.id] = line
                 log.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -191,28 +191,31 @@ def _batches(items: Iterable, count: int, skipped: Callable[[], None]) -> Iterat
 
 
 @torch.inference_mode()
-def _scores(method: Method, images: Tensor, seeds: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32 and maps [B, H, W] in [0, 1] by name."""
-    logits, maps = method.predict_with_uncertainty(images.float() / 255, seeds)
+def _scores(method: Method, images: Tensor, seeds: list[int], uncertainty: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32 and maps [B, H, W] in [0, 1] by name: the confidence, and
+    what `uncertainty` asks for."""
+    x = images.float() / 255
+    logits, maps = method.predict_with_uncertainty(x, seeds) if uncertainty else (method.predict(x, seeds), {})
     # Finite: bilinear resizing of -inf gives nan, which argmax takes for the largest.
     logits = logits.float().clamp(min=-1e9)
     return logits, {"confidence": logits.softmax(1).amax(1), **maps}
 
 
 def _sliding(
-    method: Method, images: Tensor, seeds: list[int], window: tuple[int, int] | None
+    method: Method, images: Tensor, seeds: list[int], config: PredictConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`_scores` of windows that overlap by half, averaged where they do; of the whole images when `window` is None."""
-    if window is None:
-        return _scores(method, images, seeds)
+    """`_scores` of windows that overlap by half, averaged where they do; of the whole images without a window."""
+    if config.window is None:
+        return _scores(method, images, seeds, config.uncertainty)
     size = tuple(images.shape[-2:])
-    extent = [min(w, full) for w, full in zip(window, size, strict=True)]
+    extent = [min(w, full) for w, full in zip(config.window, size, strict=True)]
     starts = [[*range(0, full - w, max(1, w // 2)), full - w] for w, full in zip(extent, size, strict=True)]
     sums: dict[str, Tensor] = {}
     count = torch.zeros(size, device=images.device)
     for top, left in product(*starts):
         here = (..., slice(top, top + extent[0]), slice(left, left + extent[1]))
-        logits, maps = _scores(method, images[here], [transforms.key_seed(seed, top, left) for seed in seeds])
+        own = [transforms.key_seed(seed, top, left) for seed in seeds]
+        logits, maps = _scores(method, images[here], own, config.uncertainty)
         for name, value in {"logits": logits, **maps}.items():
             total = sums.setdefault(name, torch.zeros((*value.shape[:-2], *size), device=value.device))
             total[here] += value
