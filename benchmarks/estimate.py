@@ -20,19 +20,16 @@ What it is compared with, all from the same frames; no target image is used but 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from scipy.stats import spearmanr
+from settings import circumstances
 
 from segshift.bootstrap import FAILS_BELOW
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig
@@ -246,9 +243,7 @@ def main(b: Benchmark) -> None:
             "results": results, "failing_classes": named, "coverage_of_90_percent_intervals": coverage(pairs),
             "pairs": [vars(p) for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
             "protocol": f"embedded town; truth from the labelled validation frames of each target; {estimated['protocol']}",
-            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch", "scipy")},
-            "date": date.today().isoformat(),
+            **circumstances("scipy"),
         },
     )  # fmt: skip
     shares = ", ".join(f"{key} {'-' if value is None else f'{value:.0%}'}" for key, value in named.items())

@@ -9,59 +9,51 @@ jitter, once. Writes OUT/gate.md and OUT/gate.json (every figure, machine, versi
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, field, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-import torch
 import tyro
+from settings import PROTOCOL, Trainings, circumstances
 
-from segshift.config import (
-    DiffusionConfig,
-    EvaluateConfig,
-    GateConfig,
-    PredictConfig,
-    TownConfig,
-    TransferConfig,
-)
-from segshift.experiments import fill
-from segshift.recipes.town import JITTER, TOWN_DOMAINS, town_target, town_training
+from segshift.config import DiffusionConfig, GateConfig, TownConfig
+from segshift.experiments import fill, run_experiment, spread
+from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows
-from segshift.runs import read_json, read_lines, write_json
-from segshift.stages import evaluate, predict, train, transfer
+from segshift.runs import read_json, read_lines, slug, write_json
+from segshift.stages import train
 from segshift.town import writer
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What is run."""
+class Benchmark(Trainings):
+    """What is run. The gate's reference network is the same for all seeds."""
 
-    out: tyro.conf.Positional[Path]
-    seeds: int = 3
-    """Trainings per cell. Town, reference network and transferred images are the same for all."""
-    steps: int = 300
-    """Optimizer steps of every training."""
-    images: int = 12
-    """Images per step of every training."""
     sampling_steps: tuple[int, ...] = (20, 10)
     """DDIM steps of the transfers that are compared."""
-    domains: tuple[str, ...] = TOWN_DOMAINS
     town: TownConfig = field(default_factory=TownConfig)
     gate: GateConfig = field(default_factory=lambda: GateConfig("{out}/reference"))
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
 
-def transferred(b: Benchmark, steps: int, gated: bool) -> Path:
-    """The transferred trees of one variant."""
-    names = {"out": str(b.out)}
-    config = TransferConfig(
-        source=fill(town_target("clear", "train"), names), to=b.domains, steps=steps, diffusion=b.diffusion,
-        gate=fill(b.gate, names) if gated else None,
-    )  # fmt: skip
-    return transfer.transfer(config, b.out / f"transferred-{steps}-{'gate' if gated else 'plain'}")
+def variants(b: Benchmark) -> dict[str, tuple[int, bool]]:
+    """By name in the table: DDIM steps, and whether gated."""
+    return {f"{s} steps, gate {'on' if gated else 'off'}": (s, gated) for s in b.sampling_steps for gated in (False, True)}
+
+
+def experiment(b: Benchmark) -> Experiment:
+    """ZoDi on every variant's images, one training per domain."""
+    base = replace(town_training(steps=b.steps, images=b.images), validation=None, precision=b.precision)
+    transfers, rows = {}, []
+    for name, (steps, gated) in variants(b).items():
+        gate = b.gate if gated else None
+        transfers[slug(name)] = replace(town_transfer(*b.domains), steps=steps, diffusion=b.diffusion, gate=gate)
+        for domain, row in zip(b.domains, town_rows(base, b.domains)[2:], strict=True):
+            images = (f"cityscapes:{{out}}/{slug(name)}/{domain}:train",)
+            rows.append(Row(f"{name}, {domain}", replace(row.train, transferred=images), targets=(domain,)))
+    targets = tuple(Target(domain, town_target(domain)) for domain in b.domains)
+    return Experiment("gate benchmark", tuple(rows), targets, transfers, b.town, b.seeds)
 
 
 def cost(tree: Path) -> dict[str, float]:
@@ -79,30 +71,12 @@ def cost(tree: Path) -> dict[str, float]:
     return {"seconds": mean(line["seconds"] for line in lines), **numbers}
 
 
-def miou(b: Benchmark, tree: Path, domain: str, seed: int) -> float:
-    """mIoU % on the target after an adaptation to the transferred `tree`."""
-    names = {"out": str(b.out)}
-    base = replace(town_training(steps=b.steps, images=b.images, seed=seed), validation=None)
-    *_, zodi = town_rows(base, (domain,))
-    config = replace(zodi.train, transferred=(f"cityscapes:{tree / domain}:train",))
-    folder, data = b.out / f"seed-{seed}" / tree.name / domain, fill(town_target(domain), names)
-    train.train(fill(config, names), folder)
-    if not (folder / "evaluation" / "metrics.json").exists():
-        predict.predict(PredictConfig(run=str(folder), data=data, checkpoint="last"), folder / "predictions")
-        evaluate.evaluate(EvaluateConfig(predictions=str(folder / "predictions"), data=data), folder / "evaluation")
-    return 100 * read_json(folder / "evaluation" / "metrics.json")["miou"]
-
-
 def table(scores: dict[str, dict[str, list[float]]], costs: dict[str, dict[str, dict[str, float]]], domains: tuple[str, ...]) -> str:
     """Markdown: mIoU % mean ± standard deviation over seeds by variant and target, and what each variant cost."""
-
-    def cell(values: list[float]) -> str:
-        return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
     lines = [f"| mIoU % | {' | '.join(domains)} | mean |", "|---|" + "---|" * (len(domains) + 1)]
     for name, row in scores.items():
         over = [mean(values) for values in zip(*(row[d] for d in domains), strict=True)]  # by seed
-        lines.append(f"| {name} | {' | '.join(cell(row[d]) for d in domains)} | {cell(over)} |")
+        lines.append(f"| {name} | {' | '.join(spread(row[d]) for d in domains)} | {spread(over)} |")
     lines += ["", "| transfer | s/frame | draws/frame | redrawn | failed after all tries | dropped | pixels ignored |", "|---|" + "---|" * 6]
     for name, by_domain in costs.items():
         of = {key: mean(by_domain[d][key] for d in domains) for key in by_domain[domains[0]]}
@@ -113,33 +87,21 @@ def table(scores: dict[str, dict[str, list[float]]], costs: dict[str, dict[str, 
 
 def main(b: Benchmark) -> None:
     writer.town(b.town, b.out / "town")
-    reference = replace(town_training(steps=b.steps, images=b.images), validation=None, jitter=JITTER)
+    reference = replace(town_training(steps=b.steps, images=b.images), validation=None, jitter=JITTER, precision=b.precision)
     train.train(fill(reference, {"out": str(b.out)}), b.out / "reference")
-    trees = {
-        f"{steps} steps, gate {'on' if gated else 'off'}": transferred(b, steps, gated)
-        for steps in b.sampling_steps
-        for gated in (False, True)
-    }
-    costs = {name: {d: cost(tree / d) for d in b.domains} for name, tree in trees.items()}
-    scores: dict[str, dict[str, list[float]]] = {}
-    for seed in range(b.seeds):
-        for name, tree in trees.items():
-            for domain in b.domains:
-                scores.setdefault(name, {}).setdefault(domain, []).append(miou(b, tree, domain, seed))
-        print(table(scores, costs, b.domains), flush=True)
-        write_json(
-            b.out / "gate.json",
-            {
-                "scores": scores, "transfers": costs, "steps": b.steps, "images": b.images, "seeds": seed + 1,
-                "thresholds": {name: read_json(tree / "gate.json") for name, tree in trees.items() if name.endswith("on")},
-                "protocol": f"embedded town, {b.town.source_train} source frames, {b.town.target_val} validation frames "
-                f"a domain, 19 classes, {b.town.height}x{b.town.width}, last checkpoint",
-                "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-                "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch")},
-                "date": date.today().isoformat(),
-            },
-        )  # fmt: skip
-        (b.out / "gate.md").write_text(table(scores, costs, b.domains))
+    run_experiment(experiment(b), b.out)
+    scores: dict[str, dict[str, list[float]]] = {name: {} for name in variants(b)}
+    for line in read_json(b.out / "scores.json"):
+        scores[line["row"].rsplit(", ", 1)[0]] |= line["miou"]
+    costs = {name: {d: cost(b.out / slug(name) / d) for d in b.domains} for name in scores}
+    told = {
+        "scores": scores, "transfers": costs, "steps": b.steps, "images": b.images, "seeds": b.seeds, "precision": b.precision,
+        "thresholds": {name: read_json(b.out / slug(name) / "gate.json") for name, (_, gated) in variants(b).items() if gated},
+        "protocol": PROTOCOL,
+    }  # fmt: skip
+    write_json(b.out / "gate.json", told | circumstances())
+    (b.out / "gate.md").write_text(table(scores, costs, b.domains))
+    print(table(scores, costs, b.domains))
 
 
 if __name__ == "__main__":

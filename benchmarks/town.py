@@ -9,21 +9,17 @@ labelled frames of the target: not attainable, and the measure of the gap. Runni
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass, replace
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from statistics import mean
 from typing import Literal
 
-import torch
 import tyro
+from settings import PROTOCOL, Trainings, circumstances
 
 from segshift.config import TownConfig
 from segshift.experiments import run_experiment, spread
 from segshift.recipes.experiment import Experiment, Row, Target
-from segshift.recipes.town import TOWN_DOMAINS, town_target, town_training, town_transfer
+from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows
 from segshift.runs import read_json, write_json
 
@@ -31,21 +27,11 @@ NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Trainings):
     """What is run; the defaults are the README's."""
 
-    out: tyro.conf.Positional[Path]
-    seeds: int = 3
-    """Trainings per cell. Town and transferred images are the same for all."""
-    steps: int = 300
-    """Optimizer steps of every training."""
-    images: int = 12
-    """Images per step of every training."""
-    domains: tuple[str, ...] = TOWN_DOMAINS
     mode: Literal["default", "reference"] = "default"
     """Mode of the transfer."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of every training."""
 
 
 def experiment(b: Benchmark) -> Experiment:
@@ -90,11 +76,7 @@ def main(b: Benchmark) -> None:
     scores = scores_of(read_json(b.out / "scores.json"))
     told = {
         "scores": scores, "steps": b.steps, "images": b.images, "seeds": b.seeds, "mode": b.mode, "precision": b.precision,
-        "protocol": "embedded town, 160 source and 160 target training frames, 40 validation frames a domain, "
-        "19 classes, 128x256, last checkpoint",
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch")},
-        "date": date.today().isoformat(),
+        "protocol": PROTOCOL, **circumstances(),
     }  # fmt: skip
     write_json(b.out / "town.json", told)
     (b.out / "town.md").write_text(table(scores, b.domains))

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segshift.config import StrongAugmentation
 from segshift.methods.classmix import (
-    StrongAugmentation,
     augment,
     blur,
     class_mask,

@@ -1,7 +1,6 @@
 """Estimates: the statistics on numbers made up for them, the whole stage on a tiny data set, and wrong input."""
 
-import importlib.util
-import sys
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,11 +247,7 @@ def test_from_the_command_line_wrong_input_is_exit_code_2(home: Path, tmp_path: 
 @pytest.fixture(scope="module")
 def benchmark():
     """benchmarks/estimate.py."""
-    file = Path(__file__).parents[1] / "benchmarks" / "estimate.py"
-    spec = importlib.util.spec_from_file_location("estimate_benchmark", file)
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("estimate")
 
 
 def made_up(benchmark) -> list:

@@ -108,6 +108,7 @@ def test_step_2_refuses_a_run_that_is_no_step_1_of_its_network(data: Path, first
         ({"method": "source_only"}, "does not use `target`"),
         ({"network": NetworkConfig(encoder="resnet18", pretrained=False)}, "trains network iccld"),
         ({"iccld": replace(SETTINGS, threshold=1.5)}, "threshold is 1.5"),
+        ({"iccld": replace(SETTINGS, masked_ratio=2.0)}, "masked_ratio is 2.0, expected 0 to 1"),
         ({"target_size": (16, 64)}, "crop .* is larger"),
         ({"method": "adversarial_diffusion"}, "needs a run of method self_training"),
     ],

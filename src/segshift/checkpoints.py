@@ -82,7 +82,8 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
             segmenter, excluded, reading=c.diffused, threshold=c.threshold, momentum=c.momentum,
             confidence_weighted=c.confidence_weighted, feature_distance=c.feature_distance,
             thing_classes=tuple(i for i, name in enumerate(space.names) if name in THINGS),
-            masked_weight=c.masked_weight, head_lr=c.head_lr, gradient_checkpointing=c.gradient_checkpointing,
+            masked_weight=c.masked_weight, masked_block=c.masked_block, masked_ratio=c.masked_ratio,
+            augmentation=c.augmentation, head_lr=c.head_lr, gradient_checkpointing=c.gradient_checkpointing,
         )  # fmt: skip
         return step1 if config.method == "self_training" else _step2(config, step1)
     return ZoDi(
@@ -111,8 +112,9 @@ def _step1(config: TrainConfig, run: Path) -> SelfTraining:
 def _step2(config: TrainConfig, step1: SelfTraining) -> AdversarialDiffusion:
     c = config.iccld
     return AdversarialDiffusion(
-        step1, step1.excluded, unet_channels=c.unet_channels, prediction=c.prediction, estimate_weight=c.estimate_weight,
-        adversarial_weight=c.adversarial_weight, adversary_warmup=c.adversary_warmup, unfreeze_decoder=c.unfreeze_decoder,
+        step1, step1.excluded, unet_channels=c.unet_channels, unet_layers=c.unet_layers, prediction=c.prediction,
+        estimate_weight=c.estimate_weight, decoded_weight=c.decoded_weight, adversarial_weight=c.adversarial_weight,
+        adversary_warmup=c.adversary_warmup, spectral_norm=c.spectral_norm, unfreeze_decoder=c.unfreeze_decoder,
         momentum=c.momentum, gradient_checkpointing=c.gradient_checkpointing,
     )  # fmt: skip
 

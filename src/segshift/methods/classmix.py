@@ -18,27 +18,13 @@ RGB, not in HSV; brightness, contrast, saturation and hue change in this order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segshift.config import StrongAugmentation
 from segshift.labels import IGNORE
-
-
-@dataclass(frozen=True)
-class StrongAugmentation:
-    """Colour jitter and Gaussian blur of one image at a time."""
-
-    jitter: float = 0.2
-    """Largest change of brightness, contrast, saturation (factors in [1 - s, 1 + s]) and hue (turns in [-s, s])."""
-    jitter_probability: float = 0.8
-    """Share of the images that are jittered."""
-    blur: tuple[float, float] = (0.15, 1.15)
-    """Smallest and largest sigma, in pixels."""
-    blur_probability: float = 0.5
-    """Share of the images that are blurred."""
 
 
 def class_mask(label: Tensor) -> Tensor:

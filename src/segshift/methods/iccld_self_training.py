@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from segshift.config import StrongAugmentation
 from segshift.iccld_network import STRIDES, LabelEncoder, LatentSegmenter, class_shares
 from segshift.labels import IGNORE
 from segshift.methods import Batch, Method, cross_entropy, weighted_cross_entropy
-from segshift.methods.classmix import StrongAugmentation, augment, mixed, pseudo_label
+from segshift.methods.classmix import augment, mixed, pseudo_label
 from segshift.models import Segmenter
 from segshift.runs import InputError
 

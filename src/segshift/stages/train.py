@@ -133,11 +133,16 @@ def _check_method(config: TrainConfig) -> None:
         raise InputError("method zodi pairs every source frame and takes no more_sources: name the trees in `transferred`")
     if adapts and config.network.name != "iccld":
         raise InputError(f"method {config.method} trains network iccld, got {config.network.name}: set network.name to iccld")
-    if not 0 <= config.iccld.threshold <= 1 or not 0 <= config.iccld.momentum < 1:
-        raise InputError(
-            f"iccld.threshold is {config.iccld.threshold}, expected 0 to 1, and iccld.momentum {config.iccld.momentum}, "
-            "expected at least 0 and under 1"
-        )
+    c = config.iccld
+    for name, right, expected in (
+        ("threshold", 0 <= c.threshold <= 1, "0 to 1"),
+        ("momentum", 0 <= c.momentum < 1, "at least 0 and under 1"),
+        ("masked_ratio", 0 <= c.masked_ratio <= 1, "0 to 1"),
+        ("masked_block", c.masked_block >= 1, "1 pixel or more"),
+        ("unet_layers", c.unet_layers >= 1, "1 or more"),
+    ):
+        if not right:
+            raise InputError(f"iccld.{name} is {getattr(c, name)}, expected {expected}")
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -1,0 +1,44 @@
+"""What the benchmarks on the embedded town share: their options, and what is told of where a figure came from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from segshift.recipes.town import TOWN_DOMAINS
+
+PROTOCOL = (
+    "embedded town, 160 source and 160 target training frames, 40 validation frames a domain, 19 classes, 128x256, last checkpoint"
+)
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """What is trained; the defaults are the README's."""
+
+    out: tyro.conf.Positional[Path]
+    seeds: int = 3
+    """Trainings per cell. Town and transferred images are the same for all."""
+    steps: int = 300
+    """Optimizer steps of every training."""
+    images: int = 8
+    """Images per step of every training."""
+    domains: tuple[str, ...] = TOWN_DOMAINS
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of every training."""
+
+
+def circumstances(*packages: str) -> dict[str, Any]:
+    """Machine, versions of torch, diffusers and `packages`, and date."""
+    return {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch", *packages)},
+        "date": date.today().isoformat(),
+    }

@@ -1,0 +1,37 @@
+"""The configuration of every stage: frozen dataclasses, one field a decision, a docstring under each.
+
+The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone repeats it.
+"""
+
+from segshift.config.common import Device, Select
+from segshift.config.judging import CheckConfig, EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig
+from segshift.config.town import PriorConfig, TownConfig
+from segshift.config.training import (
+    ForeignNetwork,
+    ICCLDConfig,
+    NetworkConfig,
+    StrongAugmentation,
+    TrainConfig,
+)
+from segshift.config.transfer import DiffusionConfig, GateConfig, OptionalGate, TransferConfig
+
+__all__ = [
+    "CheckConfig",
+    "Device",
+    "DiffusionConfig",
+    "EstimateConfig",
+    "EvaluateConfig",
+    "ForeignNetwork",
+    "GateConfig",
+    "ICCLDConfig",
+    "NetworkConfig",
+    "OptionalGate",
+    "PredictConfig",
+    "PriorConfig",
+    "ReportConfig",
+    "Select",
+    "StrongAugmentation",
+    "TownConfig",
+    "TrainConfig",
+    "TransferConfig",
+]

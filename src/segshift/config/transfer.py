@@ -1,0 +1,110 @@
+"""Configuration of the image transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from segshift.config.common import Device
+from segshift.runs import InputError
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Which diffusion model transfers the images."""
+
+    model: str = "town"
+    """`town` (the embedded prior), a local diffusers folder, or a hub name such as
+    stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    controlnet: str | None = None
+    """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or
+    lllyasviel/control_v11p_sd15_seg for a hub model."""
+    revision: str | None = None
+    """Commit of the model on the hub; None takes the pinned one where segshift knows it."""
+    controlnet_revision: str | None = None
+    """Commit of the ControlNet on the hub; None takes the pinned one where segshift knows it."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Arithmetic of UNet, ControlNet and VAE."""
+    device: Device = "auto"
+    """Where it runs; auto takes CUDA, then MPS, then the CPU."""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Judge every transferred frame by a network trained on the source, and draw what fails again (ours)."""
+
+    reference: str
+    """Run folder of `segshift train --method source_only` on the same classes; with colour jitter it is the better
+    judge of strange domains."""
+    tries: int = 3
+    """Draws of a frame at most, the first included; 1 judges and never redraws. The best one is kept."""
+    strength_factor: float = 0.9
+    """Noise strength of each further draw as a factor on the one before, in (0, 1]; 1 changes the seed alone."""
+    quantile: float = 0.05
+    """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through the
+    autoencoder alone."""
+    fraction: float = 0.5
+    """The thresholds are this fraction of it, in (0, 1]: what a strange domain may cost the reference network."""
+    sample: int = 200
+    """Source frames to measure the thresholds on; all where there are fewer."""
+    least_region: float = 0.001
+    """Regions smaller than this share of the picture are not judged, in [0, 1]."""
+    require_movement: bool = False
+    """A draw that is no nearer to the prompt than its source fails, too."""
+    on_failure: Literal["ignore", "drop"] = "ignore"
+    """`ignore`: the failing regions of every frame become void in its label. `drop`: a frame that still fails after
+    all tries is left out."""
+
+
+def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig("")) -> GateConfig | None:
+    if gate != GateConfig("") and not gate.reference:
+        raise InputError("options of a gate, but no reference network: add --gate.reference RUN, or leave them out")
+    return gate if gate.reference else None
+
+
+OptionalGate = Annotated[GateConfig | None, tyro.conf.arg(constructor=_gate)]
+"""A gate as plain options; None where no reference network is given."""
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Turn labelled source images into target-like images with the same layout (ZoDi, section 3.1)."""
+
+    source: str
+    """Labelled data set as layout:path[:subset]."""
+    to: tuple[str, ...] = ("night",)
+    """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a sandstorm")."""
+    strength: float | None = None
+    """Noise strength s in (0, 1]; None takes the published one of a known domain, 0.75 for a sentence."""
+    mode: Literal["default", "reference"] = "default"
+    """`reference`: as the authors' code. `default`: layout in the ControlNet's own palette, nearest-neighbour
+    resize, noise drawn per image."""
+    inversion: Literal["stochastic", "none", "ddim"] = "stochastic"
+    """Start of the walk: stochastic inversion, plain noise (SDEdit), or DDIM inversion."""
+    control: bool = True
+    """Condition on the layout through the ControlNet."""
+    steps: int | None = None
+    """DDIM steps N over the whole schedule; None takes the model's default (20 for Stable Diffusion)."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; None takes the model's default (9 for Stable Diffusion)."""
+    eta: float | None = None
+    """DDIM eta in [0, 1]; None takes the model's default (1 for Stable Diffusion)."""
+    control_strength: float = 1.0
+    """Factor on the ControlNet's residuals."""
+    short_side: int | None = None
+    """Short side of the working size in pixels; None takes the model's default (512 for Stable Diffusion)."""
+    output_size: Literal["working", "source"] = "working"
+    """Save at the working size, or resized back to the source image's size."""
+    seed: int = 42
+    """A frame's result depends on (seed, frame id, domain, settings) alone."""
+    batch_size: int = 8
+    """Images per batch; halved when the device runs out of memory. Changes no result by more than a grey level."""
+    shard: str = "0/1"
+    """i/n: this process takes every n-th frame starting at i (job arrays); torchrun's ranks divide it further."""
+    labels: Literal["link", "copy"] = "link"
+    """Labels in the output tree: symbolic links to the source's, or copies."""
+    gate: OptionalGate = None
+    """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
