@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from segshift.frames import Frame
 from segshift.labels import CITYSCAPES, SYNTHIA
 
 IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313")
@@ -140,3 +141,18 @@ def camvid(folder: Path, onto_cityscapes: bool = False) -> Path:
     file = folder / "camvid.yaml"
     file.write_text(text if onto_cityscapes else text.partition("map:")[0])
     return file
+
+
+def label_frame(path: Path) -> Frame:
+    """A frame whose image and label are one file."""
+    return Frame("x", "x", path, path)
+
+
+# The domain and ids of each layout's tree.
+LAYOUTS = {
+    "cityscapes": ("clear", IDS),
+    "acdc": ("night", ("GOPR0351_frame_000001", "GOPR0351_frame_000158")),
+    "gta5": ("game", ("00001", "00002", "00003")),
+    "synthia": ("synthia", ("0000000", "0000001")),
+    "folder": ("day", ("a", "b", "c")),
+}

@@ -1,0 +1,104 @@
+"""The layouts as they are published."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+
+from segshift.frames import load, read_image, read_label
+from segshift.labels import CITYSCAPES
+
+
+@pytest.mark.parametrize("layout", trees.LAYOUTS)
+def test_a_published_tree_is_read_as_it_is_unpacked(layout: str, tmp_path: Path):
+    domain, ids = trees.LAYOUTS[layout]
+    data = load(f"{layout}:{getattr(trees, layout)(tmp_path)}")
+    assert [frame.id for frame in data.frames] == list(ids)
+    assert {frame.domain for frame in data.frames} == {domain}
+    for frame in data.frames:
+        label = trees.train_ids(frame.id)
+        expected = np.where(label == 255, 255, label % 3) if layout == "folder" else label
+        assert np.array_equal(read_label(frame, data.space), expected)
+        if layout != "folder":  # JPEG there
+            assert np.array_equal(read_image(frame.image), trees.picture(frame.id))
+
+
+def test_acdc_subsets_are_conditions_splits_and_both_and_leave_out_reference_frames(tmp_path: Path):
+    for condition, split in (("night", "train"), ("night", "val"), ("fog", "val"), ("rain", "test")):
+        trees.acdc(tmp_path, [f"G{condition}{split}_1"], condition=condition, split=split, labelled=split != "test")
+    reference = tmp_path / "rgb_anon/night/val_ref/Gnightval/Gnightval_1_rgb_ref_anon.png"
+    trees.save(reference, trees.picture("r"))
+
+    def ids(subset: str) -> list[str]:
+        return [frame.id for frame in load(f"acdc:{tmp_path}{subset}").frames]
+
+    assert ids(":night/val") == ["Gnightval_1"]
+    assert ids(":night") == ["Gnighttrain_1", "Gnightval_1"]
+    assert ids(":val") == ["Gfogval_1", "Gnightval_1"]
+    assert ids("") == ["Gfogval_1", "Gnighttrain_1", "Gnightval_1", "Graintest_1"]
+    assert load(f"acdc:{tmp_path}:rain/test").frames[0].label is None
+
+
+def test_gta5_subsets_come_from_the_published_lists(tmp_path: Path, caplog):
+    root = trees.gta5(tmp_path, splits={"train": [1, 3], "val": [2, 40]})
+    assert [frame.id for frame in load(f"gta5:{root}:train").frames] == ["00001", "00003"]
+    assert len(load(f"gta5:{root}").frames) == 3
+    assert not caplog.records
+    val = load(f"gta5:{root}:val")
+    assert [frame.id for frame in val.frames] == ["00002"]
+    assert val.left_out == (("00040", f"no image {root}/images/00040.png"),)
+    assert "1 frames left out, the first is '00040'" in caplog.text
+
+
+def test_gta5_leaves_out_frames_whose_image_and_label_differ_in_size(tmp_path: Path, caplog):
+    trees.save(trees.gta5(tmp_path) / "images/00002.png", trees.picture("00002", (30, 64)))
+    (tmp_path / "labels/00003.png").write_text("no picture")
+    data = load(f"gta5:{tmp_path}")
+    assert [frame.id for frame in data.frames] == ["00001"]
+    assert [id for id, _ in data.left_out] == ["00002", "00003"]
+    assert "2 frames left out, the first is '00002'" in caplog.text
+    assert "00002.png is 64x30, its label 64x32" in caplog.text
+
+
+def test_gta5_indices_count_also_where_a_void_has_the_colour_of_a_class(tmp_path: Path):
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[7, 26, 34]] = (128, 64, 128), (0, 0, 142), (0, 0, 142)  # road, car, licence plate
+    label = Image.fromarray(np.array([[7, 26, 34]], np.uint8))
+    label.putpalette(palette.tobytes())
+    label.save(tmp_path / "label.png")
+    assert read_label(trees.label_frame(tmp_path / "label.png"), CITYSCAPES).tolist() == [[0, 13, 255]]
+
+
+def test_labels_saved_again_in_colours_or_with_another_palette_mean_the_same(tmp_path: Path):
+    label = trees.train_ids("x")
+    painted = Image.fromarray(CITYSCAPES.paint(label))
+    painted.save(tmp_path / "colours.png")
+    painted.quantize(64).save(tmp_path / "palette.png")
+    for name in ("colours.png", "palette.png"):
+        assert np.array_equal(read_label(trees.label_frame(tmp_path / name), CITYSCAPES), label)
+
+
+def test_frames_are_matched_by_id_and_never_by_position(tmp_path: Path):
+    ids = [f"ulm_{i:06d}_000019" for i in range(5)]
+    trees.cityscapes(tmp_path, ids)
+    (tmp_path / f"gtFine/train/ulm/{ids[1]}_gtFine_labelIds.png").unlink()
+    (tmp_path / f"leftImg8bit/train/ulm/{ids[3]}_leftImg8bit.png").unlink()
+    data = load(f"cityscapes:{tmp_path}:train")
+    assert [(frame.id, frame.label is None) for frame in data.frames] == [
+        (ids[0], False), (ids[1], True), (ids[2], False), (ids[4], False)
+    ]  # fmt: skip
+    assert [id for id, _ in data.left_out] == [ids[3]]
+    for frame in data.frames:
+        assert frame.label is None or frame.id in frame.label.name
+
+
+def test_hidden_files_are_no_frames(tmp_path: Path):
+    trees.save(trees.gta5(tmp_path) / "images/.tmp-0001.png", trees.picture("x"))
+    assert len(load(f"gta5:{tmp_path}").frames) == 3
+
+
+def test_a_path_may_hold_a_colon_and_brackets(tmp_path: Path):
+    root = trees.cityscapes(tmp_path / "a:b[1]")
+    assert len(load(f"cityscapes:{root}").frames) == len(load(f"cityscapes:{root}:train").frames) == 3
