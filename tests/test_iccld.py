@@ -45,7 +45,7 @@ def test_formulas_and_schedule_are_diffusers(prediction):
         ours = method._denoise(z, condition)
         schedule.set_timesteps(5)
         for step in schedule.timesteps:
-            z = schedule.step(method.average.module[0](z, condition, step[None]), step, z).prev_sample
+            z = schedule.step(method._output(method.average.module, z, condition, step[None]), step, z).prev_sample
     torch.testing.assert_close(ours, z, atol=1e-4, rtol=1e-3)
 
 
@@ -134,6 +134,7 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
 @pytest.mark.parametrize("reading", ["label", "image"])
 def test_a_prediction_depends_on_its_own_seed_alone(reading):
     method = step2(reading, excluded=[2], draws=2).eval()
+    torch.nn.init.normal_(method.average.module[0].unet.conv_out.weight)  # untrained it is zero, and no noise matters
     images = torch.rand(3, 3, 40, 33)
     together = method.predict(images, [5, 6, 7])
     assert together.shape == (3, CLASSES, 40, 33) and (together[:, 2] == -math.inf).all()
@@ -186,6 +187,13 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(one, other)
 
 
+def test_step_2_starts_from_the_prediction_of_step_1():
+    method, images = step2().eval(), batch()["target"]
+    with torch.no_grad():
+        first = method.segmenter(images)
+        torch.testing.assert_close(method.predict(images).softmax(1), first.softmax(1), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("reading", ["label", "image"])
 def test_both_steps_learn_one_batch(reading):
     data, method = batch(), step1(reading=reading)
@@ -194,8 +202,8 @@ def test_both_steps_learn_one_batch(reading):
     assert terms_of(method, "segmenter", data)["source"] < 0.9 * before["source"]
     second = AdversarialDiffusion(method, unet_channels=(8, 16), adversary_warmup=6).train()
     before = [terms_of(second, player, data) for player in second.networks]
-    fit(second, data, 12)
+    fit(second, data, 30)
     denoiser, discriminator = (terms_of(second, player, data) for player in second.networks)
     assert denoiser["diffusion_source"] < 0.9 * before[0]["diffusion_source"]
-    assert denoiser["estimate_source"] < 0.9 * before[0]["estimate_source"]
+    assert denoiser["estimate_source"] < 0.95 * before[0]["estimate_source"]
     assert discriminator["discriminator"] < before[1]["discriminator"]

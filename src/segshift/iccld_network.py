@@ -253,6 +253,8 @@ class Denoiser(nn.Module):
             norm_num_groups=groups,
             attention_head_dim=math.gcd(32, channels[-1]),
         )
+        nn.init.zeros_(self.unet.conv_out.weight)  # it starts as no opinion, and what it is added to decides
+        nn.init.zeros_(self.unet.conv_out.bias)
 
     def forward(self, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         """z_t and condition [B, K, h, w], t [B], to the prediction [B, K, h, w] in float32."""

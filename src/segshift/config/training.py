@@ -111,8 +111,8 @@ class ICCLDConfig:
     """Step 2: optimizer steps before the adversarial loss acts; the discriminator learns from the first."""
     spectral_norm: bool = False
     """Step 2: spectral normalisation of the discriminator."""
-    unfreeze_decoder: bool = False
-    """Step 2: train the decoder with the UNet."""
+    unfreeze_decoder: bool = True
+    """Step 2: train a copy of the decoder with the UNet, so that it learns how far to trust a denoised latent."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them."""
 

@@ -143,9 +143,9 @@ class AdversarialDiffusion(Method):
         adversarial_weight: float = 0.001,
         adversary_warmup: int = 1000,
         spectral_norm: bool = False,
-        unfreeze_decoder: bool = False,
+        unfreeze_decoder: bool = True,
         momentum: float = 0.999,
-        sampling_steps: int = 3,
+        sampling_steps: int = 1,
         draws: int = 1,
         gradient_checkpointing: bool = False,
     ):
@@ -206,7 +206,7 @@ class AdversarialDiffusion(Method):
         t = torch.randint(T, (count,), device=z_0.device)
         eps, abar = torch.randn_like(z_0), self.abar[t]
         z_t = diffuse(z_0, eps, abar)
-        output = self.trained[0](z_t, condition, t)
+        output = self._output(self.trained, z_t, condition, t)
         zhat_0, _ = implied(output, z_t, abar, self.prediction)
         logits = self._decode(self.trained, zhat_0, views.skips, views.label.shape[-2:])
         target = wanted(z_0, eps, abar, self.prediction)
@@ -238,7 +238,13 @@ class AdversarialDiffusion(Method):
         t = torch.randint(T // 2, (len(z_0),), device=z_0.device)
         abar = self.abar[t]
         z_t = diffuse(z_0, torch.randn_like(z_0), abar)
-        return implied(self.trained[0](z_t, views.condition, t), z_t, abar, self.prediction)[0]
+        return implied(self._output(self.trained, z_t, views.condition, t), z_t, abar, self.prediction)[0]
+
+    def _output(self, trained: nn.ModuleList, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
+        """What eps_theta predicts. v counts from the condition, v = F_theta - sqrt(1 - abar_t) z_x: from pure noise
+        an F_theta of 0 gives zhat_0 = z_x, so that the diffusion starts at step 1 and learns what to change in it."""
+        output = trained[0](z_t, condition, t)
+        return output if self.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
 
     def _decode(self, trained: nn.ModuleList, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
@@ -318,7 +324,7 @@ class AdversarialDiffusion(Method):
         """z_T to z_0 in `sampling_steps` (DDIM, eq. 12 without noise), from the last time step down."""
         self.schedule.set_timesteps(self.sampling_steps)
         for t, then in itertools.pairwise([*self.schedule.timesteps.tolist(), None]):
-            output = self.average.module[0](z, condition, torch.full((len(z),), t, device=z.device))
+            output = self._output(self.average.module, z, condition, torch.full((len(z),), t, device=z.device))
             zhat_0, eps = implied(output, z, self.abar[t], self.prediction)
             z = zhat_0 if then is None else diffuse(zhat_0, eps, self.abar[then])
         return z

@@ -13,26 +13,32 @@ from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.runs import slug
 
-
-def steps(source: TrainConfig, target: str, *, name: str = "", **changes: object) -> tuple[Row, Row]:
-    """Step 1 and step 2 ("full") from a source-only training. `changes`: of its ICCLDConfig; `name` ends the rows' names."""
-    first = replace(source, method="self_training", target=target, iccld=replace(source.iccld, **changes))
-    second = replace(first, method="adversarial_diffusion", from_run=f"{{rows}}/{slug('step 1' + name)}")
-    return Row("step 1" + name, first), Row("full" + name, second)
+Changes = dict[str, object]
+"""Fields of a TrainConfig and what they become."""
 
 
-def _ablations(source: TrainConfig, target: str, labelled_target: str) -> tuple[Row, ...]:
-    """Every row of the ablation table; the oracle is trained on the target's labels."""
-    first, full = steps(source, target)
+def steps(source: TrainConfig, target: str, second: Changes, *, name: str = "", **changes: object) -> tuple[Row, Row]:
+    """Step 1 and step 2 ("full") from a source-only training.
+
+    `second`: what step 2 trains otherwise than step 1; `changes`: of its ICCLDConfig; `name` ends the rows' names.
+    """
+    step1 = replace(source, method="self_training", target=target, iccld=replace(source.iccld, **changes))
+    step2 = replace(step1, method="adversarial_diffusion", from_run=f"{{rows}}/{slug('step 1' + name)}", **second)
+    return Row("step 1" + name, step1), Row("full" + name, step2)
+
+
+def _ablations(source: TrainConfig, target: str, second: Changes, samplings: Samplings = ()) -> tuple[Row, ...]:
+    """Every row of the ablation table. The oracle is trained on the target's labels, which no other row reads."""
+    step1, full = steps(source, target, second)
     plain = replace(source, network=replace(source.network, inter_coder=False))
     return (
         Row("source only", source),
-        first,
+        replace(step1, uncertainty=True),
         Row("step 1 + diffusion", replace(full.train, iccld=replace(full.train.iccld, adversarial_weight=0.0))),
-        full,
-        *steps(plain, target, name=" without inter-coder connections"),
-        *steps(source, target, name=", image latent", diffused="image"),
-        Row("oracle", replace(source, source=labelled_target)),
+        replace(full, uncertainty=True, samplings=samplings),
+        *steps(plain, target, second, name=" without inter-coder connections"),
+        *steps(source, target, second, name=", image latent", diffused="image"),
+        Row("oracle", replace(source, source=target)),
     )
 
 
@@ -46,6 +52,9 @@ _PUBLISHED = {
 }
 
 
+_SECOND: Changes = {"lr": 1e-4}
+
+
 def _training(source: str, size: tuple[int, int], validation: str | None = None) -> TrainConfig:
     """2 + 2 crops of 512 x 512, AdamW 6e-5 with the heads at ten times that, 1,500 steps of warm-up, linear decay."""
     return TrainConfig(
@@ -56,9 +65,7 @@ def _training(source: str, size: tuple[int, int], validation: str | None = None)
 
 
 def _published(name: str, source: TrainConfig, target: str, targets: tuple[Target, ...], published: str) -> Experiment:
-    first, full = steps(source, target)
-    full = replace(full, train=replace(full.train, lr=1e-4))
-    return Experiment(name, (Row("source only", source), first, full), targets, published=published)
+    return Experiment(name, (Row("source only", source), *steps(source, target, _SECOND)), targets, published=published)
 
 
 def _to_cityscapes() -> tuple[Experiment, ...]:
@@ -67,8 +74,7 @@ def _to_cityscapes() -> tuple[Experiment, ...]:
     gta5 = _training("gta5:{gta5}:train", (720, 1280), "gta5:{gta5}:val")
     synthia = replace(_training("synthia:{synthia}", (760, 1280)), classes=16)
     ablations = Experiment(
-        "iccld-gta5-cityscapes-ablations", _ablations(gta5, target, "cityscapes:{cityscapes}:train"), judged,
-        published=_PUBLISHED["gta5"],
+        "iccld-gta5-cityscapes-ablations", _ablations(gta5, target, _SECOND), judged, published=_PUBLISHED["gta5"],
     )  # fmt: skip
     return (
         _published("iccld-gta5-cityscapes", gta5, target, judged, _PUBLISHED["gta5"]),
@@ -92,14 +98,20 @@ def _to_acdc() -> tuple[Experiment, ...]:
 # ------------------------------------------------------------------------------------------------ embedded town
 
 
-def town_source(domain: str, *, steps: int, images: int) -> TrainConfig:
+STEPS = 600
+"""Of source only and of step 1 on the town: twenty minutes for both steps and source only on two cores."""
+_TOWN_SECOND: Changes = {"steps": STEPS // 2, "warmup": STEPS // 20}
+"""Step 2 begins where step 1 ended, and changes little after some hundred steps."""
+
+
+def town_source(domain: str, *, steps: int = STEPS, images: int = 8) -> TrainConfig:
     """Source only on the town with ICCLD's own E and D, small and from scratch.
 
     There are no pretrained weights to be careful with, so encoder and heads learn alike; and a run of some hundred steps
     wants averages that forget sooner than the published 0.999.
     """
     settings = ICCLDConfig(
-        head_lr=1.0, momentum=0.98, threshold=0.9, unet_channels=(32, 64, 96), adversary_warmup=steps // 3
+        head_lr=1.0, momentum=0.98, threshold=0.9, unet_channels=(32, 64, 96), adversary_warmup=steps // 10
     )
     return replace(
         town_training(steps=steps, images=images), source=town_target(domain, "train"), validation=None, iccld=settings,
@@ -107,30 +119,33 @@ def town_source(domain: str, *, steps: int, images: int) -> TrainConfig:
     )  # fmt: skip
 
 
-SAMPLINGS = ((1, 1), (3, 1), (10, 1), (50, 1), (3, 5), (3, 10))
+Samplings = tuple[tuple[int, int], ...]
+SAMPLINGS: Samplings = ((1, 1), (3, 1), (10, 1), (50, 1), (1, 5), (1, 10))
 """(DDIM steps, draws) that the town's table compares."""
 
 
 def _town(source: str, target: str, name: str, *, ablations: bool = False) -> Experiment:
-    base = town_source(source, steps=300, images=8)
+    base = town_source(source)
     unlabelled, judged = town_target(target, "train"), (Target(target, town_target(target)), Target(source, town_target(source)))
+    rows = _ablations(base, unlabelled, _TOWN_SECOND, SAMPLINGS)
     if ablations:
-        rows = _ablations(base, unlabelled, unlabelled)
         return Experiment(f"iccld-town-{name}-ablations", rows, judged, town=TownConfig())
-    first, full = steps(base, unlabelled)
-    first, full = replace(first, uncertainty=True), replace(full, uncertainty=True, samplings=SAMPLINGS)
-    return Experiment(f"iccld-town-{name}", (Row("source only", base), first, full), judged, town=TownConfig())
+    chosen = tuple(row for row in rows if row.name in ("source only", "step 1", "full"))
+    return Experiment(f"iccld-town-{name}", chosen, judged, town=TownConfig())
 
 
 def _town_from_zodi() -> Experiment:
     """From zero-shot to unsupervised: ZoDi's transferred frames as one more labelled source of ICCLD."""
-    base = town_source("clear", steps=300, images=8)
-    first, full = steps(base, town_target("night", "train"))
-    transferred = ("cityscapes:{out}/transferred/night:train",)
-    more_first, more_full = steps(replace(base, more_sources=transferred), town_target("night", "train"), name=" + transferred")
+    base, unlabelled = town_source("clear"), town_target("night", "train")
+    more = replace(base, more_sources=("cityscapes:{out}/transferred/night:train",))
     return Experiment(
         "iccld-town-night-from-zodi",
-        (Row("source only", base), Row("source + transferred", replace(base, more_sources=transferred)), first, full, more_first, more_full),
+        (
+            Row("source only", base),
+            Row("source + transferred", more),
+            *steps(base, unlabelled, _TOWN_SECOND),
+            *steps(more, unlabelled, _TOWN_SECOND, name=" + transferred"),
+        ),
         (Target("night", town_target("night")), Target("clear", town_target("clear"))),
         {"transferred": town_transfer("night")},
         TownConfig(),
