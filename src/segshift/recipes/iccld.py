@@ -27,7 +27,7 @@ def steps(source: TrainConfig, target: str, second: Changes, *, name: str = "", 
     return Row("step 1" + name, step1), Row("full" + name, step2)
 
 
-def _ablations(source: TrainConfig, target: str, second: Changes, samplings: Samplings = ()) -> tuple[Row, ...]:
+def ablation_rows(source: TrainConfig, target: str, second: Changes, samplings: Samplings = ()) -> tuple[Row, ...]:
     """Every row of the ablation table. The oracle is trained on the target's labels, which no other row reads."""
     step1, full = steps(source, target, second)
     plain = replace(source, network=replace(source.network, inter_coder=False))
@@ -74,7 +74,7 @@ def _to_cityscapes() -> tuple[Experiment, ...]:
     gta5 = _training("gta5:{gta5}:train", (720, 1280), "gta5:{gta5}:val")
     synthia = replace(_training("synthia:{synthia}", (760, 1280)), classes=16)
     ablations = Experiment(
-        "iccld-gta5-cityscapes-ablations", _ablations(gta5, target, _SECOND), judged, published=_PUBLISHED["gta5"],
+        "iccld-gta5-cityscapes-ablations", ablation_rows(gta5, target, _SECOND), judged, published=_PUBLISHED["gta5"],
     )  # fmt: skip
     return (
         _published("iccld-gta5-cityscapes", gta5, target, judged, _PUBLISHED["gta5"]),
@@ -127,7 +127,7 @@ SAMPLINGS: Samplings = ((1, 1), (3, 1), (10, 1), (50, 1), (1, 5), (1, 10))
 def _town(source: str, target: str, name: str, *, ablations: bool = False) -> Experiment:
     base = town_source(source)
     unlabelled, judged = town_target(target, "train"), (Target(target, town_target(target)), Target(source, town_target(source)))
-    rows = _ablations(base, unlabelled, _TOWN_SECOND, SAMPLINGS)
+    rows = ablation_rows(base, unlabelled, _TOWN_SECOND, SAMPLINGS)
     if ablations:
         return Experiment(f"iccld-town-{name}-ablations", rows, judged, town=TownConfig())
     chosen = tuple(row for row in rows if row.name in ("source only", "step 1", "full"))

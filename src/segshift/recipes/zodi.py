@@ -79,7 +79,7 @@ def town_rows(base: TrainConfig, domains: tuple[str, ...]) -> tuple[Row, ...]:
 
 def _town(domain: str) -> Experiment:
     """The embedded town in full: what `benchmarks/town.py` measures, for one target."""
-    rows = town_rows(town_training(steps=300, images=12), (domain,))
+    rows = town_rows(town_training(steps=300, images=8), (domain,))
     return Experiment(
         name=f"zodi-town-{domain}",
         town=TownConfig(),
@@ -91,7 +91,7 @@ def _town(domain: str) -> Experiment:
 
 def _town_ablations() -> Experiment:
     """Each part of ZoDi left out or replaced (the paper's section 4.3 and its similarity losses), day to night."""
-    source, jitter, zodi = town_rows(town_training(steps=300, images=12), ("night",))
+    source, jitter, zodi = town_rows(town_training(steps=300, images=8), ("night",))
     transfer = town_transfer("night")
     transfers = {
         "no ControlNet": replace(transfer, control=False),
@@ -113,6 +113,7 @@ def _town_ablations() -> Experiment:
                 for name in transfers
             ),
             *(Row(f"ZoDi, {name}", replace(zodi.train, similarity=form)) for name, form in similarities.items()),
+            Row("ZoDi, two passes", replace(zodi.train, joint_pass=False)),
         ),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )

@@ -1,0 +1,95 @@
+"""A recipe's table over seeds, with machine, versions and date: the ablations of both methods, and ICCLD on the town.
+
+    python benchmarks/recipe.py zodi-town-ablations runs/zodi-ablations
+    python benchmarks/recipe.py iccld-town-game-ablations runs/iccld-game --seeds 3 --precision bf16
+
+Runs what `segshift run NAME OUT` runs. Writes OUT/<name>.md and OUT/<name>.json: mIoU % per row and target, and for rows
+that were predicted with uncertainty the area under the curve of risk against coverage (the less, the better a map ranks
+the errors). Running it again continues.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Literal
+
+import tyro
+from settings import circumstances
+
+from segshift.experiments import fill, run_experiment, spread
+from segshift.recipes import RECIPES
+from segshift.recipes.experiment import Experiment
+from segshift.runs import InputError, read_json, slug, write_json
+
+Values = dict[str, dict[str, list[float]]]
+"""By row and column, one value a seed."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is run."""
+
+    name: tyro.conf.Positional[str]
+    """Name of a recipe."""
+    out: tyro.conf.Positional[Path]
+    seeds: int = 3
+    """Trainings of every row."""
+    rows: tuple[str, ...] = ()
+    """Rows to run, by name; none takes all."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of every training."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Where the data sets that the recipe names are unpacked, as for `segshift run`."""
+
+
+def experiment(b: Benchmark) -> Experiment:
+    """Raises: InputError for a recipe or a row that is not there."""
+    if b.name not in RECIPES:
+        raise InputError(f"no recipe '{b.name}': there are {', '.join(RECIPES)}")
+    e = fill(RECIPES[b.name], b.data, keep=("out", "rows"))
+    names = [row.name for row in e.rows]
+    if unknown := [name for name in b.rows if name not in names]:
+        raise InputError(f"{b.name} has no row '{unknown[0]}': there are {', '.join(names)}")
+    rows = (replace(row, train=replace(row.train, precision=b.precision)) for row in e.rows if row.name in (b.rows or names))
+    return replace(e, rows=tuple(rows), seeds=b.seeds)
+
+
+def areas(e: Experiment, out: Path) -> dict[str, Values]:
+    """By target: the area under risk against coverage, times 100, of every map (columns) and row with uncertainty."""
+    found: dict[str, Values] = {}
+    for row in (row for row in e.rows if row.uncertainty):
+        for target in (t for t in e.targets if not row.targets or t.name in row.targets):
+            places = (out / f"seed-{s}" / slug(row.name) / "evaluation" / "last" / target.name for s in range(e.seeds))
+            for place in places:
+                for name, curve in read_json(place / "metrics.json").get("risk_coverage", {}).items():
+                    found.setdefault(target.name, {}).setdefault(row.name, {}).setdefault(name, []).append(100 * curve["area"])
+    return found
+
+
+def table(what: str, values: Values) -> str:
+    """Markdown: mean ± standard deviation over seeds."""
+    columns = list(dict.fromkeys(name for row in values.values() for name in row))
+    lines = [f"| {what} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    lines += [f"| {name} | {' | '.join(spread(row.get(c, [])) for c in columns)} |" for name, row in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(b: Benchmark) -> None:
+    e = experiment(b)
+    run_experiment(e, b.out)
+    scores: Values = {}
+    for line in read_json(b.out / "scores.json"):
+        scores[line["row"] if line["checkpoint"] == "last" else f"{line['row']}, {line['checkpoint']}"] = line["miou"]
+    risks = areas(e, b.out)
+    text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 100, {t}", v) for t, v in risks.items())])
+    means = {row: {target: mean(v) for target, v in found.items()} for row, found in scores.items()}
+    told = {"scores": scores, "means": means, "risk_coverage_area": risks, "seeds": b.seeds, "precision": b.precision}
+    write_json(b.out / f"{b.name}.json", told | circumstances())
+    (b.out / f"{b.name}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
