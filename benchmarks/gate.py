@@ -17,7 +17,8 @@ import tyro
 from settings import PROTOCOL, Trainings, circumstances
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
-from segshift.experiments import fill, run_experiment, spread
+from segshift.experiments import fill, run_experiment
+from segshift.metrics import spread
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows

@@ -18,7 +18,8 @@ from typing import Literal
 import tyro
 from settings import circumstances
 
-from segshift.experiments import fill, run_experiment, spread
+from segshift.experiments import fill, run_experiment
+from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment
 from segshift.runs import InputError, read_json, slug, write_json

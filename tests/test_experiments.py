@@ -8,7 +8,7 @@ import pytest
 import tiny_diffusion
 from rich.console import Console
 
-from segshift import experiments
+from segshift import experiments, metrics
 from segshift.config import DiffusionConfig, NetworkConfig, TownConfig
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
@@ -69,6 +69,8 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
     found = {(line["row"], line["checkpoint"]): line["miou"] for line in read_json(out / "scores.json")}
     assert {rule for _, rule in found} == {"last", "source"} and len(found["source only", "last"]["clear"]) == 2
     assert "clear" not in found["ZoDi", "last"]  # a row with targets of its own
+    page = (out / "index.html").read_text()
+    assert metrics.spread(found["source only", "last"]["clear"]) in page and "over seeds" in page
     with pytest.raises(InputError, match="seeds is 0"):
         experiments.run(str(out / "config.json"), seeds=0)
     with pytest.raises(InputError, match="only recipes run over seeds"):
@@ -88,8 +90,8 @@ def test_the_table_shows_every_rule_and_gains_within_a_rule():
 
 def test_every_ablation_reads_what_its_own_transfer_writes():
     recipe = RECIPES["zodi-town-ablations"]
-    assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 10
+    assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 11
     trees = {f"cityscapes:{{out}}/{folder}/{domain}:train" for folder, config in recipe.transfers.items() for domain in config.to}
     used = {name for row in recipe.rows for name in row.train.transferred}
     assert used == trees
-    assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter) for row in recipe.rows}) == 10
+    assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter, row.train.joint_pass) for row in recipe.rows}) == 11

@@ -6,7 +6,6 @@ import re
 from dataclasses import asdict, is_dataclass, replace
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -24,6 +23,7 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
+from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.runs import InputError, begin, read_config, read_json, slug, to_plain, tuples, write_json
@@ -182,10 +182,3 @@ def table(experiment: Experiment, scores: Scores) -> Table:
             gains = ([ours - theirs for ours, theirs in pair] for pair in pairs)
             view.add_row(f"{row}, gain", CHECKPOINTS[rule], *(spread(gain, "+") for gain in gains), style="bold")
     return view
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    """Mean ± standard deviation; the value alone where there is one, nothing where there is none."""
-    if len(values) < 2:
-        return "".join(f"{value:{sign}.1f}" for value in values)
-    return f"{mean(values):{sign}.1f} ± {stdev(values):.1f}"

@@ -15,6 +15,7 @@ a labelled pixel is a miss (FN) of the pixel's class and a false alarm of no cla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean, stdev
 
 import cv2
 import numpy as np
@@ -85,3 +86,10 @@ def pixel_accuracy(matrix: np.ndarray) -> float:
     """Fraction of labelled pixels predicted right, in [0, 1]; nan when nothing is labelled."""
     total = matrix.sum()
     return float(np.trace(matrix) / total) if total else float("nan")
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± standard deviation; the value alone where there is one, nothing where there is none."""
+    if len(values) < 2:
+        return "".join(f"{value:{sign}.1f}" for value in values)
+    return f"{mean(values):{sign}.1f} ± {stdev(values):.1f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from segshift import drawing, frames, gallery, metrics, runs
 from segshift.config import ReportConfig
 from segshift.gallery import Gallery, Pictures, Predicted
+from segshift.metrics import spread
 from segshift.runs import InputError
 
 _STAGES = ("train", "predict", "evaluate", "estimate", "transfer")
@@ -44,6 +46,8 @@ class Model:
     key: str
     name: str
     about: str
+    row: str | None = None
+    """Row of an experiment's table, for a run in one of its folders seed-<n>."""
 
 
 @dataclass
@@ -71,6 +75,11 @@ class Column:
         """Keys of the models whose confidence was evaluated."""
         return {key for key, scores in self.scores.items() if scores.get("calibration")}
 
+    def values(self, models: list[Model]) -> list[float]:
+        """mIoU % of the models that have one here."""
+        found = [self.scores[m.key]["miou"] for m in models if m.key in self.scores]
+        return [100 * miou for miou in found if miou is not None]
+
     def difference(self, model: Model, first: Model, name: str | None = None) -> float | None:
         """Points of mIoU, or of a class' IoU, of a model over the first; None where one of them has none."""
         scores = [self.scores.get(m.key) for m in (model, first)]
@@ -86,6 +95,19 @@ class Group:
     colours: dict[str, str]
     models: list[Model] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
+
+    @property
+    def over_seeds(self) -> list[tuple[str, str, list[str]]]:
+        """Name, selection rule, and mIoU % of every column (mean ± standard deviation), of rows with several seeds."""
+        rows: dict[tuple[str, str], list[Model]] = {}
+        for model in self.models:
+            if model.row:
+                rows.setdefault((model.row, model.about), []).append(model)
+        return [
+            (name, about, [spread(column.values(models)) for column in self.columns])
+            for (name, about), models in rows.items()
+            if len(models) > 1
+        ]
 
     def risks(self, column: Column) -> list[tuple[str, Markup]]:
         """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
@@ -183,7 +205,9 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         group = groups.setdefault(key, Group(classes, result["colours"]))
         selection = result["model"]["selection"] if result["model"] else "predictions from elsewhere"
         attainable = ", not attainable" if selection.endswith("(oracle)") else ""
-        model = Model(f"{Path(home).resolve()} {selection}", name, selection + attainable)
+        run = Path(home).resolve()
+        row = _NAMES.get(run.name, run.name) if re.fullmatch(r"seed-\d+", run.parent.name) else None
+        model = Model(f"{run} {selection}", name, selection + attainable, row)
         if model not in group.models:
             group.models.append(model)
         tree = f"{Path(folder.config['data'].split(':')[1]).name}, transferred"  # its frames kept their source's domain
@@ -283,8 +307,8 @@ def _domain(lines: list[dict]) -> dict:
     }
     told = [f"{len(lines)} frames", *(f"{count} {what}" for what, count in counts.items() if count)]
     strengths = sorted({line["strength"] for line in lines})
-    spread = f"{strengths[0]:g}" if len(strengths) == 1 else f"{strengths[0]:g} to {strengths[-1]:g}"
-    return {"prompt": lines[0]["prompt"], "strength": spread, "told": ", ".join(told)}
+    strength = f"{strengths[0]:g}" if len(strengths) == 1 else f"{strengths[0]:g} to {strengths[-1]:g}"
+    return {"prompt": lines[0]["prompt"], "strength": strength, "told": ", ".join(told)}
 
 
 def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
