@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import trees
@@ -80,7 +81,7 @@ def evaluated(run: Path, name: str, spec: str, right: float) -> Path:
     """Predictions of a run that are right on a share of the pixels, and their evaluation."""
     data, folder = frames.load(spec), run / "predictions" / name
     runs.begin(folder, "predict", PredictConfig(run=str(run), data=spec))
-    runs.write_json(folder / "model.json", {"run": str(run), "selection": "checkpoint of the last step", "weights": str(run)})
+    runs.write_json(folder / "model.json", {"run": str(run), "selection": "checkpoint of the last step", "sampling": None, "weights": str(run)})
     rng = np.random.default_rng(0)
     for frame in data.frames:
         label = frames.read_label(frame, data.space)
@@ -190,6 +191,37 @@ def test_an_evaluated_tree_of_transferred_frames_comes_with_its_sources(tmp_path
     [shown] = page.galleries
     assert shown["domains"] == ["night, transferred"]
     assert all(row["source"] is not None for row in shown["rows"])
+
+
+def test_samplings_of_one_network_are_columns_of_their_own_with_their_entropy(tmp_path: Path, world: dict):
+    for steps, right in ((1, 0.9), (3, 0.7)):
+        run, name = world["zodi"], f"night-{steps}"
+        evaluation = evaluated(run, name, world["night"], right)
+        told = runs.read_json(evaluation / "metrics.json")
+        told["model"]["sampling"] = f"{steps} DDIM steps, 1 draw"
+        runs.write_json(evaluation / "metrics.json", told)
+        world[name] = evaluation
+    data = frames.load(world["night"])
+    for frame in data.frames:
+        file = frames.place(data, frame, world["zodi"] / "predictions/night-1/uncertainty/entropy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), np.full((8, 16), 65535, np.uint16))
+    page = write(tmp_path / "out", world["source_only/night"], world["night-1"], world["night-3"])
+    assert "checkpoint of the last step, 1 DDIM steps, 1 draw" in page.text
+    [shown] = page.galleries
+    assert len(shown["columns"]) == 3
+    for row in shown["rows"]:
+        entropies = [cell["u"] for cell in row["cells"]]
+        assert entropies[0] is entropies[2] is None
+        red, green, _ = page.picture(entropies[1]).mean((0, 1))
+        assert red > 200 and green > 200  # all of it as uncertain as can be: bright
+
+
+def test_what_saw_labels_of_the_target_is_never_the_best(tmp_path: Path, world: dict):
+    oracle = evaluated(training(tmp_path / "oracle", world["day"], "source_only"), "night", world["night"], 1.0)
+    page = write(tmp_path / "out", world["source_only/night"], world["zodi/night"], oracle)
+    best = [value for value in re.findall(r'<b class="best">([\d.]+)</b>', page.raw)]
+    assert best == [f"{100 * runs.read_json(world['zodi/night'] / 'metrics.json')['miou']:.1f}"]
 
 
 def test_calibration_and_uncertainty_are_drawn_where_they_were_evaluated(tmp_path: Path, world: dict):

@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -44,6 +45,12 @@ def paint(label: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndar
     table = np.full((256, 3), VOID, np.uint8)
     table[: len(colours)] = colours
     return table[label]
+
+
+def heat(file: Path) -> np.ndarray:
+    """A 16-bit map of [0, 1] as a picture [H, W, 3]: dark where it is 0, through red to bright yellow where it is 1."""
+    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    return cv2.cvtColor(cv2.applyColorMap((values >> 8).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:

@@ -5,7 +5,8 @@ A gallery is a table. A row is a frame, a column a run (kind `predictions`) or a
     row     id, domain (index into `domains`), size (width, height of its pictures), has (classes in its truth, by index),
             image, truth, source (pictures or null; `source` is what a transferred image was made from),
             gate (score or null), cells
-    cell    p (picture or null), s (score or null), c (score by class, or null), note; null where a run has none
+    cell    p (picture or null), s (score or null), c (score by class, or null), note, u (picture of the prediction's
+            entropy, where it was written); null where a run has none
     picture index into the page's pictures: WebP in base64, each once, in packs that the page unpacks when it shows them
 
 Pictures are drawn as large as their number allows, so that a page over thousands of frames can still be opened.
@@ -62,6 +63,11 @@ class Gallery:
     notes: list[str] = field(default_factory=list)
     """What could not be shown, and why."""
 
+    @property
+    def uncertain(self) -> bool:
+        """Whether some prediction comes with a picture of its entropy."""
+        return any(cell and cell.get("u") is not None for row in self.rows for cell in row["cells"])
+
     def add(self, found: Sequence[Frame], make: Callable[[Frame, int], Row], pictures: Pictures) -> None:
         """Make a row of each frame; `make` is given the width of its pictures too."""
         width = _width(len(found) * (len(self.columns) + 2))
@@ -82,7 +88,7 @@ class Gallery:
                 for key in ("image", "truth", "source"):
                     row[key] = pictures.add(row[key])
                 for cell in filter(None, row["cells"]):
-                    cell["p"] = pictures.add(cell["p"])
+                    cell |= {key: pictures.add(cell[key]) for key in ("p", "u") if key in cell}
                 self.rows.append(row)
         if failed:
             self.notes.append(f"No pictures of {len(failed)} of {len(found)} frames: {failed[0]}")
@@ -135,7 +141,11 @@ def _cell(column: Predicted, frame: Frame, data: Dataset, size: tuple[int, int],
     pred = predictions.read(file, data.space)
     found = column.by_class.get(frame.id)
     by_class = None if found is None else [_short(v) if c in has else None for c, v in enumerate(found)]
-    return {"p": _painted(pred, data, size), "s": _short(column.scores.get(frame.id)), "c": by_class, "note": ""}
+    entropy = frames.place(data, frame, column.folder / "uncertainty" / "entropy")
+    return {
+        "p": _painted(pred, data, size), "s": _short(column.scores.get(frame.id)), "c": by_class, "note": "",
+        "u": drawing.thumbnail(drawing.heat(entropy), size) if entropy.exists() else None,
+    }  # fmt: skip
 
 
 def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Pictures) -> Gallery:

@@ -9,6 +9,7 @@ serves its subsets. Values are the data set's official ids, at the label's size,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,3 +60,10 @@ def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
     assert done
     with runs.atomic(file) as temporary:
         temporary.write_bytes(data)
+
+
+def how(model: dict[str, Any] | None) -> str:
+    """Of the model.json beside predictions: which checkpoint they are of, and what was sampled where it samples."""
+    if model is None:
+        return "selection of the checkpoint unknown"
+    return ", ".join(filter(None, (model["selection"], model.get("sampling"))))

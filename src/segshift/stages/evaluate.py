@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
     model = runs.read_json(folder / "model.json") if (folder / "model.json").exists() else None
     setting = _setting(config, data, len(kept), len(chosen), len(left_out))
     result = {
-        "protocol": f"{setting}; {model['selection'] if model else 'selection of the checkpoint unknown'}",
+        "protocol": f"{setting}; {predictions.how(model)}",
         "setting": setting,
         "data": {"layout": data.layout, "subset": data.subset, "transferred": data.transferred, "space": data.space.name},
         "model": model,

@@ -116,7 +116,7 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
         network = models.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes)
         told = {
             "run": config.run, "method": None, "network": asdict(config.network), "step": None,
-            "selection": f"weights {path.name}",
+            "selection": f"weights {path.name}", "sampling": None,
         }  # fmt: skip
         return SourceOnly(network).eval(), config.size, told | {"weights": _hash(network)}
     if config.network is not None:
@@ -140,8 +140,13 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
         "run": config.run, "method": trained.method, "network": asdict(trained.network),
         "step": checkpoints.last_step(path) if chosen == "last" else checkpoints.best_record(path, chosen)["step"],
         "selection": _SELECTION[trained.select if chosen == "best" else chosen],
+        "sampling": f"{_count(method.sampling_steps, 'DDIM step')}, {_count(method.draws, 'draw')}" if hasattr(method, "draws") else None,
     }  # fmt: skip
     return method, config.size or trained.target_size or trained.size, told | {"weights": _hash(method)}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _hash(network: nn.Module) -> str:

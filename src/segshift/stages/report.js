@@ -255,6 +255,8 @@ class Gallery {
       canvas.setAttribute("aria-label", `errors of ${this.columns[i]} for ${row.id}`);
       drawErrors(canvas, row, cell);
       this.caption(figure, this.columns[i], told, i);
+    } else if (!transfers && this.option("view") === "uncertainty" && cell.u !== null) {
+      this.figure(strip, row, cell.u, `uncertainty of ${this.columns[i]} for ${row.id}`, this.columns[i], told, null, i);
     } else this.figure(strip, row, cell.p, name, this.columns[i], told, transfers ? row.image : null, i);
   }
 

@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segshift import drawing, frames, gallery, metrics, runs
+from segshift import drawing, frames, gallery, metrics, predictions, runs
 from segshift.config import ReportConfig
 from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.metrics import spread
@@ -49,6 +49,11 @@ class Model:
     row: str | None = None
     """Row of an experiment's table, for a run in one of its folders seed-<n>."""
 
+    @property
+    def oracle(self) -> bool:
+        """Whether it saw labels of the target: its checkpoint was chosen by them, or it is called the oracle."""
+        return "(oracle" in self.about or self.name.lower().split("/")[-1].startswith("oracle")
+
 
 @dataclass
 class Column:
@@ -65,9 +70,8 @@ class Column:
 
     @property
     def best(self) -> float | None:
-        """The highest mIoU of the column that is attainable, where there is something to be better than."""
-        attained = [scores["miou"] for key, scores in self.scores.items() if not key.endswith("(oracle)")]
-        found = [miou for miou in attained if miou is not None]
+        """The highest mIoU % of the column that is attainable, where there is something to be better than."""
+        found = self.values([model for model in self.models if not model.oracle])
         return max(found) if len(found) > 1 else None
 
     @property
@@ -203,11 +207,10 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         classes = tuple(result["classes"])
         key = (result["data"]["space"], classes)
         group = groups.setdefault(key, Group(classes, result["colours"]))
-        selection = result["model"]["selection"] if result["model"] else "predictions from elsewhere"
-        attainable = ", not attainable" if selection.endswith("(oracle)") else ""
+        selection = predictions.how(result["model"]) if result["model"] else "predictions from elsewhere"
         run = Path(home).resolve()
         row = _NAMES.get(run.name, run.name) if re.fullmatch(r"seed-\d+", run.parent.name) else None
-        model = Model(f"{run} {selection}", name, selection + attainable, row)
+        model = Model(f"{run} {selection}", name, selection, row)
         if model not in group.models:
             group.models.append(model)
         tree = f"{Path(folder.config['data'].split(':')[1]).name}, transferred"  # its frames kept their source's domain
