@@ -241,9 +241,7 @@ def _result(folder: Folder, name: str = "metrics.json") -> dict:
 
 def _evaluated(group: Group, pictures: Pictures) -> Gallery:
     """Every frame that was evaluated, with every model's prediction."""
-    names = [model.name for model in group.models]
-    told = [f"{m.name}, {m.about}" if names.count(m.name) > 1 else m.name for m in group.models]
-    shown = Gallery("predictions", "mIoU", group.classes, told)
+    shown = Gallery("predictions", "mIoU", group.classes, [_apart(model, group.models) for model in group.models])
     for column in group.columns:
         column.models.sort(key=group.models.index)
         found = {model.key: _predicted(*column.sources[model.key]) for model in column.models}
@@ -259,6 +257,12 @@ def _evaluated(group: Group, pictures: Pictures) -> Gallery:
         except InputError as error:  # the numbers stand without their pictures
             shown.notes.append(f"No pictures: {error}")
     return shown
+
+
+def _apart(model: Model, models: list[Model]) -> str:
+    """The model's name, and what tells it from others of that name."""
+    alike = [set(other.about.split(", ")) for other in models if other.name == model.name]
+    return ", ".join([model.name, *(part for part in model.about.split(", ") if part not in set.intersection(*alike))])
 
 
 def _predicted(evaluation: Folder, domain: str | None) -> Predicted:
