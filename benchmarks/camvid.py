@@ -75,7 +75,7 @@ def main(b: Benchmark) -> None:
             predict.predict(settings, run / "dusk")
     scores = {line["row"]: line["miou"] for line in read_json(b.out / "scores.json")}
     risks = areas(e, b.out)
-    text = "\n".join([table("mIoU %, 11 classes", scores), *(table(f"risk-coverage area x 100, {t}", v) for t, v in risks.items())])
+    text = "\n".join([table("mIoU %, 11 classes", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
     told = {"scores": scores, "risk_coverage_area": risks, "steps": b.steps, "images": b.images, "precision": b.precision}
     write_json(b.out / "camvid.json", told | circumstances())
     (b.out / "camvid.md").write_text(text)

@@ -11,6 +11,7 @@ the errors). Running it again continues.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Literal
@@ -58,14 +59,16 @@ def experiment(b: Benchmark) -> Experiment:
 
 
 def areas(e: Experiment, out: Path) -> dict[str, Values]:
-    """By target: the area under risk against coverage, times 100, of every map (columns) and row with uncertainty."""
+    """By target: the area under risk against coverage, times 1,000, of every map (columns), row and sampling."""
     found: dict[str, Values] = {}
     for row in (row for row in e.rows if row.uncertainty):
-        for target in (t for t in e.targets if not row.targets or t.name in row.targets):
-            places = (out / f"seed-{s}" / slug(row.name) / "evaluation" / "last" / target.name for s in range(e.seeds))
-            for place in places:
-                for name, curve in read_json(place / "metrics.json").get("risk_coverage", {}).items():
-                    found.setdefault(target.name, {}).setdefault(row.name, {}).setdefault(name, []).append(100 * curve["area"])
+        targets = [t.name for t in e.targets if not row.targets or t.name in row.targets]
+        places = [(target, row.name, target) for target in targets]
+        places += [(targets[0], f"{row.name}, DDIM steps {s}, draws {d}", f"{targets[0]}-steps-{s}-draws-{d}") for s, d in row.samplings]
+        for (target, name, place), seed in product(places, range(e.seeds)):
+            metrics = read_json(out / f"seed-{seed}" / slug(row.name) / "evaluation" / "last" / place / "metrics.json")
+            for kind, curve in metrics.get("risk_coverage", {}).items():
+                found.setdefault(target, {}).setdefault(name, {}).setdefault(kind, []).append(1000 * curve["area"])
     return found
 
 
@@ -84,7 +87,7 @@ def main(b: Benchmark) -> None:
     for line in read_json(b.out / "scores.json"):
         scores[line["row"] if line["checkpoint"] == "last" else f"{line['row']}, {line['checkpoint']}"] = line["miou"]
     risks = areas(e, b.out)
-    text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 100, {t}", v) for t, v in risks.items())])
+    text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
     means = {row: {target: mean(v) for target, v in found.items()} for row, found in scores.items()}
     told = {"scores": scores, "means": means, "risk_coverage_area": risks, "seeds": b.seeds, "precision": b.precision}
     write_json(b.out / f"{b.name}.json", told | circumstances())
