@@ -9,7 +9,8 @@ The clear validation split is transferred once per domain, strength and draw, fo
 continues.
 
 What it is compared with, all from the same frames; no target image is used but for the truth:
-    uncorrected      mIoU on the frames transferred to the target
+    uncorrected      mIoU on the frames transferred to the target (u = 0 of `bootstrap`)
+    whole cost ...   the same with all of what the transfer costs taken off (u = 1); segshift takes off half
     additive         source + (transferred to the target - transferred to its own domain), in mIoU
     source score     the mIoU on the untouched validation frames: no drop at all
     confidence       source score * mean confidence on the target's transferred frames / mean confidence on the source
@@ -105,6 +106,7 @@ def regression(pairs: Sequence[Pair]) -> list[float]:
 ESTIMATES: dict[str, Callable[[Sequence[Pair]], list[float]]] = {
     "segshift estimate": lambda pairs: [p.corrected for p in pairs],
     "uncorrected": lambda pairs: [p.raw for p in pairs],
+    "whole cost taken off": lambda pairs: [2 * p.corrected - p.raw for p in pairs],
     "additive": lambda pairs: [p.source + p.raw - p.own for p in pairs],
     "source score": lambda pairs: [p.source for p in pairs],
     "confidence": lambda pairs: [p.source * p.confidence / p.source_confidence for p in pairs],

@@ -67,6 +67,17 @@ def test_the_sets_are_resampled_together_and_the_draws_apart():
     drop = bootstrap.resampled([frames_of] * 3, 200, 0)
     assert drop[:, 0].std() > 0.01
     np.testing.assert_allclose(drop[:, 0], drop[:, 3])  # of the same frames there is no drop, in any resample
+
+
+def test_the_interval_holds_that_the_share_of_the_cost_is_not_known():
+    right, half = matrices(*[[80, 80]] * 12, wrong=20), matrices(*[[40, 40]] * 12, wrong=60)
+    source, own, raw, corrected = bootstrap.mean(bootstrap.resampled([right, half, half], 300, 0)).T
+    assert max(source.std(), own.std(), raw.std()) < 1e-9  # equal frames, and P alone spreads: from T to S
+    assert raw[0] < corrected.min() < raw[0] + 0.05 and source[0] - 0.05 < corrected.max() < source[0]
+    assert bootstrap.mean(bootstrap.scores(*(m.sum((0, 1)) for m in (right, half, half))))[3] == pytest.approx((raw[0] + source[0]) / 2)
+
+
+def test_the_draws_are_resampled_too():
     right, wrong = matrices(*[[50, 50]] * 12), matrices(*[[0, 0]] * 12)
     drawn = bootstrap.resampled([right, right, np.concatenate([right, wrong], 1)], 200, 0)[:, 2]
     assert drawn.std() > 0.01 and bootstrap.mean(drawn).mean() == pytest.approx(metrics.miou((right + wrong).sum((0, 1))), abs=0.02)
@@ -145,7 +156,7 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     source = runs.read_json(Path(result["source"]["evaluation"]) / "metrics.json")
     assert night["source"]["miou"]["value"] == pytest.approx(source["miou"])
     three = [np.array([night[name]["iou"][c]["value"] for c in CITYSCAPES.names]) for name in ("source", "own", "raw")]
-    expected = bootstrap.correct(*three)
+    expected = (three[2] + bootstrap.correct(*three)) / 2
     assert [night["corrected"]["iou"][c]["value"] for c in CITYSCAPES.names] == pytest.approx(expected.tolist())
     assert night["corrected"]["miou"]["value"] == pytest.approx(expected.mean())
     assert night["drop"]["value"] == pytest.approx(three[0].mean() - expected.mean())
@@ -184,8 +195,9 @@ def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, 
     storm, day = runs.read_json(out / "estimate.json")["domains"].values()
     assert (storm["name"], storm["prompt"], storm["strength"]) == (SANDSTORM, f"{SANDSTORM}, best quality", 0.75)
     assert Path(storm["own_draws"][0]["transferred"]).parent.name == "driving-in-daylight-0.75-42"
-    assert day["raw"] == day["own"] == storm["own"] and day["failing"] == []  # its own domain: as on the source
-    assert day["drop"] == pytest.approx({"value": 0, "low": 0, "high": 0})
+    assert day["raw"] == day["own"] == storm["own"] and day["failing"] == []  # its own domain: the transfer's cost alone
+    assert day["drop"]["value"] == pytest.approx(day["transfer_cost"]["value"] / 2)
+    assert day["drop"]["low"] < day["transfer_cost"]["value"] / 4  # and hardly any is among what it may be
 
 
 # ------------------------------------------------------------------------------------------ wrong input
@@ -269,6 +281,7 @@ def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     right = {"error": 0, "bias": 0, "over_networks": 1, "over_domains": 1}
     assert results["segshift estimate"] == pytest.approx(right | {"error": 2, "bias": 2})
     assert results["uncorrected"] == pytest.approx(right | {"error": 10, "bias": -10})
+    assert results["whole cost taken off"] == pytest.approx(right | {"error": 14, "bias": 14})
     assert results["additive"] == pytest.approx(right)
     source = results["source score"]  # the same in every domain: domains have no rank
     assert source["over_domains"] is None and source["bias"] == pytest.approx(20) and source["over_networks"] == pytest.approx(1)

@@ -4,7 +4,9 @@
     M            confusion matrices of a set of frames, [F, D, C, C + 1] (`metrics`); D = 1 for frames not generated
     S, O, T      IoU of a class, in [0, 1], on the labelled source frames, on the same frames transferred to their own
                  domain, and on the same frames transferred to the target
-    P            what is predicted for the target
+    M            T with the whole cost of the transfer taken off (`correct`)
+    u            share of that cost to take off, in [0, 1]
+    P            what is predicted for the target, (1 - u) T + u M
 
 Matrices are summed before any ratio is taken, in a resample as over the whole set: a mean of per-image ratios is
 another number. A class that no labelled pixel shows has no score (nan), also where it is predicted: nothing can be
@@ -28,18 +30,22 @@ FAILS_BELOW = 0.5
 SHRINKAGE = 0.05
 """epsilon of `correct`, in IoU. Not fitted to anything."""
 
+SHARE = 0.5
+"""u of the value that is predicted; the resamples of its interval draw u anew each. Not known: what the generator spoils
+may cost as much again in a strange domain (u = 1), or may be what the domain spoils anyway (u = 0)."""
+
 SCORES = ("source", "own", "raw", "corrected")
 """S, O, T and P, in the order of `scores`."""
 
 
 def correct(source: np.ndarray, own: np.ndarray, transferred: np.ndarray) -> np.ndarray:
-    """P_c = min(1, S_c (T_c + epsilon k) / (O_c + epsilon)),  k = mean_c T_c / mean_c O_c
+    """M_c = min(1, S_c (T_c + epsilon k) / (O_c + epsilon)),  k = mean_c T_c / mean_c O_c
 
     All [..., C]. The transfer costs the network something even where the domain stays the same: O / S of the score is
     left. Transferred to the target, T / S is left. If the two losses multiply, T / O is what the domain alone leaves.
     Of a class that the transfer destroys (O_c near 0) that ratio is noise: epsilon draws it towards k, the same ratio
     over all classes, and a class with O_c well above epsilon is hardly touched. Where the transfer costs nothing
-    (O = S), P is T up to epsilon. Where it leaves nothing at all (every O_c = 0), it says nothing: k = 1, and P = S.
+    (O = S), M is T up to epsilon. Where it leaves nothing at all (every O_c = 0), it says nothing: k = 1, and M = S.
     """
     both = np.where(np.isnan(own + transferred), np.nan, np.stack((transferred, own)))
     left, whole = mean(both)
@@ -53,10 +59,10 @@ def mean(values: np.ndarray) -> np.ndarray:
     return np.divide(np.nansum(values, -1), count, out=np.full(values.shape[:-1], np.nan), where=count > 0)
 
 
-def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray) -> np.ndarray:
-    """S, O, T and P per class, [4, C], from summed matrices [C, C + 1] each."""
+def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: float = SHARE) -> np.ndarray:
+    """S, O, T and P per class, [4, C], from summed matrices [C, C + 1] each; `share`: u."""
     measured = [np.where(m.sum(1) > 0, metrics.iou(m), np.nan) for m in (source, own, transferred)]
-    return np.stack([*measured, correct(*measured)])
+    return np.stack([*measured, (1 - share) * measured[2] + share * correct(*measured)])
 
 
 def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
@@ -64,7 +70,8 @@ def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarr
 
     A resample takes F frames with replacement, the same ones in all three sets, and for each of them, in each set, as
     many of its draws as there are, with replacement. So the spread holds that of the frames and that of the noise,
-    which is drawn per frame. It does not hold how far the generator's idea of the domain is from the real one.
+    which is drawn per frame; that of P also u, drawn evenly from [0, 1]. It does not hold how far the generator's idea of
+    the domain is from the real one.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
     frames = len(sets[0])
@@ -75,7 +82,8 @@ def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarr
         counts = rng.multinomial(taken * draws, np.full(draws, 1 / draws))  # [R, F, D]
         # in float64, exact for pixel counts up to 2^53: integers have no fast product
         summed.append(np.tensordot(counts.astype(np.float64), matrices.astype(np.float64), 2))
-    return np.stack([scores(*matrices) for matrices in zip(*summed, strict=True)])
+    shares = rng.random(resamples)
+    return np.stack([scores(*matrices, share) for *matrices, share in zip(*summed, shares, strict=True)])
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

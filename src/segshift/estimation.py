@@ -3,7 +3,7 @@
 ZoDi's authors note that generated images "enable to estimate the model's performance without target images by
 inspecting" them (arXiv 2403.13652). Here that is a number: labelled source frames are transferred to the target and
 keep their labels, so the network can be scored on them; what the transfer itself costs is measured on the same frames
-transferred to their own domain with the same noise strength, and taken off (`bootstrap.correct`).
+transferred to their own domain with the same noise strength, and half of it is taken off (`bootstrap.SHARE`).
 
     OUT/config.json                                     the configuration of the last call
     OUT/estimate.json                                   everything that was found
