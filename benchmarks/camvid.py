@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from recipe import areas, table
-from settings import circumstances
+from recipe import write_tables
 
 from segshift.config import PredictConfig, TrainConfig
 from segshift.experiments import run_experiment
 from segshift.recipes.experiment import Experiment, Target
-from segshift.recipes.iccld import ablation_rows, town_source
-from segshift.runs import read_json, slug, write_json
+from segshift.recipes.iccld import ablation_rows, town_second, town_source
+from segshift.runs import slug
 from segshift.stages import predict
 
 YAML = """root: {data}
@@ -57,7 +56,7 @@ def experiment(b: Benchmark, data: str) -> Experiment:
         town_source("clear", steps=b.steps, images=b.images), source=f"{data}:day/train", size=(240, 320), crop=(192, 256),
         precision=b.precision,
     )  # fmt: skip
-    rows = ablation_rows(base, f"{data}:dusk/train", {"steps": b.steps // 2, "warmup": b.steps // 20})
+    rows = ablation_rows(base, f"{data}:dusk/train", town_second(b.steps))
     chosen = tuple(row for row in rows if row.name != "oracle" and row.name in (b.rows or (row.name,)))
     return Experiment("camvid day to dusk", chosen, (Target("day", f"{data}:day/val"),), seeds=b.seeds)
 
@@ -73,13 +72,7 @@ def main(b: Benchmark) -> None:
             run = b.out / f"seed-{seed}" / slug(row.name)
             settings = PredictConfig(run=str(run), data=f"{data}:dusk/train", checkpoint="last", uncertainty=row.uncertainty)
             predict.predict(settings, run / "dusk")
-    scores = {line["row"]: line["miou"] for line in read_json(b.out / "scores.json")}
-    risks = areas(e, b.out)
-    text = "\n".join([table("mIoU %, 11 classes", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
-    told = {"scores": scores, "risk_coverage_area": risks, "steps": b.steps, "images": b.images, "precision": b.precision}
-    write_json(b.out / "camvid.json", told | circumstances())
-    (b.out / "camvid.md").write_text(text)
-    print(text)
+    write_tables(e, b.out, "camvid", seeds=b.seeds, steps=b.steps, images=b.images, precision=b.precision)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,16 @@
     python benchmarks/town.py runs/town-benchmark
     python benchmarks/estimate.py runs/town-benchmark
 
+The README's three further networks, named by --runs: step-1 and full of seed 0 of
+
+    python benchmarks/recipe.py iccld-town-game-ablations runs/iccld --precision bf16
+
+and another encoder:
+
+    segshift train runs/mobilenet --method source_only --source cityscapes:runs/town-benchmark/town/cityscapes:train \\
+        --select last --network.encoder mobilenet_v2 --network.no-pretrained --size 128 256 --crop 128 128 --jitter 0 0 0 0 \\
+        --steps 300 --batch-size 8 --optimizer adamw --weight-decay 0.01 --warmup 30 --precision bf16
+
 Takes every network of the town benchmark but the oracles (which saw the target), and further runs that are named. Writes
 OUT/estimate.md (the README's table, and the comparison) and OUT/estimate.json (every figure, machine, versions, date).
 The clear validation split is transferred once per domain, strength and draw, for all networks. Running it again

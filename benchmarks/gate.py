@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import tyro
-from settings import PROTOCOL, Trainings, circumstances
+from settings import Trainings, circumstances, protocol
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
 from segshift.experiments import fill, run_experiment
@@ -98,7 +98,7 @@ def main(b: Benchmark) -> None:
     told = {
         "scores": scores, "transfers": costs, "steps": b.steps, "images": b.images, "seeds": b.seeds, "precision": b.precision,
         "thresholds": {name: read_json(b.out / slug(name) / "gate.json") for name, (_, gated) in variants(b).items() if gated},
-        "protocol": PROTOCOL,
+        "protocol": protocol(b.town),
     }  # fmt: skip
     write_json(b.out / "gate.json", told | circumstances())
     (b.out / "gate.md").write_text(table(scores, costs, b.domains))

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Literal
 
 import tyro
@@ -80,19 +79,22 @@ def table(what: str, values: Values) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_tables(e: Experiment, out: Path, name: str, **told: object) -> None:
+    """Write OUT/<name>.md and, with what else is `told`, OUT/<name>.json of an experiment that was run; print the tables."""
+    scores: Values = {}
+    for line in read_json(out / "scores.json"):
+        scores[line["row"] if line["checkpoint"] == "last" else f"{line['row']}, {line['checkpoint']}"] = line["miou"]
+    risks = areas(e, out)
+    text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
+    write_json(out / f"{name}.json", {"scores": scores, "risk_coverage_area": risks, **told, **circumstances()})
+    (out / f"{name}.md").write_text(text)
+    print(text)
+
+
 def main(b: Benchmark) -> None:
     e = experiment(b)
     run_experiment(e, b.out)
-    scores: Values = {}
-    for line in read_json(b.out / "scores.json"):
-        scores[line["row"] if line["checkpoint"] == "last" else f"{line['row']}, {line['checkpoint']}"] = line["miou"]
-    risks = areas(e, b.out)
-    text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
-    means = {row: {target: mean(v) for target, v in found.items()} for row, found in scores.items()}
-    told = {"scores": scores, "means": means, "risk_coverage_area": risks, "seeds": b.seeds, "precision": b.precision}
-    write_json(b.out / f"{b.name}.json", told | circumstances())
-    (b.out / f"{b.name}.md").write_text(text)
-    print(text)
+    write_tables(e, b.out, b.name, seeds=b.seeds, precision=b.precision)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from segshift.config import TownConfig
 from segshift.recipes.town import TOWN_DOMAINS
-
-PROTOCOL = (
-    "embedded town, 160 source and 160 target training frames, 40 validation frames a domain, 19 classes, 128x256, last checkpoint"
-)
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,13 @@ class Trainings:
     domains: tuple[str, ...] = TOWN_DOMAINS
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of every training."""
+
+
+def protocol(town: TownConfig) -> str:
+    return (
+        f"embedded town, {town.source_train} source and {town.target_train} target training frames, {town.target_val} "
+        f"validation frames a domain, 19 classes, {town.height}x{town.width}, last checkpoint"
+    )
 
 
 def circumstances(*packages: str) -> dict[str, Any]:

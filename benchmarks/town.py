@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Literal
 
 import tyro
-from settings import PROTOCOL, Trainings, circumstances
+from settings import Trainings, circumstances, protocol
 
 from segshift.config import TownConfig
 from segshift.experiments import run_experiment
@@ -77,7 +77,7 @@ def main(b: Benchmark) -> None:
     scores = scores_of(read_json(b.out / "scores.json"))
     told = {
         "scores": scores, "steps": b.steps, "images": b.images, "seeds": b.seeds, "mode": b.mode, "precision": b.precision,
-        "protocol": PROTOCOL, **circumstances(),
+        "protocol": protocol(TownConfig()), **circumstances(),
     }  # fmt: skip
     write_json(b.out / "town.json", told)
     (b.out / "town.md").write_text(table(scores, b.domains))

@@ -4,9 +4,9 @@
     M            confusion matrices of a set of frames, [F, D, C, C + 1] (`metrics`); D = 1 for frames not generated
     S, O, T      IoU of a class, in [0, 1], on the labelled source frames, on the same frames transferred to their own
                  domain, and on the same frames transferred to the target
-    M            T with the whole cost of the transfer taken off (`correct`)
+    W            T with the whole cost of the transfer taken off (`correct`)
     u            share of that cost to take off, in [0, 1]
-    P            what is predicted for the target, (1 - u) T + u M
+    P            what is predicted for the target, (1 - u) T + u W
 
 Matrices are summed before any ratio is taken, in a resample as over the whole set: a mean of per-image ratios is
 another number. A class that no labelled pixel shows has no score (nan), also where it is predicted: nothing can be
@@ -39,13 +39,13 @@ SCORES = ("source", "own", "raw", "corrected")
 
 
 def correct(source: np.ndarray, own: np.ndarray, transferred: np.ndarray) -> np.ndarray:
-    """M_c = min(1, S_c (T_c + epsilon k) / (O_c + epsilon)),  k = mean_c T_c / mean_c O_c
+    """W_c = min(1, S_c (T_c + epsilon k) / (O_c + epsilon)),  k = mean_c T_c / mean_c O_c
 
     All [..., C]. The transfer costs the network something even where the domain stays the same: O / S of the score is
     left. Transferred to the target, T / S is left. If the two losses multiply, T / O is what the domain alone leaves.
     Of a class that the transfer destroys (O_c near 0) that ratio is noise: epsilon draws it towards k, the same ratio
     over all classes, and a class with O_c well above epsilon is hardly touched. Where the transfer costs nothing
-    (O = S), M is T up to epsilon. Where it leaves nothing at all (every O_c = 0), it says nothing: k = 1, and M = S.
+    (O = S), W is T up to epsilon. Where it leaves nothing at all (every O_c = 0), it says nothing: k = 1, and W = S.
     """
     both = np.where(np.isnan(own + transferred), np.nan, np.stack((transferred, own)))
     left, whole = mean(both)
