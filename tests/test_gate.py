@@ -9,6 +9,7 @@ from segshift import diffusion, gate
 from segshift.config import DiffusionConfig, GateConfig
 from segshift.runs import InputError
 
+KEPT = np.ones(19)
 LABEL = np.array([[0, 0, 13, 13], [0, 0, 13, 13], [0, 0, 255, 255], [0, 13, 255, 255]], np.uint8)  # 7 road, 5 car
 
 
@@ -39,6 +40,11 @@ def test_scores_are_on_the_scale_of_the_networks_own_agreement_on_the_source():
     assert regions[:2].tolist() == [0.25, 1] and np.isnan(regions[2])  # what it did not see it cannot miss
 
 
+def test_what_a_domain_leaves_of_the_agreement_is_a_ratio_of_sums_and_nothing_where_the_network_is_blind():
+    source, drawn = np.array([[1.0, 0.5, 0.0, np.nan], [0.5, np.nan, 0.0, np.nan]]), np.array([[0.5, 1, 1, np.nan], [0.25, np.nan, 0, np.nan]])
+    assert gate.kept_agreement(source, drawn).tolist() == [0.5, 1, 0, 0]
+
+
 def test_thresholds_are_a_fraction_of_a_quantile_and_need_a_network_that_sees_something():
     found = gate.thresholds(np.array([0.2, 0.6, 1.0, np.nan]), np.array([0.5, np.nan]), 0.5, 0.5)
     assert found == gate.Thresholds(frame=0.3, region=0.25)
@@ -51,13 +57,25 @@ def test_a_draw_is_judged_by_frame_by_region_and_by_movement():
     classes, index = gate.class_agreement(LABEL, LABEL, 19), gate.regions(LABEL, 0.0)
     seen = gate.Seen(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
     pred = np.where(LABEL == 13, np.uint8(0), LABEL)  # every car is road
-    verdict = gate.judge(seen, pred, gate.Thresholds(frame=0.6, region=0.4))
+    verdict = gate.judge(seen, pred, gate.Thresholds(frame=0.6, region=0.4), KEPT)
     assert not verdict.passed and verdict.score == 0.5 and (verdict.judged, verdict.failed) == (3, 2)
     assert np.array_equal(verdict.failing, LABEL == 13)
-    assert gate.judge(seen, pred, gate.Thresholds(0.5, 0.4)).passed  # the threshold itself is enough
+    assert gate.judge(seen, pred, gate.Thresholds(0.5, 0.4), KEPT).passed  # the threshold itself is enough
     whole = gate.Thresholds(0.5, 0.0)
-    assert not gate.judge(seen, LABEL, whole, movement=0.0, require_movement=True).passed
-    assert gate.judge(seen, LABEL, whole, movement=0.1, require_movement=True).passed
+    assert not gate.judge(seen, LABEL, whole, KEPT, movement=0.0, require_movement=True).passed
+    assert gate.judge(seen, LABEL, whole, KEPT, movement=0.1, require_movement=True).passed
+
+
+def test_a_class_that_the_domain_hides_from_the_network_is_not_judged():
+    classes, index = gate.class_agreement(LABEL, LABEL, 19), gate.regions(LABEL, 0.0)
+    seen = gate.Seen(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
+    assert seen.region_classes.tolist() == [0, 13, 13]
+    pred, limits = np.where(LABEL == 13, np.uint8(0), LABEL), gate.Thresholds(frame=0.75, region=0.5)
+    for k, score, judged in ((1.0, 1 / 2, 3), (0.5, 1 / 1.5, 3), (0.25, 1 / 1.25, 1), (0.0, 1, 1)):  # by hand: 1 / (1 + k)
+        kept = np.where(np.arange(19) == 13, k, 1.0)
+        verdict = gate.judge(seen, pred, limits, kept)
+        assert verdict.score == pytest.approx(score) and verdict.judged == judged
+        assert verdict.passed == (score >= 0.75) and verdict.failing.any() == (judged == 3)
 
 
 def test_a_frame_that_the_network_never_saw_passes_unjudged():
@@ -66,7 +84,7 @@ def test_a_frame_that_the_network_never_saw_passes_unjudged():
     seen = gate.Seen(
         LABEL, index, gate.class_agreement(nothing, LABEL, 19), gate.region_agreement(nothing, LABEL, index)
     )
-    verdict = gate.judge(seen, nothing, gate.Thresholds(0.9, 0.9))
+    verdict = gate.judge(seen, nothing, gate.Thresholds(0.9, 0.9), KEPT)
     assert verdict.passed and np.isnan(verdict.score) and verdict.judged == 0 and not verdict.failing.any()
 
 

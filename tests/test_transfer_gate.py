@@ -55,7 +55,8 @@ def gated(tmp_path, config):
 
 @pytest.fixture
 def strict(monkeypatch):
-    """A network that sees the car in a third of the transferred pictures; on sources it is always right."""
+    """A network that sees the car in a third of the transferred pictures, and is expected to see it in all; on sources it
+    is always right."""
     known: set[bytes] = set()
     look, transfer = gate.Gate.look, zodi.transfer
 
@@ -76,6 +77,7 @@ def strict(monkeypatch):
     monkeypatch.setattr(gate.Gate, "look", seen)
     monkeypatch.setattr(gate.Gate, "predict", predict)
     monkeypatch.setattr(Worker, "reconstruct", lambda self, image: image)
+    monkeypatch.setattr(gate, "kept_agreement", lambda source, drawn: np.ones(source.shape[1]))
 
 
 def test_a_real_reference_network_measures_judges_and_is_recorded(gated, tmp_path):
@@ -86,6 +88,23 @@ def test_a_real_reference_network_measures_judges_and_is_recorded(gated, tmp_pat
         assert line["gate"]["tries"] in (1, 2, 3) and line["gate"]["threshold"] == told["thresholds"]["frame"]
         assert line["gate"]["agreement"] == {"road": [1, 1], "car": [0, 0]} and np.isfinite(line["gate"]["movement"])
     assert len({line["gate"]["movement"] for line in manifest(out)}) == 3
+    # it sees road in every picture, and a car in none
+    assert {name: k for name, k in told["kept_agreement"]["night"].items() if k} == {"road": 1.0}
+
+
+def test_what_a_domain_leaves_is_measured_on_first_draws_of_some_frames(gated, strict, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(gate, "kept_agreement", lambda source, drawn: compared.append((source, drawn)) or np.full(19, 0.4))
+    out = stage.transfer(gated, tmp_path / "out")
+    ((source, drawn),) = compared
+    assert source.shape == drawn.shape == (3, 19) and (source[:, [0, 13]] == 1).all() and (drawn[:, 0] == 1).all()
+    told = {line["id"]: line["gate"] for line in manifest(out)}
+    once = [float(line["tries"] == 1) for line in told.values()]  # by the class alone: 1 / 1.4 is below 0.8
+    assert sorted(drawn[:, 13]) == sorted(once) and 0 < sum(once) < 3  # the pilot's draws are the run's first
+    assert all(line["regions"] == {"judged": 0, "failed": 0, "threshold": 0.8} for line in told.values())
+    monkeypatch.setattr(gate, "PILOT", 1)
+    stage.transfer(gated, tmp_path / "one")
+    assert compared[1][0].shape == (1, 19)
 
 
 def test_failures_are_drawn_again_by_a_seed_of_their_own_and_recorded(gated, strict, tmp_path, model):

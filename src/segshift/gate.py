@@ -1,8 +1,10 @@
 """The generation gate (ours): did the layout survive a transfer, and did the picture move towards the prompt?
 
 A network f that was trained on source images alone looks at the transferred image. Where it finds the label's classes
-again the layout is still there; where it does not, either the layout is gone or the domain is too strange for f. No
-source image tells these two apart, so a score is only ever compared with what f reached on the same frame's source.
+again the layout is still there; where it does not, either the layout is gone or the domain is too strange for f. The
+first tells one frame from the others of its domain, the second does not. So a score is compared with what f reached on
+the same frame's source, times what the domain leaves of it on average. (A class that the generator loses in every frame
+looks like a strange one: gate.json lists them.)
 
 | symbol | meaning |
 |---|---|
@@ -10,8 +12,10 @@ source image tells these two apart, so a score is only ever compared with what f
 | x~ | D(E(x)), the source image through the autoencoder alone: no prompt, no noise, its label holds for sure |
 | R | labelled pixels that belong together: those of one class, or a connected region of one class |
 | a_R(x) | agreement: share of R's pixels p with f(x)_p = y_p |
-| r_R | score of a region: min(1, a_R(x') / a_R(x)) |
-| S(x') | score of a frame: sum_c min(a_c(x'), a_c(x)) / sum_c a_c(x) over the classes c of y |
+| k_c | what the domain leaves of f's agreement with class c: min(1, sum a_c(x') / sum a_c(x)) over some first draws |
+| e_R, e_c | what f is expected to agree with: k_c a_R(x), k_c a_c(x) |
+| r_R | score of a region: min(1, a_R(x') / e_R) |
+| S(x') | score of a frame: sum_c min(a_c(x'), e_c) / sum_c e_c over the classes c of y |
 | G(x, c) | denoising gap: how much better the prompt c explains x than the empty prompt does |
 
 Regions are the connected regions of the label, not cells of a grid: what a generator loses is a thing (a car turned
@@ -36,7 +40,10 @@ from segshift.methods import zodi
 from segshift.runs import InputError
 
 SEEN = 0.5
-"""A region is judged where f agrees with at least this share of it on the source: what it never saw it cannot miss."""
+"""A region is judged where f is expected to agree with at least this share of it: what it does not see it cannot miss."""
+
+PILOT = 32
+"""First draws of so many frames tell k_c of a domain."""
 
 MOVEMENT_TIME = 0.5
 """Time step of the denoising gap, as a share of the schedule: there the prompt decides on the look, not on the grain."""
@@ -62,6 +69,12 @@ class Seen:
     regions: np.ndarray
     """a_R(x), [n]."""
 
+    @property
+    def region_classes(self) -> np.ndarray:
+        """Class of each region, [n]."""
+        numbers, first = np.unique(self.index, return_index=True)
+        return self.label.ravel()[first[numbers > 0]]
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -69,13 +82,13 @@ class Verdict:
 
     passed: bool
     score: float
-    """S(x'); nan where f agrees with the label nowhere on the source: such a frame cannot be judged, and passes."""
+    """S(x'); nan where f is expected to agree with the label nowhere: such a frame cannot be judged, and passes."""
     classes: np.ndarray
     """a_c(x'), [C]."""
     regions: np.ndarray
     """a_R(x'), [n]."""
     judged: int
-    """Regions that f saw on the source."""
+    """Regions that f is expected to see."""
     failed: int
     """Those of them under the threshold."""
     failing: np.ndarray
@@ -129,28 +142,36 @@ def region_agreement(pred: np.ndarray, label: np.ndarray, index: np.ndarray) -> 
     return right / np.bincount(index.ravel(), minlength=count)[1:]
 
 
-def frame_score(source: np.ndarray, drawn: np.ndarray) -> float:
-    """S = sum_c min(a_c(x'), a_c(x)) / sum_c a_c(x), in [0, 1]; nan where the sum below is 0.
+def kept_agreement(source: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """k_c = min(1, sum a_c(x') / sum a_c(x)), [C] in [0, 1]; 0, so that it is not judged, for a class that f finds in no
+    source image. source, drawn: a_c by frame, [F, C]."""
+    total = np.nansum(source, 0)
+    return np.minimum(1, np.divide(np.nansum(drawn, 0), total, out=np.zeros(len(total)), where=total > 0))
 
-    source, drawn: a_c of the source and of the transferred image, [C]. A ratio of sums, so that every class of the
-    frame counts as much as f knows it: small ones as much as the road, those that f never learnt not at all.
+
+def frame_score(expected: np.ndarray, drawn: np.ndarray) -> float:
+    """S = sum_c min(a_c(x'), e_c) / sum_c e_c, in [0, 1]; nan where the sum below is 0.
+
+    expected, drawn: e_c and a_c(x'), [C]. A ratio of sums, so that every class of the frame counts as much as f knows
+    it in this domain: small ones as much as the road, those that f never learnt not at all.
     """
-    there = ~np.isnan(source)
-    total = source[there].sum()
-    return float(np.minimum(drawn, source)[there].sum() / total) if total > 0 else float("nan")
+    there = ~np.isnan(expected)
+    total = expected[there].sum()
+    return float(np.minimum(drawn, expected)[there].sum() / total) if total > 0 else float("nan")
 
 
-def region_scores(source: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """r_R = min(1, a_R(x') / a_R(x)), [n] in [0, 1]; nan where a_R(x) is less than SEEN."""
-    ratio = np.divide(drawn, source, out=np.full(len(source), np.nan), where=source >= SEEN)
+def region_scores(expected: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """r_R = min(1, a_R(x') / e_R), [n] in [0, 1]; nan where e_R is less than SEEN. expected, drawn: e_R, a_R(x'), [n]."""
+    ratio = np.divide(drawn, expected, out=np.full(len(expected), np.nan), where=expected >= SEEN)
     return np.minimum(ratio, 1)
 
 
 def thresholds(frame: np.ndarray, region: np.ndarray, quantile: float, fraction: float) -> Thresholds:
-    """fraction times the quantile of S(x~), and of r_R(x~), over source frames; no transferred image takes part.
+    """fraction times the quantile of S(x~), and of r_R(x~), over source frames, with k_c = 1: no transferred image takes
+    part.
 
     x~ went through the autoencoder and nothing else, so the quantile is what f loses where the layout is intact; the
-    fraction leaves room for what a strange domain costs f besides. frame, region: scores, nan left out. Raises:
+    fraction leaves room for what varies more in a strange domain. frame, region: scores, nan left out. Raises:
     InputError when all frames are nan. Without a judged region the threshold of regions is 0.
     """
     if np.isnan(frame).all():
@@ -166,16 +187,16 @@ def thresholds(frame: np.ndarray, region: np.ndarray, quantile: float, fraction:
 
 
 def judge(
-    seen: Seen, pred: np.ndarray, limits: Thresholds, *, movement: float = 0.0, require_movement: bool = False
+    seen: Seen, pred: np.ndarray, limits: Thresholds, kept: np.ndarray, *, movement: float = 0.0, require_movement: bool = False
 ) -> Verdict:
-    """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size.
+    """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size. kept: k_c of its domain, [C].
 
     It passes with S of at least the threshold and, where that is required, a movement above 0.
     """
     classes = class_agreement(pred, seen.label, len(seen.classes))
-    score = frame_score(seen.classes, classes)
+    score = frame_score(kept * seen.classes, classes)
     found = region_agreement(pred, seen.label, seen.index)
-    parts = region_scores(seen.regions, found)
+    parts = region_scores(kept[seen.region_classes] * seen.regions, found)
     failed = parts < limits.region  # nan is not less
     return Verdict(
         passed=not score < limits.frame and (movement > 0 or not require_movement),
@@ -216,6 +237,8 @@ class Gate:
         self.config, self.network, self.size, self.space = config, network, size, space
         self.limits = Thresholds(frame=0.0, region=0.0)
         """Everything passes, until they are measured."""
+        self.kept: dict[str, np.ndarray] = {}
+        """k_c [C] by domain."""
 
     @torch.inference_mode()
     def predict(self, picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -232,10 +255,10 @@ class Gate:
         classes = class_agreement(pred, label, self.space.classes)
         return Seen(label, index, classes, region_agreement(pred, label, index))
 
-    def judge(self, seen: Seen, picture: np.ndarray, movement: float) -> Verdict:
+    def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float) -> Verdict:
         """A draw [h, w, 3] uint8 of the frame that was `seen`."""
         return judge(
-            seen, self.predict(picture, seen.label.shape), self.limits,
+            seen, self.predict(picture, seen.label.shape), self.limits, self.kept[domain],
             movement=movement, require_movement=self.config.require_movement,
         )  # fmt: skip
 

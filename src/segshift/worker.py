@@ -257,7 +257,7 @@ class Worker:
         for row, i in enumerate(chosen):
             made = Made(batch.samples[i], goal, pictures[row], 0.0, seeds[row], strength)
             if self.gate:
-                verdict = self.gate.judge(batch.seen[i], pictures[row], gaps[row] - gap_of[i])
+                verdict = self.gate.judge(batch.seen[i], pictures[row], goal.slug, gaps[row] - gap_of[i])
                 made = replace(made, seen=batch.seen[i], verdict=verdict)
             yield made
 

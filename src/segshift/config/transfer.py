@@ -45,8 +45,9 @@ class GateConfig:
     quantile: float = 0.05
     """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through the
     autoencoder alone."""
-    fraction: float = 0.5
-    """The thresholds are this fraction of it, in (0, 1]: what a strange domain may cost the reference network."""
+    fraction: float = 0.9
+    """The thresholds are this fraction of it, in (0, 1]: room for chance. What the domain costs the reference network
+    on average is measured, and is in the scores."""
     sample: int = 200
     """Source frames to measure the thresholds on; all where there are fewer."""
     least_region: float = 0.001

@@ -152,9 +152,7 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
             f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
             f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in gate.reference"
         )
-    weights = {
-        "reference": diffusion.weights_hash(run / "checkpoints" / "best.safetensors"), "vae": worker.model.hashes["vae"]
-    }  # fmt: skip
+    weights = {"reference": diffusion.weights_hash(run / "checkpoints" / "best.safetensors"), **worker.model.hashes}
     judge = Gate(config.gate, method.to(worker.model.device), trained.size, space)
     if path.exists():
         told = runs.read_json(path)
@@ -163,32 +161,57 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     else:
         told = {"weights": weights, **_measure(config, dataset, worker, judge)}
     judge.limits = Thresholds(**told["thresholds"])
+    judge.kept = {slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()}
     return judge, told
 
 
 def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
-    """The thresholds, from source frames as they are and through the autoencoder: every process measures the same."""
-    scores, parts, agreements = [], [], []
+    """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain, from first
+    draws of some of them: every process measures the same."""
+    scores, parts, agreements, pilot = [], [], [], []
     by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
     for frame in by_key[: config.gate.sample]:
         try:
-            sample = _read(config, dataset, frame, [])
+            sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals])
         except InputError:
             continue  # listed as a failure when its turn comes
         seen = judge.look(sample.image, sample.label)
-        verdict = judge.judge(seen, worker.reconstruct(sample.image), 0.0)
+        verdict = gate.judge(
+            seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits, np.ones(dataset.space.classes)
+        )  # fmt: skip
         scores.append(verdict.score)
         parts.append(gate.region_scores(seen.regions, verdict.regions))
         agreements.append(seen.classes)
+        if len(pilot) < gate.PILOT:
+            pilot.append((sample, seen))
     if not scores:
         raise InputError(f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check")
     limits = gate.thresholds(np.array(scores), np.concatenate(parts), config.gate.quantile, config.gate.fraction)
-    by_class = zip(dataset.space.names, np.array(agreements).T, strict=True)
+    by_class, names = np.array(agreements).T, dataset.space.names
+    kept = {slug: k.round(4).tolist() for slug, k in _kept(config, worker, judge, pilot).items()}
     return {
         "frames": len(scores), "thresholds": asdict(limits),
-        "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in by_class if not np.isnan(a).all()},
+        "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in zip(names, by_class, strict=True) if not np.isnan(a).all()},
+        "kept_agreement": {slug: dict(zip(names, k, strict=True)) for slug, k in kept.items()},
         "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
     }  # fmt: skip
+
+
+def _kept(config: TransferConfig, worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) -> dict[str, np.ndarray]:
+    """k_c [C] by domain, from ungated draws of the pilot frames."""
+    seen_of = {sample.id: seen for sample, seen in pilot}
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {goal.slug: [] for goal in worker.goals}
+    by_size: dict[tuple[int, int], list[Sample]] = {}
+    for sample, _ in pilot:
+        by_size.setdefault(worker.size(*sample.image.shape[:2]), []).append(sample)
+    with runs.progress("gate: first draws", len(pilot) * len(found)) as bar:
+        for samples in by_size.values():
+            for made in worker.run(samples, min(config.batch_size, len(samples))):
+                seen = seen_of[made.sample.id]
+                pred = judge.predict(made.picture, seen.label.shape)
+                found[made.goal.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
+                bar.advance()
+    return {slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()}
 
 
 def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance) -> None:
