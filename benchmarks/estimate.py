@@ -158,7 +158,7 @@ def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
 
 
 def coverage(pairs: Sequence[Pair]) -> float:
-    """Share of the true scores inside the interval. It is of frames and noise alone, not of the generator's faults."""
+    """Share of the true scores inside the interval, which knows of the generator's faults only what they cost at home."""
     return mean(pair.low <= pair.true <= pair.high for pair in pairs)
 
 

@@ -69,12 +69,21 @@ def test_the_sets_are_resampled_together_and_the_draws_apart():
     np.testing.assert_allclose(drop[:, 0], drop[:, 3])  # of the same frames there is no drop, in any resample
 
 
-def test_the_interval_holds_that_the_share_of_the_cost_is_not_known():
-    right, half = matrices(*[[80, 80]] * 12, wrong=20), matrices(*[[40, 40]] * 12, wrong=60)
-    source, own, raw, corrected = bootstrap.mean(bootstrap.resampled([right, half, half], 300, 0)).T
-    assert max(source.std(), own.std(), raw.std()) < 1e-9  # equal frames, and P alone spreads: from T to S
-    assert raw[0] < corrected.min() < raw[0] + 0.05 and source[0] - 0.05 < corrected.max() < source[0]
-    assert bootstrap.mean(bootstrap.scores(*(m.sum((0, 1)) for m in (right, half, half))))[3] == pytest.approx((raw[0] + source[0]) / 2)
+def test_one_deviation_of_the_interval_is_what_the_transfer_costs():
+    right, most = matrices(*[[80, 80]] * 12, wrong=20), matrices(*[[60, 60]] * 12, wrong=40)
+    drawn = bootstrap.mean(bootstrap.resampled([right, most, most], 2000, 0))
+    source, own, raw, corrected = drawn.T
+    assert max(source.std(), own.std(), raw.std()) < 1e-9  # equal frames, and P alone spreads
+    cost = source[0] - raw[0]
+    assert bootstrap.mean(bootstrap.scores(*(m.sum((0, 1)) for m in (right, most, most))))[3] == pytest.approx(raw[0] + cost / 2)
+    low, high = bootstrap.interval(corrected[:, None])
+    assert (low[0], high[0]) == pytest.approx((raw[0] + (0.5 - 1.645) * cost, raw[0] + (0.5 + 1.645) * cost), abs=0.1 * cost)
+
+
+def test_a_prediction_is_a_share_also_in_the_tails_of_its_interval():
+    right, few = matrices(*[[99, 99]] * 12, wrong=1), matrices(*[[10, 10]] * 12, wrong=90)
+    corrected = bootstrap.resampled([right, few, few], 300, 0)[:, 3]
+    assert corrected.min() == 0 and corrected.max() == 1
 
 
 def test_the_draws_are_resampled_too():

@@ -5,8 +5,8 @@
     S, O, T      IoU of a class, in [0, 1], on the labelled source frames, on the same frames transferred to their own
                  domain, and on the same frames transferred to the target
     W            T with the whole cost of the transfer taken off (`correct`)
-    u            share of that cost to take off, in [0, 1]
-    P            what is predicted for the target, (1 - u) T + u W
+    u            share of that cost to take off
+    P            what is predicted for the target, (1 - u) T + u W, within [0, 1]
 
 Matrices are summed before any ratio is taken, in a resample as over the whole set: a mean of per-image ratios is
 another number. A class that no labelled pixel shows has no score (nan), also where it is predicted: nothing can be
@@ -30,9 +30,11 @@ FAILS_BELOW = 0.5
 SHRINKAGE = 0.05
 """epsilon of `correct`, in IoU. Not fitted to anything."""
 
-SHARE = 0.5
-"""u of the value that is predicted; the resamples of its interval draw u anew each. Not known: what the generator spoils
-may cost as much again in a strange domain (u = 1), or may be what the domain spoils anyway (u = 0)."""
+SHARE, UNSURE = 0.5, 1.0
+"""u of the value that is predicted, and its standard deviation in the interval. Not known: what the generator spoils may
+cost as much again in a strange domain (u = 1), may be what the domain spoils anyway (u = 0), and a generator may as well
+flatter (u < 0). The one error of it that can be measured without target images is its whole cost at home: so one
+deviation of u is the whole cost, either way."""
 
 SCORES = ("source", "own", "raw", "corrected")
 """S, O, T and P, in the order of `scores`."""
@@ -62,7 +64,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: float = SHARE) -> np.ndarray:
     """S, O, T and P per class, [4, C], from summed matrices [C, C + 1] each; `share`: u."""
     measured = [np.where(m.sum(1) > 0, metrics.iou(m), np.nan) for m in (source, own, transferred)]
-    return np.stack([*measured, (1 - share) * measured[2] + share * correct(*measured)])
+    return np.stack([*measured, np.clip((1 - share) * measured[2] + share * correct(*measured), 0, 1)])
 
 
 def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
@@ -70,8 +72,8 @@ def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarr
 
     A resample takes F frames with replacement, the same ones in all three sets, and for each of them, in each set, as
     many of its draws as there are, with replacement. So the spread holds that of the frames and that of the noise,
-    which is drawn per frame; that of P also u, drawn evenly from [0, 1]. It does not hold how far the generator's idea of
-    the domain is from the real one.
+    which is drawn per frame; that of P also u, drawn from N(SHARE, UNSURE^2). How far the generator's idea of the domain is
+    from the real one cannot be seen without target images, and is held as far as its cost at home tells of it.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
     frames = len(sets[0])
@@ -82,7 +84,7 @@ def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarr
         counts = rng.multinomial(taken * draws, np.full(draws, 1 / draws))  # [R, F, D]
         # in float64, exact for pixel counts up to 2^53: integers have no fast product
         summed.append(np.tensordot(counts.astype(np.float64), matrices.astype(np.float64), 2))
-    shares = rng.random(resamples)
+    shares = rng.normal(SHARE, UNSURE, resamples)
     return np.stack([scores(*matrices, share) for *matrices, share in zip(*summed, shares, strict=True)])
 
 
