@@ -7,6 +7,7 @@ import torch
 
 from segshift import diffusion, gate
 from segshift.config import DiffusionConfig, GateConfig
+from segshift.labels import CITYSCAPES
 from segshift.runs import InputError
 
 KEPT = np.ones(19)
@@ -46,9 +47,8 @@ def test_what_a_domain_leaves_of_the_agreement_is_a_ratio_of_sums_and_nothing_wh
 
 
 def test_thresholds_are_a_fraction_of_a_quantile_and_need_a_network_that_sees_something():
-    found = gate.thresholds(np.array([0.2, 0.6, 1.0, np.nan]), np.array([0.5, np.nan]), 0.5, 0.5)
+    found = gate.thresholds(np.array([0.2, 0.6, 1.0, np.nan]), np.array([0.5, 0.1, 0.7]), 0.5, 0.5)
     assert found == gate.Thresholds(frame=0.3, region=0.25)
-    assert gate.thresholds(np.array([1.0]), np.array([np.nan]), 0.0, 1.0) == gate.Thresholds(1.0, 0.0)
     with pytest.raises(InputError, match="agrees with the label of no source frame: train it longer"):
         gate.thresholds(np.array([np.nan]), np.array([]), 0.5, 0.5)
 
@@ -59,11 +59,40 @@ def test_a_draw_is_judged_by_frame_by_region_and_by_movement():
     pred = np.where(LABEL == 13, np.uint8(0), LABEL)  # every car is road
     verdict = gate.judge(seen, pred, gate.Thresholds(frame=0.6, region=0.4), KEPT)
     assert not verdict.passed and verdict.score == 0.5 and (verdict.judged, verdict.failed) == (3, 2)
-    assert np.array_equal(verdict.failing, LABEL == 13)
-    assert gate.judge(seen, pred, gate.Thresholds(0.5, 0.4), KEPT).passed  # the threshold itself is enough
+    assert np.array_equal(verdict.failing, LABEL == 13) and verdict.lowest == 0
+    assert gate.judge(seen, pred, gate.Thresholds(0.5, 0.0), KEPT).passed  # the threshold itself is enough
+    one = gate.judge(seen, pred, gate.Thresholds(0.5, 0.4), KEPT)
+    assert one.layout and not one.passed  # a lost region fails the draw
     whole = gate.Thresholds(0.5, 0.0)
     assert not gate.judge(seen, LABEL, whole, KEPT, movement=0.0, require_movement=True).passed
     assert gate.judge(seen, LABEL, whole, KEPT, movement=0.1, require_movement=True).passed
+
+
+def verdict(layout=True, moved=True, failed=0, score=0.5):
+    return gate.Verdict(layout, moved, score, np.ones(19), 3, failed, np.arange(16).reshape(4, 4) < failed, 0.5, 0.0)
+
+
+def test_the_best_draw_passes_then_moved_then_fails_in_the_fewest_pixels():
+    order = (verdict(failed=1, moved=False, score=1.0), verdict(failed=3), verdict(layout=False, failed=2), verdict(failed=2, score=0.6), verdict(score=0.1))
+    ranks = [one.rank for one in order]
+    assert ranks == sorted(ranks) and len(set(ranks)) == 5
+
+
+@pytest.mark.parametrize(
+    ("made", "ignoring", "dropping"),
+    [
+        (verdict(), "kept", "kept"),
+        (verdict(failed=2), "ignored", "dropped"),
+        (verdict(failed=2, layout=False), "ignored", "dropped"),
+        (verdict(layout=False), "dropped", "dropped"),
+        (verdict(moved=False), "dropped", "dropped"),
+        (verdict(failed=2, moved=False), "dropped", "dropped"),
+    ],
+)
+def test_what_fails_is_never_kept_whole(made, ignoring, dropping):
+    for on_failure, decision in (("ignore", ignoring), ("drop", dropping)):
+        judge = gate.Gate(GateConfig("run", on_failure=on_failure), torch.nn.Identity(), (4, 4), CITYSCAPES)
+        assert judge.decision(made) == decision
 
 
 def test_a_class_that_the_domain_hides_from_the_network_is_not_judged():
@@ -75,7 +104,7 @@ def test_a_class_that_the_domain_hides_from_the_network_is_not_judged():
         kept = np.where(np.arange(19) == 13, k, 1.0)
         verdict = gate.judge(seen, pred, limits, kept)
         assert verdict.score == pytest.approx(score) and verdict.judged == judged
-        assert verdict.passed == (score >= 0.75) and verdict.failing.any() == (judged == 3)
+        assert verdict.layout == (score >= 0.75) and verdict.failing.any() == (judged == 3)
 
 
 def test_a_frame_that_the_network_never_saw_passes_unjudged():

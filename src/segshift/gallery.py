@@ -200,7 +200,7 @@ def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictu
 
 
 def _transfer(file: Path, line: dict | None, data: Dataset, size: tuple[int, int]) -> dict | None:
-    """A transferred picture, and what the gate found: shares of the agreement on the source, by class too."""
+    """A transferred picture, and what the gate found: shares of the agreement it expects, by class too."""
     if line is None:
         return None
     gate = line.get("gate", {})

@@ -3,8 +3,8 @@
 A network f that was trained on source images alone looks at the transferred image. Where it finds the label's classes
 again the layout is still there; where it does not, either the layout is gone or the domain is too strange for f. The
 first tells one frame from the others of its domain, the second does not. So a score is compared with what f reached on
-the same frame's source, times what the domain leaves of it on average. (A class that the generator loses in every frame
-looks like a strange one: gate.json lists them.)
+the same frame's source, times what the domain leaves of it on average. A class that the generator loses in every frame
+looks like a strange one: neither is judged, and a warning names them.
 
 | symbol | meaning |
 |---|---|
@@ -25,6 +25,7 @@ labels, predictions and region maps [H, W], agreements [C] by train id or [n] by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -80,21 +81,33 @@ class Seen:
 class Verdict:
     """One draw, judged."""
 
-    passed: bool
+    layout: bool
+    """S(x') is at its threshold or above."""
+    moved: bool
+    """The picture moved towards the prompt, or need not."""
     score: float
     """S(x'); nan where f is expected to agree with the label nowhere: such a frame cannot be judged, and passes."""
     classes: np.ndarray
     """a_c(x'), [C]."""
-    regions: np.ndarray
-    """a_R(x'), [n]."""
     judged: int
     """Regions that f is expected to see."""
     failed: int
     """Those of them under the threshold."""
     failing: np.ndarray
     """Their pixels, bool [H, W]."""
+    lowest: float
+    """The least r_R; 1 where no region is judged."""
     movement: float
     """G(x', c) - G(x, c); 0 is the source itself."""
+
+    @property
+    def passed(self) -> bool:
+        return self.layout and self.moved and not self.failed
+
+    @property
+    def rank(self) -> tuple[bool, bool, int, float]:
+        """The draw of the highest is the best."""
+        return self.passed, self.moved, -int(self.failing.sum()), self.score
 
 
 def check(config: GateConfig) -> None:
@@ -166,24 +179,20 @@ def region_scores(expected: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return np.minimum(ratio, 1)
 
 
-def thresholds(frame: np.ndarray, region: np.ndarray, quantile: float, fraction: float) -> Thresholds:
-    """fraction times the quantile of S(x~), and of r_R(x~), over source frames, with k_c = 1: no transferred image takes
-    part.
+def thresholds(frame: np.ndarray, lowest: np.ndarray, quantile: float, fraction: float) -> Thresholds:
+    """fraction times the quantile over source frames of S(x~), and of their lowest r_R(x~), with k_c = 1: no transferred
+    image takes part.
 
     x~ went through the autoencoder and nothing else, so the quantile is what f loses where the layout is intact; the
-    fraction leaves room for what varies more in a strange domain. frame, region: scores, nan left out. Raises:
-    InputError when all frames are nan. Without a judged region the threshold of regions is 0.
+    fraction leaves room for what varies more in a strange domain. frame, lowest: by frame, nan in `frame` left out.
+    Raises: InputError when all frames are nan.
     """
     if np.isnan(frame).all():
         raise InputError(
             "the gate's reference network agrees with the label of no source frame: train it longer, or name a network "
             "that was trained on this data set in gate.reference"
         )
-    known = region[~np.isnan(region)]
-    return Thresholds(
-        frame=fraction * float(np.nanquantile(frame, quantile)),
-        region=fraction * float(np.quantile(known, quantile)) if len(known) else 0.0,
-    )
+    return Thresholds(*(fraction * float(np.nanquantile(values, quantile)) for values in (frame, lowest)))
 
 
 def judge(
@@ -191,21 +200,22 @@ def judge(
 ) -> Verdict:
     """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size. kept: k_c of its domain, [C].
 
-    It passes with S of at least the threshold and, where that is required, a movement above 0.
+    It passes with S and every r_R at its threshold or above and, where that is required, a movement above 0.
     """
     classes = class_agreement(pred, seen.label, len(seen.classes))
     score = frame_score(kept * seen.classes, classes)
-    found = region_agreement(pred, seen.label, seen.index)
-    parts = region_scores(kept[seen.region_classes] * seen.regions, found)
+    parts = region_scores(kept[seen.region_classes] * seen.regions, region_agreement(pred, seen.label, seen.index))
     failed = parts < limits.region  # nan is not less
+    judged = parts[~np.isnan(parts)]
     return Verdict(
-        passed=not score < limits.frame and (movement > 0 or not require_movement),
+        layout=not score < limits.frame,
+        moved=movement > 0 or not require_movement,
         score=score,
         classes=classes,
-        regions=found,
-        judged=int((~np.isnan(parts)).sum()),
+        judged=len(judged),
         failed=int(failed.sum()),
         failing=np.concatenate([[False], failed])[seen.index],
+        lowest=float(judged.min(initial=1)),
         movement=movement,
     )
 
@@ -264,22 +274,36 @@ class Gate:
 
     def decision(self, verdict: Verdict) -> str:
         """What becomes of a frame whose best draw is this: `kept`, `ignored` (its failing regions) or `dropped`."""
-        if self.config.on_failure == "drop":
-            return "kept" if verdict.passed else "dropped"
-        return "ignored" if verdict.failing.any() else "kept"
+        if verdict.passed:
+            return "kept"
+        if self.config.on_failure == "drop" or not verdict.moved or not verdict.failed:
+            return "dropped"
+        return "ignored"
 
-    def record(self, seen: Seen, verdict: Verdict, tries: int) -> dict:
-        """What the manifest tells of a frame's best draw; agreement by class is [on the source, on the picture]."""
-        pairs = zip(self.space.names, seen.classes.tolist(), verdict.classes.tolist(), strict=True)
+    def record(self, seen: Seen, verdict: Verdict, domain: str, draws: Sequence[dict]) -> dict:
+        """What the manifest tells of a frame: its best draw, and a line of each; agreement by class is what was
+        expected and what was found."""
+        expected = (self.kept[domain] * seen.classes).tolist()
+        pairs = zip(self.space.names, expected, verdict.classes.tolist(), strict=True)
         labelled = int((seen.label != IGNORE).sum())
         return {
-            "decision": self.decision(verdict), "passed": verdict.passed, "tries": tries,
-            "score": None if np.isnan(verdict.score) else round(verdict.score, 6), "threshold": self.limits.frame,
-            "agreement": {name: [round(a, 4), round(b, 4)] for name, a, b in pairs if not np.isnan(a)},
-            "regions": {"judged": verdict.judged, "failed": verdict.failed, "threshold": self.limits.region},
+            "decision": self.decision(verdict), "passed": verdict.passed, "tries": len(draws),
+            "score": _finite(verdict.score), "threshold": self.limits.frame,
+            "agreement": {name: [round(e, 4), round(a, 4)] for name, e, a in pairs if not np.isnan(e)},
+            "regions": {"judged": verdict.judged, "failed": verdict.failed, "lowest": round(verdict.lowest, 4), "threshold": self.limits.region},
             "failing_share": round(int(verdict.failing.sum()) / max(labelled, 1), 6),
-            "movement": round(verdict.movement, 8),
+            "movement": round(verdict.movement, 8), "draws": list(draws),
         }  # fmt: skip
+
+
+def draw(seed: int, strength: float, verdict: Verdict) -> dict:
+    """What the manifest tells of one draw."""
+    return {"seed": seed, "strength": strength, "passed": verdict.passed, "score": _finite(verdict.score), "failed_regions": verdict.failed}
+
+
+def _finite(score: float) -> float | None:
+    """JSON has no nan."""
+    return None if np.isnan(score) else round(score, 6)
 
 
 def redraw_seed(seed: int, frame_id: str, attempt: int) -> int:

@@ -61,11 +61,11 @@ class Made:
     picture: np.ndarray
     """[h, w, 3] uint8."""
     seconds: float
-    """That its batch took, by frame, redraws included."""
+    """That its batch took, by frame, redraws included, and for the first domain what is done once."""
     seed: int
     strength: float
-    tries: int = 1
-    """Draws that were made of the frame."""
+    draws: tuple[dict, ...] = ()
+    """What the gate said of every draw of the frame, in order."""
     seen: Seen | None = None
     """What the gate's network makes of the source; None without a gate, as the verdict."""
     verdict: Verdict | None = None
@@ -200,6 +200,7 @@ class Worker:
                 torch.cuda.empty_cache()
 
     def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made]:
+        started = perf_counter()
         size = self.size(*samples[0].image.shape[:2])
         z0 = zodi.encode(self.model, self._stack([zodi.resize(s.image, size) for s in samples], rows))
         hint = None
@@ -212,7 +213,6 @@ class Worker:
             chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]
             if not chosen:
                 continue
-            started = perf_counter()
             best = self._best(batch, goal, chosen)
             seconds = (perf_counter() - started) / len(chosen)
             for i in chosen:
@@ -221,9 +221,10 @@ class Worker:
                     picture = zodi.resize(picture, samples[i].image.shape[:2])
                 samples[i].wanted.remove(goal.slug)
                 yield replace(best[i], picture=picture, seconds=seconds)
+            started = perf_counter()
 
     def _best(self, batch: Batch, goal: Target, chosen: list[int]) -> dict[int, Made]:
-        """The chosen samples' best draws: the first that passes the gate, or the one of the highest score."""
+        """The chosen samples' best draws: the first that passes the gate, or the one that fails it least."""
         gap_of: dict[int, float] = {}
         if self.gate:
             index = _fill(chosen, batch.rows)
@@ -232,9 +233,13 @@ class Worker:
         waiting = chosen
         for attempt in range(self.tries if self.gate else 1):
             for i, made in zip(waiting, self._draw(batch, goal, waiting, attempt, gap_of), strict=True):
+                if not self.gate:
+                    best[i] = made
+                    continue
                 before = best.get(i)
-                better = before is None or made.verdict.passed or made.verdict.score > before.verdict.score
-                best[i] = replace(made if better else before, tries=attempt + 1)
+                told = (*(before.draws if before else ()), gate.draw(made.seed, made.strength, made.verdict))
+                better = before is None or made.verdict.rank > before.verdict.rank
+                best[i] = replace(made if better else before, draws=told)
             waiting = [i for i in waiting if self.gate and not best[i].verdict.passed]
             if not waiting:
                 break
@@ -302,7 +307,7 @@ class Worker:
             },
             "model": self.model.name, "weights": self.model.hashes, "seconds": round(made.seconds, 3), "sha256": sha256,
         }  # fmt: skip
-        return told | {"gate": self.gate.record(made.seen, made.verdict, made.tries)} if self.gate else told
+        return told | {"gate": self.gate.record(made.seen, made.verdict, made.goal.slug, made.draws)} if self.gate else told
 
 
 def _pictures(images: Tensor) -> np.ndarray:

@@ -44,7 +44,7 @@ class GateConfig:
     """Noise strength of each further draw as a factor on the one before, in (0, 1]; 1 changes the seed alone."""
     quantile: float = 0.05
     """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through the
-    autoencoder alone."""
+    autoencoder alone, and of their worst regions' scores."""
     fraction: float = 0.9
     """The thresholds are this fraction of it, in (0, 1]: room for chance. What the domain costs the reference network
     on average is measured, and is in the scores."""
@@ -55,8 +55,8 @@ class GateConfig:
     require_movement: bool = False
     """A draw that is no nearer to the prompt than its source fails, too."""
     on_failure: Literal["ignore", "drop"] = "ignore"
-    """`ignore`: the failing regions of every frame become void in its label. `drop`: a frame that still fails after
-    all tries is left out."""
+    """Of a frame that still fails after all tries. `ignore`: its failing regions become void in its label; it is left out
+    where it fails as a whole only. `drop`: it is left out."""
 
 
 def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig("")) -> GateConfig | None:

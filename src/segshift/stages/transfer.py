@@ -17,6 +17,7 @@ once and kept. Another batch size changes a picture by a grey level, and so perh
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from PIL import Image
@@ -40,6 +42,8 @@ from segshift.journal import Journal
 from segshift.labels import CITYSCAPES, LabelSpace
 from segshift.runs import InputError
 from segshift.worker import Sample, Worker, targets
+
+_log = logging.getLogger(__name__)
 
 
 def transfer(config: TransferConfig, out: Path) -> Path:
@@ -144,7 +148,7 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     method, trained, space = checkpoints.load_run(run)
     if trained.method != "source_only":
         raise InputError(
-            f"{run} was trained by method {trained.method}, and the gate's thresholds come from source data alone: name "
+            f"{run} was trained by method {trained.method}, and the gate judges by a network of source data alone: name "
             "a run of method source_only in gate.reference"
         )
     if space.names != dataset.space.names:
@@ -162,13 +166,20 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
         told = {"weights": weights, **_measure(config, dataset, worker, judge)}
     judge.limits = Thresholds(**told["thresholds"])
     judge.kept = {slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()}
+    for slug, k in told["kept_agreement"].items():
+        if blind := [name for name, a in told["source_agreement"].items() if a >= gate.SEEN > a * k[name]]:
+            _log.warning(
+                "%s: the gate does not judge %s, of which the reference network finds too little there: look at some "
+                "pictures, for a generator that always loses them would look the same", slug, ", ".join(blind),
+            )  # fmt: skip
     return judge, told
 
 
 def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
     """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain, from first
     draws of some of them: every process measures the same."""
-    scores, parts, agreements, pilot = [], [], [], []
+    began = perf_counter()
+    scores, lowest, agreements, pilot = [], [], [], []
     by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
     for frame in by_key[: config.gate.sample]:
         try:
@@ -180,19 +191,20 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
             seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits, np.ones(dataset.space.classes)
         )  # fmt: skip
         scores.append(verdict.score)
-        parts.append(gate.region_scores(seen.regions, verdict.regions))
+        lowest.append(verdict.lowest)
         agreements.append(seen.classes)
         if len(pilot) < gate.PILOT:
             pilot.append((sample, seen))
     if not scores:
         raise InputError(f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check")
-    limits = gate.thresholds(np.array(scores), np.concatenate(parts), config.gate.quantile, config.gate.fraction)
+    limits = gate.thresholds(np.array(scores), np.array(lowest), config.gate.quantile, config.gate.fraction)
     by_class, names = np.array(agreements).T, dataset.space.names
     kept = {slug: k.round(4).tolist() for slug, k in _kept(config, worker, judge, pilot).items()}
     return {
         "frames": len(scores), "thresholds": asdict(limits),
         "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in zip(names, by_class, strict=True) if not np.isnan(a).all()},
         "kept_agreement": {slug: dict(zip(names, k, strict=True)) for slug, k in kept.items()},
+        "seconds": round(perf_counter() - began, 3),
         "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
     }  # fmt: skip
 
