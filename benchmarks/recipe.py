@@ -21,7 +21,7 @@ from settings import circumstances
 from segshift.experiments import fill, run_experiment
 from segshift.metrics import spread
 from segshift.recipes import RECIPES
-from segshift.recipes.experiment import Experiment
+from segshift.recipes.experiment import Experiment, Row
 from segshift.runs import InputError, read_json, slug, write_json
 
 Values = dict[str, dict[str, list[float]]]
@@ -46,15 +46,20 @@ class Benchmark:
 
 
 def experiment(b: Benchmark) -> Experiment:
-    """Raises: InputError for a recipe or a row that is not there."""
+    """Raises: InputError for a recipe that is not there, and as `chosen`."""
     if b.name not in RECIPES:
         raise InputError(f"no recipe '{b.name}': there are {', '.join(RECIPES)}")
     e = fill(RECIPES[b.name], b.data, keep=("out", "rows"))
-    names = [row.name for row in e.rows]
-    if unknown := [name for name in b.rows if name not in names]:
-        raise InputError(f"{b.name} has no row '{unknown[0]}': there are {', '.join(names)}")
-    rows = (replace(row, train=replace(row.train, precision=b.precision)) for row in e.rows if row.name in (b.rows or names))
+    rows = (replace(row, train=replace(row.train, precision=b.precision)) for row in chosen(e.rows, b.rows))
     return replace(e, rows=tuple(rows), seeds=b.seeds)
+
+
+def chosen(rows: tuple[Row, ...], names: tuple[str, ...]) -> tuple[Row, ...]:
+    """The rows of these names; all for none. Raises: InputError for a row that is not there."""
+    there = [row.name for row in rows]
+    if unknown := [name for name in names if name not in there]:
+        raise InputError(f"no row '{unknown[0]}': there are {', '.join(there)}")
+    return tuple(row for row in rows if row.name in (names or there))
 
 
 def areas(e: Experiment, out: Path) -> dict[str, Values]:

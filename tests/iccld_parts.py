@@ -1,12 +1,10 @@
 """Small networks and batches of ICCLD."""
 
-
 import torch
 
+from segshift.config import ICCLDConfig
 from segshift.iccld_network import LatentSegmenter
-from segshift.methods.iccld import (
-    AdversarialDiffusion,
-)
+from segshift.methods.iccld import AdversarialDiffusion
 from segshift.methods.iccld_self_training import SelfTraining
 from segshift.models import Segmenter
 
@@ -21,13 +19,17 @@ def segmenter(encoder="test_resnet", inter_coder=True):
     return Segmenter(network, CLASSES, "encoder")
 
 
-def step1(inter_coder=True, **options):
-    return SelfTraining(segmenter(inter_coder=inter_coder), **options).train()
+def step1(inter_coder=True, excluded=(), things=(), **options):
+    return SelfTraining(segmenter(inter_coder=inter_coder), ICCLDConfig(**options), excluded=excluded, things=things).train()
 
 
-def step2(reading="label", excluded=(), **options):
-    options = {"unet_channels": (8, 16), "adversary_warmup": 0} | options
-    return AdversarialDiffusion(step1(reading=reading), excluded, **options).train()
+def step2(diffused="label", excluded=(), random=False, **options):
+    """`random`: with weights of its own in the UNet's last layer, which begins with zeros."""
+    options = {"unet_channels": (8, 16), "adversary_warmup": 0, "diffused": diffused} | options
+    method = AdversarialDiffusion(step1(excluded=excluded, diffused=diffused), ICCLDConfig(**options)).train()
+    if random:
+        torch.nn.init.normal_(method.trained[0].unet.conv_out.weight, std=0.1)
+    return method
 
 
 def batch(side=32, count=2):

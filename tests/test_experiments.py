@@ -12,9 +12,10 @@ from segshift import experiments, metrics
 from segshift.config import DiffusionConfig, NetworkConfig, TownConfig
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.iccld import ablation_rows, town_source
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows
-from segshift.runs import InputError, read_config, read_json
+from segshift.runs import InputError, read_config, read_json, slug
 
 
 def small(model: Path, validation: str | None = town_target("clear")) -> Experiment:
@@ -88,10 +89,42 @@ def test_the_table_shows_every_rule_and_gains_within_a_rule():
     assert "b, gain last +2.0 ± 1.4" in lines and not any("gain oracle" in line for line in lines)
 
 
+def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tmp_path: Path):
+    base = replace(
+        town_source("game", steps=2, images=2), size=(64, 128), crop=(32, 64), device="cpu",
+        network=NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4),
+    )  # fmt: skip
+    base = replace(base, iccld=replace(base.iccld, unet_channels=(8, 16)))
+    rows = ablation_rows(base, town_target("clear", "train"), {"steps": 1}, samplings=((2, 2),))
+    experiment = Experiment(
+        "chain", rows, (Target("clear", town_target("clear")), Target("game", town_target("game"))),
+        town=TownConfig(height=64, width=128, source_train=3, source_val=2, target_train=3, target_val=2, workers=1),
+    )  # fmt: skip
+    out = experiments.run_experiment(experiment, tmp_path)
+    scores = {line["row"]: line["miou"] for line in read_json(out / "scores.json")}
+    assert list(scores) == [name for row in rows for name in (row.name, *(["full, DDIM steps 2, draws 2"] if row.samplings else []))]
+    assert scores["full"].keys() == {"clear", "game"} and scores["full, DDIM steps 2, draws 2"].keys() == {"clear"}
+    made = out / "seed-0" / "full" / "predictions" / "last"
+    for place in ("clear", "clear-steps-2-draws-2"):
+        assert {path.name for path in (made / place / "uncertainty").iterdir()} == {"confidence", "entropy", "spread"}
+    page = (out / "index.html").read_text()
+    assert "2 DDIM steps, 2 draws" in page and "step-1-equal-steps" in page
+    read = {name: read_json(out / "seed-0" / slug(name) / "config.json")["config"] for name in ("full", "step 1, equal steps")}
+    assert read["full"]["from_run"] == str(out / "seed-0" / "step-1") and read["step 1, equal steps"]["steps"] == 3
+
+
+def test_every_second_step_starts_from_a_row_before_it():
+    for recipe in RECIPES.values():
+        before: set[str] = set()
+        for row in recipe.rows:
+            assert row.train.from_run is None or row.train.from_run in before, (recipe.name, row.name)
+            before.add(f"{{rows}}/{slug(row.name)}")
+
+
 def test_every_ablation_reads_what_its_own_transfer_writes():
     recipe = RECIPES["zodi-town-ablations"]
-    assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 11
+    assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 10
     trees = {f"cityscapes:{{out}}/{folder}/{domain}:train" for folder, config in recipe.transfers.items() for domain in config.to}
     used = {name for row in recipe.rows for name in row.train.transferred}
     assert used == trees
-    assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter, row.train.joint_pass) for row in recipe.rows}) == 11
+    assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter, row.train.joint_pass) for row in recipe.rows}) == 10

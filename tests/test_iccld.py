@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from iccld_parts import CLASSES, batch, fit, reached, step1, step2, terms_of
 
+from segshift.config import ICCLDConfig
 from segshift.methods.iccld import (
     AdversarialDiffusion,
     adversarial_loss,
@@ -63,7 +64,7 @@ def test_the_losses_are_their_formulas():
 @pytest.mark.parametrize("reading", ["label", "image"])
 @pytest.mark.parametrize("unfrozen", [False, True])
 def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(reading, unfrozen):
-    method, data = step2(reading, unfreeze_decoder=unfrozen), batch()
+    method, data = step2(reading, unfreeze_decoder=unfrozen, random=True), batch()
     method._views(data).weight.fill_(1)  # an untrained teacher is sure of nothing
     method._views(data).position.fill_(1)
     terms = method.losses("denoiser", data, 0)
@@ -72,7 +73,7 @@ def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(readi
         "adversarial",
     }  # fmt: skip
     for name, term in terms.items():
-        modules = {"denoiser": method.trained[0], "frozen": method.adapted, "average": method.average}
+        modules = {"denoiser": method.trained[0].unet.conv_in, "frozen": method.adapted, "average": method.average}
         modules |= {"decoder": method.trained[1]} if unfrozen else {}
         decodes = {"decoder"} if unfrozen and name.startswith("decoded") else set()
         assert reached(term, **modules) == {"denoiser"} | decodes, name
@@ -133,7 +134,8 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
 
 @pytest.mark.parametrize("reading", ["label", "image"])
 def test_a_prediction_depends_on_its_own_seed_alone(reading):
-    method = step2(reading, excluded=[2], draws=2).eval()
+    method = step2(reading, excluded=[2]).eval()
+    method.draws = 2
     torch.nn.init.normal_(method.average.module[0].unet.conv_out.weight)  # untrained it is zero, and no noise matters
     images = torch.rand(3, 3, 40, 33)
     together = method.predict(images, [5, 6, 7])
@@ -178,13 +180,27 @@ def test_gradient_checkpointing_changes_no_gradient():
         method = step1(gradient_checkpointing=switch)
         torch.manual_seed(3)
         sum(method.losses("segmenter", data, 0).values()).backward()
-        second = step2(gradient_checkpointing=switch)
+        second = step2(gradient_checkpointing=switch, random=True)
         assert second.trained[0].unet.is_gradient_checkpointing == switch
         torch.manual_seed(3)
         sum(second.losses("denoiser", data, 0).values()).backward()
         found.append([p.grad for m in (method, second) for network in m.networks.values() for p in network.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("label", [255, 3], ids=["void alone", "one class alone"])
+def test_step_2_trains_on_a_label_of_void_or_of_one_class_and_an_unsure_teacher(label):
+    data, method = batch(), step2(threshold=1.1)  # no pseudo-label counts
+    data["label"] = torch.full_like(data["label"], label)
+    before = [p.clone() for p in method.trained.parameters()]
+    fit(method, data, 1)
+    assert all(p.isfinite().all() for network in method.networks.values() for p in network.parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(method.trained.parameters(), before, strict=True))
+
+
+def test_eps_is_sampled_in_ten_steps_for_pure_noise_says_nothing_of_it():
+    assert step2(prediction="epsilon").sampling_steps == 10 and step2().sampling_steps == 1
 
 
 def test_step_2_starts_from_the_prediction_of_step_1():
@@ -196,11 +212,11 @@ def test_step_2_starts_from_the_prediction_of_step_1():
 
 @pytest.mark.parametrize("reading", ["label", "image"])
 def test_both_steps_learn_one_batch(reading):
-    data, method = batch(), step1(reading=reading)
+    data, method = batch(), step1(diffused=reading)
     before = terms_of(method, "segmenter", data)
     fit(method, data, 8)
     assert terms_of(method, "segmenter", data)["source"] < 0.9 * before["source"]
-    second = AdversarialDiffusion(method, unet_channels=(8, 16), adversary_warmup=6).train()
+    second = AdversarialDiffusion(method, ICCLDConfig(diffused=reading, unet_channels=(8, 16), adversary_warmup=6)).train()
     before = [terms_of(second, player, data) for player in second.networks]
     fit(second, data, 30)
     denoiser, discriminator = (terms_of(second, player, data) for player in second.networks)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from iccld_parts import CLASSES, batch, reached, step1
 
+from segshift.config import ICCLDConfig
 from segshift.methods import cross_entropy, weighted_cross_entropy
 from segshift.methods.iccld_self_training import SelfTraining, average_of, feature_distance, hide_blocks
 from segshift.models import Segmenter
@@ -49,7 +50,7 @@ def test_the_teacher_follows_latent_statistics_too_and_stays_in_evaluation():
 
 
 def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():
-    method = step1(threshold=0.0, feature_distance=0.005, thing_classes=(), masked_weight=1.0)
+    method = step1(threshold=0.0, feature_distance=0.005, masked_weight=1.0)
     network, parts = method.segmenter.network, ("encoder", "head", "decoder")
     expected = {
         "source": {*parts},
@@ -68,7 +69,7 @@ def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():
         }  # fmt: skip
         assert reached(term, **modules) == expected[name], name
         assert term > 0
-    assert step1(reading="image").losses("segmenter", data, 0).keys() == {"source", "mixed"}
+    assert step1(diffused="image").losses("segmenter", data, 0).keys() == {"source", "mixed"}
 
 
 def test_the_terms_of_step_1_are_those_of_the_formula_and_the_target_counts_by_q():
@@ -127,7 +128,7 @@ def test_another_network_has_no_latent():
     import networks
 
     with pytest.raises(InputError, match=r"network\.name iccld"):
-        SelfTraining(Segmenter(networks.TwoConvs(CLASSES), CLASSES, "encoder"))
+        SelfTraining(Segmenter(networks.TwoConvs(CLASSES), CLASSES, "encoder"), ICCLDConfig())
 
 
 def test_step_1_predicts_by_its_teacher_and_tells_its_entropy():

@@ -1,17 +1,26 @@
 """ICCLD's two steps through the stages: data, bad input, resume, prediction with uncertainty."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 import training
 import trees
 
-from segshift import checkpoints, runs
-from segshift.config import CheckConfig, ICCLDConfig, NetworkConfig, PredictConfig, TrainConfig
+from segshift import batches, checkpoints, runs
+from segshift.config import (
+    CheckConfig,
+    ICCLDConfig,
+    NetworkConfig,
+    PredictConfig,
+    StrongAugmentation,
+    TrainConfig,
+)
 from segshift.methods.iccld import AdversarialDiffusion, SelfTraining
 from segshift.runs import InputError
 from segshift.stages.check import check
@@ -92,6 +101,68 @@ def test_either_step_resumes_bitwise(step: int, data: Path, first: Path, tmp_pat
     assert training.logged(whole) == training.logged(tmp_path / "killed")
 
 
+def test_step_2_follows_its_own_settings_before_and_after_an_interruption(data: Path, first: Path, tmp_path: Path):
+    settings = replace(SETTINGS, threshold=0.0, confidence_weighted=True, augmentation=StrongAugmentation(jitter_probability=0.0))
+    config = step2(data, first, iccld=settings)
+    whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AdversarialDiffusion, "after_step", _stop_after(AdversarialDiffusion.after_step, 3))
+        train(config, stopped)
+    train(config, stopped)
+    assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
+    assert training.logged(whole) != training.logged(train(step2(data, first), tmp_path / "other"))
+
+
+def _stop_after(after_step, step: int):
+    def stopping(self, done):
+        if done == step:
+            raise KeyboardInterrupt
+        after_step(self, done)
+
+    return stopping
+
+
+def test_a_continued_run_needs_neither_published_weights_nor_the_run_of_step_1(data: Path, tmp_path: Path, monkeypatch):
+    step_1 = train(step1(data), tmp_path / "first")
+    config = step2(data, step_1, network=replace(NETWORK, pretrained=True))  # the run of step 1 brings them
+    monkeypatch.setattr("timm.create_model", _offline(timm.create_model))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AdversarialDiffusion, "after_step", _stop_after(AdversarialDiffusion.after_step, 3))
+        train(config, tmp_path / "run")
+    shutil.rmtree(step_1)
+    assert checkpoints.last_step(train(config, tmp_path / "run")) == 4
+
+
+def _offline(create):
+    def created(*arguments, pretrained=False, **more):
+        assert not pretrained, "a download"
+        return create(*arguments, pretrained=False, **more)
+
+    return created
+
+
+def test_two_processes_train_both_players(data: Path, first: Path, tmp_path: Path):
+    second = training.in_two_processes(step2(data, first), tmp_path / "second")
+    terms = training.logged(second)[-1]
+    assert {"denoiser/adversarial", "discriminator/discriminator"} <= terms.keys() and np.isfinite(list(terms.values())).all()
+
+
+def test_step_2_refuses_a_step_1_that_is_not_finished(data: Path, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
+        train(step1(data), tmp_path / "first")
+    with pytest.raises(InputError, match="is at step 2 of 4: continue it"):
+        train(step2(data, tmp_path / "first"), tmp_path / "second")
+
+
+def test_a_loss_that_is_not_finite_names_the_target_frames_too(data: Path, tmp_path: Path, monkeypatch):
+    losses = SelfTraining.losses
+    monkeypatch.setattr(SelfTraining, "losses", lambda *a: (t := losses(*a)) | {"mixed": t["mixed"] / (a[3] != 2)})
+    with pytest.raises(InputError, match=r"loss 'mixed' is inf in step 3 \(frames aachen_.*, target aachen_.*\)"):
+        train(step1(data), tmp_path / "run")
+    assert checkpoints.last_step(tmp_path / "run") == 2
+
+
 def test_step_2_refuses_a_run_that_is_no_step_1_of_its_network(data: Path, first: Path, tmp_path: Path):
     other = replace(step2(data, first), network=replace(NETWORK, latent_channels=8))
     with pytest.raises(InputError, match="step 1 of another network"):
@@ -108,6 +179,7 @@ def test_step_2_refuses_a_run_that_is_no_step_1_of_its_network(data: Path, first
         ({"method": "source_only"}, "does not use `target`"),
         ({"network": NetworkConfig(encoder="resnet18", pretrained=False)}, "trains network iccld"),
         ({"iccld": replace(SETTINGS, threshold=1.5)}, "threshold is 1.5"),
+        ({"iccld": replace(SETTINGS, rare_temperature=0.0)}, "rare_temperature is 0.0, expected more than 0"),
         ({"iccld": replace(SETTINGS, masked_ratio=2.0)}, "masked_ratio is 2.0, expected 0 to 1"),
         ({"target_size": (16, 64)}, "crop .* is larger"),
         ({"method": "adversarial_diffusion"}, "needs a run of method self_training"),
@@ -126,11 +198,24 @@ def test_a_target_of_another_label_space_is_refused(data: Path, tmp_path: Path):
         train(step1(data, target=f"folder:{tmp_path}"), tmp_path / "run")
 
 
-def test_rare_classes_are_drawn_more_often(data: Path, tmp_path: Path):
+def test_rare_classes_are_drawn_as_often_as_the_formula_says():
+    counts = np.array([[90, 0, 0], [60, 30, 0], [0, 18, 2]])
+    share = counts.sum(0) / 200
+    chances = np.exp((1 - share) / 0.5) / np.exp((1 - share) / 0.5).sum()
+    rare, rng = batches.RareClasses(counts, 0.5), torch.Generator().manual_seed(0)
+    drawn = np.bincount([rare.draw(rng) for _ in range(4000)], minlength=3) / 4000
+    expected = [chances[0] / 2, chances[0] / 2 + chances[1] / 2, chances[1] / 2 + chances[2]]  # a frame of two classes shares them
+    assert drawn == pytest.approx(expected, abs=0.03) and expected[2] > 0.5
+    absent = batches.RareClasses(np.array([[5, 0], [5, 0]]), 0.01)
+    assert {absent.draw(rng) for _ in range(50)} == {0, 1}
+
+
+def test_rare_class_sampling_reads_what_check_wrote(data: Path, tmp_path: Path):
     spec = step1(data).source
     check(CheckConfig(data=spec), tmp_path / "check")
     rare = replace(SETTINGS, rare_classes=str(tmp_path / "check"))
-    train(step1(data, iccld=rare, steps=1), tmp_path / "run")
+    plain = train(step1(data, steps=1), tmp_path / "plain")
+    assert training.logged(train(step1(data, iccld=rare, steps=1), tmp_path / "run")) != training.logged(plain)
     runs.write_lines(tmp_path / "check" / "classes.jsonl", [])
     with pytest.raises(InputError, match="run segshift check"):
         train(step1(data, iccld=rare, steps=1), tmp_path / "without")
@@ -149,19 +234,38 @@ def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: P
         assert np.abs(ours - theirs).max() <= (2 if name.parts[0] == "uncertainty" else 0), name
     spread = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED).max() for p in one.glob("uncertainty/spread/**/*.png")]
     assert max(spread) > 0
-    with pytest.raises(InputError, match="draws is 0"):
-        predict(replace(plain, draws=0), tmp_path / "none")
+    for wrong, message in (({"draws": 0}, "draws is 0"), ({"sampling_steps": 1001}, "sampling_steps is 1001, expected 1 to 1000")):
+        with pytest.raises(InputError, match=message):
+            predict(replace(plain, **wrong), tmp_path / "none")
 
 
 def test_a_sliding_window_covers_every_pixel(data: Path, first: Path, tmp_path: Path):
     plain = PredictConfig(run=str(first), data=step1(data).target, window=(32, 32))
-    narrow = predict(plain, tmp_path / "narrow")
     whole = predict(replace(plain, window=(64, 128)), tmp_path / "whole")
     full = predict(replace(plain, window=None), tmp_path / "full")
     files = [path.relative_to(full) for path in sorted(full.rglob("*.png"))]
     assert files
     for file in files:
-        assert cv2.imread(str(narrow / file), -1).shape == cv2.imread(str(full / file), -1).shape
         assert (cv2.imread(str(whole / file), -1) == cv2.imread(str(full / file), -1)).all()
     with pytest.raises(InputError, match="draws no noise"):
         predict(replace(plain, draws=2), tmp_path / "drawn")
+
+
+def test_windows_cover_every_pixel_and_average_where_they_overlap(data: Path, first: Path, tmp_path: Path, monkeypatch):
+    """A network that says of a pixel what its own colour says gives the same with any window, step 2 and its maps too."""
+
+    def by_colour(self, images, seeds=None):
+        logits = 9 * torch.cat([images, *[images[:, :1] * 0 - 1] * 16], 1)
+        return logits, {"entropy": images[:, 0], "spread": images[:, 1]}
+
+    monkeypatch.setattr(AdversarialDiffusion, "predict_with_uncertainty", by_colour)
+    run = train(step2(data, first, steps=1), tmp_path / "run")
+    plain = PredictConfig(run=str(run), data=step1(data).target, uncertainty=True, draws=2)
+    full = predict(plain, tmp_path / "full")
+    files = [path.relative_to(full) for path in sorted(full.rglob("*.png"))]
+    assert {file.parts[0] for file in files} >= {"uncertainty"} and len({cv2.imread(str(full / f), -1).tobytes() for f in files}) > 3
+    for window in ((32, 32), (17, 29), (31, 64)):
+        narrow = predict(replace(plain, window=window), tmp_path / f"{window}")
+        for file in files:
+            a, b = (cv2.imread(str(folder / file), -1).astype(int) for folder in (narrow, full))
+            assert np.abs(a - b).max() <= (1 if file.parts[0] == "uncertainty" else 0), (window, file)

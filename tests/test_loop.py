@@ -1,13 +1,10 @@
-import json
-import socket
-
 import numpy as np
 import pytest
 import torch
 import trees
-from training import config, last, logged, start, trees_of
+from training import config, in_two_processes, last, logged, trees_of
 
-from segshift import loop, runs
+from segshift import loop
 from segshift.config import NetworkConfig
 from segshift.methods import Method
 from segshift.stages.train import train
@@ -87,18 +84,20 @@ def test_two_processes_share_a_batch_and_keep_one_network(data, tmp_path):
     for path in data.rglob("*labelIds.png"):
         trees.save(path, np.full((32, 64), 7, np.uint8))
     settings = config(data, network=network, steps=3)
-    (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # torchrun's
-    processes = [
-        start(tmp_path / "settings.json", tmp_path / "two", told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    in_two_processes(settings, tmp_path / "two")
     train(settings, tmp_path / "one")
     one, two = last(tmp_path / "one"), last(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-4)
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
         assert a.keys() == b.keys() and a.get("source", 0) == pytest.approx(b.get("source", 0), abs=1e-4)
+
+
+def test_two_processes_keep_the_statistics_of_both(data, tmp_path):
+    """The mean over equal halves is the mean over the whole, in the first step, where the weights are still the same."""
+    settings = config(data, steps=1, validation=None, select="last")
+    train(settings, tmp_path / "one")
+    in_two_processes(settings, tmp_path / "two")
+    one, two = last(tmp_path / "one"), last(tmp_path / "two")
+    [name] = [name for name in one if name.endswith("running_mean")]
+    torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-5)

@@ -1,6 +1,8 @@
 """Tiny trainings, for the tests of everything that trains."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,3 +93,16 @@ def start(settings: Path, out: Path, environment: dict[str, str] | None = None) 
         env=os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"} | (environment or {}),
         stdout=subprocess.DEVNULL,
     )
+
+
+def in_two_processes(config: TrainConfig, out: Path) -> Path:
+    """The training as torchrun starts it, over gloo."""
+    settings = out.with_suffix(".settings.json")
+    settings.write_text(json.dumps({"config": runs.to_plain(config)}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [start(settings, out, told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    return out

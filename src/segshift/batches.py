@@ -121,6 +121,11 @@ class Samples(Dataset):
         """Source frame of sample k: every len(pairs) samples are one permutation of all frames."""
         return self._pair(k)[0]
 
+    def ids(self, ks: Sequence[int]) -> list[str]:
+        """Ids of all frames that the samples are made of, the target's named as such."""
+        found = [self.frame(k).id for k in ks]
+        return found + [f"target {self.target(k).id}" for k in ks] if self.targets else found
+
     def _pair(self, k: int) -> Pair:
         if self.rare is not None:
             return self.pairs[self.rare.draw(transforms.generator(self.seed, "rare", k))]

@@ -70,22 +70,15 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
     Raises: InputError, as `models.build`, and when `config.from_run` is no step 1 of the same network.
     """
     if config.from_run and begin:
-        step1 = _step1(config, Path(config.from_run))
-        return _step2(config, step1)
+        return AdversarialDiffusion(_step1(config, Path(config.from_run)), config.iccld)
     segmenter = models.build(config.network, space.classes)
     excluded = sorted(set(range(space.classes)) - set(class_set(config, space)))
     if config.method == "source_only":
         return SourceOnly(segmenter, excluded)
     if config.method in ("self_training", "adversarial_diffusion"):
-        c = config.iccld
-        step1 = SelfTraining(
-            segmenter, excluded, reading=c.diffused, threshold=c.threshold, momentum=c.momentum,
-            confidence_weighted=c.confidence_weighted, feature_distance=c.feature_distance,
-            thing_classes=tuple(i for i, name in enumerate(space.names) if name in THINGS),
-            masked_weight=c.masked_weight, masked_block=c.masked_block, masked_ratio=c.masked_ratio,
-            augmentation=c.augmentation, head_lr=c.head_lr, gradient_checkpointing=c.gradient_checkpointing,
-        )  # fmt: skip
-        return step1 if config.method == "self_training" else _step2(config, step1)
+        things = [i for i, name in enumerate(space.names) if name in THINGS]
+        step1 = SelfTraining(segmenter, config.iccld, excluded=excluded, things=things)
+        return step1 if config.method == "self_training" else AdversarialDiffusion(step1, config.iccld)
     return ZoDi(
         segmenter,
         excluded,
@@ -106,17 +99,11 @@ def _step1(config: TrainConfig, run: Path) -> SelfTraining:
             f"{run} is a step 1 of another network ({theirs}, diffused {trained.iccld.diffused}, classes {trained.classes}): "
             "give step 2 the same network, iccld.diffused and classes"
         )
+    if last_step(run) < trained.steps:
+        raise InputError(
+            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command before step 2 starts from it"
+        )
     return step1
-
-
-def _step2(config: TrainConfig, step1: SelfTraining) -> AdversarialDiffusion:
-    c = config.iccld
-    return AdversarialDiffusion(
-        step1, step1.excluded, unet_channels=c.unet_channels, unet_layers=c.unet_layers, prediction=c.prediction,
-        estimate_weight=c.estimate_weight, decoded_weight=c.decoded_weight, adversarial_weight=c.adversarial_weight,
-        adversary_warmup=c.adversary_warmup, spectral_norm=c.spectral_norm, unfreeze_decoder=c.unfreeze_decoder,
-        momentum=c.momentum, gradient_checkpointing=c.gradient_checkpointing,
-    )  # fmt: skip
 
 
 def rules(config: TrainConfig) -> tuple[Select, ...]:

@@ -3,8 +3,8 @@
 Data parallelism is explicit: after a player's micro-batches its gradients are averaged over the processes in one
 all-reduce. `DistributedDataParallel` overlaps that with the backward pass, a few per cent at most for networks of
 this size, but takes each network for one forward pass per backward pass, which neither two passes nor an adversary
-keep to. Every process starts from the same weights and takes the same steps; batch-norm statistics are each
-process's own in training, and the first one's are kept.
+keep to. Every process starts from the same weights and takes the same steps; batch-norm statistics of a step are each
+process's own, and the running ones are averaged after it, so that evaluation and averages are the same in all.
 
 All random numbers of a step (dropout, a method's own draws) come from generators seeded by (seed, step, process).
 Their state is thus a function of the step number, and a checkpoint holds it by holding the step.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from segshift import transforms
@@ -79,8 +79,10 @@ def fit(
                             "frames, or take a lower lr in a new folder; the last checkpoint is kept"
                         )
                 accelerator.backward(sum(terms.values()))  # divided by the micro-batches there
-            _average_gradients(method.networks[player], accelerator)
+            _average([p.grad for p in method.networks[player].parameters() if p.grad is not None], accelerator)
             optimizer.step()
+        for network in method.networks.values():
+            _average([buffer for buffer in network.buffers() if buffer.is_floating_point()], accelerator)
         method.after_step(step)
         line["seconds"] = round(time.perf_counter() - began, 4)
         done(step + 1, line)
@@ -98,12 +100,11 @@ def _set_rate(optimizers: dict[str, Optimizer], factor: float) -> float:
     return next(iter(optimizers.values())).param_groups[0]["lr"]
 
 
-def _average_gradients(network: nn.Module, accelerator: Accelerator) -> None:
-    """Replace every gradient of `network` by its mean over the processes."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    if accelerator.num_processes == 1 or not gradients:
+def _average(tensors: Sequence[Tensor], accelerator: Accelerator) -> None:
+    """Replace every tensor by its mean over the processes."""
+    if accelerator.num_processes == 1 or not tensors:
         return
-    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -28,7 +28,7 @@ adversary), LDMSeg and DDP (diffusing labels). So no number that this code reach
 Cityscapes) and 67.2 mIoU (SYNTHIA to Cityscapes) are the paper's alone.
 
 Decisions where the paper leaves a choice:
-- `reading`: with E(x) as both z_0 and condition, the noise could be computed and nothing would be learnt. "label"
+- `diffused`: with E(x) as both z_0 and condition, the noise could be computed and nothing would be learnt. "label"
   diffuses z_y on the condition z_x; "image" diffuses E(x) on the condition E(augmented x).
 - The paper's caption calls the trained network teacher and its average student. Here as elsewhere in the field the
   student is trained, and the teacher is its average and makes the pseudo-labels.
@@ -45,7 +45,9 @@ Decisions where the paper leaves a choice:
 - D(z_y, skips) = y trains E_y and D; the skips are constants in it, for it knows the answer already.
 - With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with "image" the
   diffused variable needs no label, and all positions weigh 1.
-- The discriminator sees t of the low half, where zhat_0 is a latent and not a mean of many.
+- The discriminator sees t of the low half, where zhat_0 is a latent and not a mean of many. It is trained by the run's
+  own optimizer, with the denoiser's learning rate and warm-up (1e-4 in the published recipes, ADVENT's).
+- Where eps is predicted, pure noise says nothing and one step would magnify its error: ten DDIM steps are the default.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from segshift import transforms
+from segshift.config import ICCLDConfig
 from segshift.iccld_network import LATENT_STRIDE, Denoiser, Discriminator
 from segshift.labels import IGNORE
 from segshift.methods import Batch, Method, weighted_cross_entropy
@@ -137,45 +140,24 @@ class _Views:
 class AdversarialDiffusion(Method):
     """Step 2. Players: eps_theta (with D where it is unfrozen), then the discriminator."""
 
-    def __init__(
-        self,
-        step1: SelfTraining,
-        excluded: Sequence[int] = (),
-        *,
-        unet_channels: Sequence[int] = (64, 128, 256),
-        unet_layers: int = 1,
-        prediction: Prediction = "v_prediction",
-        estimate_weight: float = 1.0,
-        decoded_weight: float = 1.0,
-        adversarial_weight: float = 0.001,
-        adversary_warmup: int = 1000,
-        spectral_norm: bool = False,
-        unfreeze_decoder: bool = True,
-        momentum: float = 0.999,
-        sampling_steps: int = 1,
-        draws: int = 1,
-        gradient_checkpointing: bool = False,
-    ):
-        """The networks and settings of step 1's teacher are taken over; its student is not. Meaning: `ICCLDConfig`."""
-        super().__init__(excluded)
-        self.adapted = step1.teacher.module
-        self.reading, self.threshold, self.augmentation = step1.reading, step1.threshold, step1.augmentation
-        self.confidence_weighted, self.prediction = step1.confidence_weighted, prediction
-        self.estimate_weight, self.decoded_weight = estimate_weight, decoded_weight
-        self.adversarial_weight, self.adversary_warmup = adversarial_weight, adversary_warmup
-        self.sampling_steps, self.draws = sampling_steps, draws
+    def __init__(self, step1: SelfTraining, config: ICCLDConfig):
+        """The networks of step 1's teacher and its class set are taken over; its student and settings are not."""
+        super().__init__(step1.excluded)
+        self.adapted, self.config = step1.teacher.module, config
+        self.sampling_steps, self.draws = (1 if config.prediction == "v_prediction" else 10), 1
         network = self.segmenter.network
-        denoiser = Denoiser(network.latent_channels, unet_channels, unet_layers)
-        decoder = [copy.deepcopy(network.decoder).requires_grad_(True)] if unfreeze_decoder else []
+        denoiser = Denoiser(network.latent_channels, config.unet_channels, config.unet_layers)
+        decoder = [copy.deepcopy(network.decoder).requires_grad_(True)] if config.unfreeze_decoder else []
         self.trained = nn.ModuleList([denoiser, *decoder]).to(memory_format=torch.channels_last)
-        self.average = average_of(self.trained, momentum)
-        self.discriminator = Discriminator(network.latent_channels, spectral=spectral_norm) if adversarial_weight else None
-        if gradient_checkpointing:
+        self.average = average_of(self.trained, config.momentum)
+        adversary = Discriminator(network.latent_channels, spectral=config.spectral_norm) if config.adversarial_weight else None
+        self.discriminator = adversary
+        if config.gradient_checkpointing:
             denoiser.checkpoint_gradients()
         # With v the last step is pure noise, as prediction starts; eps says nothing there.
         self.schedule = DDIMScheduler(
             T, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-            timestep_spacing="trailing", rescale_betas_zero_snr=prediction == "v_prediction",
+            timestep_spacing="trailing", rescale_betas_zero_snr=config.prediction == "v_prediction",
         )  # fmt: skip
         self.register_buffer("abar", self.schedule.alphas_cumprod.view(-1, 1, 1, 1), persistent=False)
         self._shared: list[tuple[Batch, _Views]] = []
@@ -201,8 +183,7 @@ class AdversarialDiffusion(Method):
         views = self._views(batch)
         if player == "discriminator":
             if views.denoised is None:
-                with torch.no_grad():
-                    views.denoised = self._denoised(views)
+                views.denoised = self._denoised(views, False)
             return {"discriminator": discriminator_loss(self.discriminator(views.denoised))}
         return self._diffusion(views) | self._adversary(views, step)
 
@@ -214,44 +195,48 @@ class AdversarialDiffusion(Method):
         eps, abar = torch.randn_like(z_0), self.abar[t]
         z_t = diffuse(z_0, eps, abar)
         output = self._output(self.trained, z_t, condition, t)
-        zhat_0, _ = implied(output, z_t, abar, self.prediction)
+        zhat_0, _ = implied(output, z_t, abar, self.config.prediction)
         logits = self._decode(self.trained, zhat_0, views.skips, views.label.shape[-2:])
-        target = wanted(z_0, eps, abar, self.prediction)
+        target = wanted(z_0, eps, abar, self.config.prediction)
         terms = {}
         for name, part in (("source", slice(count // 2)), ("mixed", slice(count // 2, count))):
             position = views.position[part]
             terms[f"diffusion_{name}"] = diffusion_loss(output[part], target[part], position)
-            terms[f"estimate_{name}"] = self.estimate_weight * estimate_loss(zhat_0[part], z_0[part], position)
+            terms[f"estimate_{name}"] = self.config.estimate_weight * estimate_loss(zhat_0[part], z_0[part], position)
             decoded = weighted_cross_entropy(logits[part], views.label[part], views.weight[part])
-            terms[f"decoded_{name}"] = self.decoded_weight * decoded
+            terms[f"decoded_{name}"] = self.config.decoded_weight * decoded
         return terms
 
     def _adversary(self, views: _Views, step: int) -> dict[str, Tensor]:
         """The reward for passing mixed and target for source; nothing while the discriminator warms up."""
         if self.discriminator is None:
             return {}
-        acts = step >= self.adversary_warmup
-        with torch.set_grad_enabled(acts):
-            zhat_0 = self._denoised(views)
+        acts = step >= self.config.adversary_warmup
+        zhat_0 = self._denoised(views, acts)
         views.denoised = zhat_0.detach()
         if not acts:
             return {"adversarial": zhat_0.new_zeros(())}
         others = zhat_0[len(zhat_0) // 3 :]
-        return {"adversarial": self.adversarial_weight * adversarial_loss(self.discriminator(others))}
+        return {"adversarial": self.config.adversarial_weight * adversarial_loss(self.discriminator(others))}
 
-    def _denoised(self, views: _Views) -> Tensor:
-        """zhat_0 [3B, K, h, w] of all domains, from t in the low half."""
-        z_0 = views.z_0
+    def _denoised(self, views: _Views, graph: bool) -> Tensor:
+        """zhat_0 [3B, K, h, w] of all domains, from t in the low half. `graph`: with a gradient, but not of the source's,
+        which has nothing to pass for."""
+        z_0, count = views.z_0, len(views.z_0) // 3
         t = torch.randint(T // 2, (len(z_0),), device=z_0.device)
         abar = self.abar[t]
         z_t = diffuse(z_0, torch.randn_like(z_0), abar)
-        return implied(self._output(self.trained, z_t, views.condition, t), z_t, abar, self.prediction)[0]
+        outputs = []
+        for part, wanted_here in ((slice(count), False), (slice(count, None), graph)):
+            with torch.set_grad_enabled(wanted_here):
+                outputs.append(self._output(self.trained, z_t[part], views.condition[part], t[part]))
+        return implied(torch.cat(outputs), z_t, abar, self.config.prediction)[0]
 
     def _output(self, trained: nn.ModuleList, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         """What eps_theta predicts. v counts from the condition, v = F_theta - sqrt(1 - abar_t) z_x: from pure noise
         an F_theta of 0 gives zhat_0 = z_x, so that the diffusion starts at step 1 and learns what to change in it."""
         output = trained[0](z_t, condition, t)
-        return output if self.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
+        return output if self.config.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
 
     def _decode(self, trained: nn.ModuleList, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
@@ -274,19 +259,19 @@ class AdversarialDiffusion(Method):
         size = x.shape[-2:]
         z, skips = network.encode(x)
         logits = network.decode(z[count:], [skip[count:] for skip in skips], size)[..., :height, :width]
-        y_t, confidence, q = pseudo_label(self.restrict(logits).float().softmax(1), self.threshold)
-        trust = confidence if self.confidence_weighted else q[:, None, None]
-        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, self.augmentation)
+        y_t, confidence, q = pseudo_label(self.restrict(logits).float().softmax(1), self.config.threshold)
+        trust = confidence if self.config.confidence_weighted else q[:, None, None]
+        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, self.config.augmentation)
         z_mix, skips_mix = network.encode(prepare(x_mix))
 
         images = torch.cat([z[:count], z_mix, z[count:]])
         label = pad_label(torch.cat([y_s, y_mix]), size)
         weight = pad_label(torch.cat([torch.ones_like(w), w]), size, value=0)
-        if self.reading == "label":
+        if self.config.diffused == "label":
             z_0, condition = self.adapted[1](torch.cat([label, pad_label(y_t, size)])), images
             position = F.avg_pool2d((weight * (label != IGNORE))[:, None], LATENT_STRIDE)
         else:
-            z_0, condition = images, network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.augmentation)))[0]
+            z_0, condition = images, network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[0]
             position = torch.ones_like(images[: 2 * count, :1])
         both = [torch.cat([skip[:count], skip_mix]) for skip, skip_mix in zip(skips, skips_mix, strict=True)]
         return _Views(z_0, condition, both, label, weight, position)
@@ -332,6 +317,6 @@ class AdversarialDiffusion(Method):
         self.schedule.set_timesteps(self.sampling_steps)
         for t, then in itertools.pairwise([*self.schedule.timesteps.tolist(), None]):
             output = self._output(self.average.module, z, condition, torch.full((len(z),), t, device=z.device))
-            zhat_0, eps = implied(output, z, self.abar[t], self.prediction)
+            zhat_0, eps = implied(output, z, self.abar[t], self.config.prediction)
             z = zhat_0 if then is None else diffuse(zhat_0, eps, self.abar[then])
         return z

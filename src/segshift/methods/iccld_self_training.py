@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from segshift.config import StrongAugmentation
+from segshift.config import ICCLDConfig
 from segshift.iccld_network import STRIDES, LabelEncoder, LatentSegmenter, class_shares
 from segshift.labels import IGNORE
 from segshift.methods import Batch, Method, cross_entropy, weighted_cross_entropy
@@ -25,7 +24,6 @@ from segshift.methods.classmix import augment, mixed, pseudo_label
 from segshift.models import Segmenter
 from segshift.runs import InputError
 
-Reading = Literal["label", "image"]
 THINGS = (
     "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
@@ -80,39 +78,23 @@ class SelfTraining(Method):
     """Step 1. One player: E and D, and E_y where labels are diffused."""
 
     def __init__(
-        self,
-        segmenter: Segmenter,
-        excluded: Sequence[int] = (),
-        *,
-        reading: Reading = "label",
-        threshold: float = 0.968,
-        momentum: float = 0.999,
-        augmentation: StrongAugmentation = StrongAugmentation(),
-        confidence_weighted: bool = False,
-        feature_distance: float = 0.0,
-        thing_classes: Sequence[int] = (),
-        masked_weight: float = 0.0,
-        masked_block: int = 64,
-        masked_ratio: float = 0.7,
-        head_lr: float = 10.0,
-        gradient_checkpointing: bool = False,
+        self, segmenter: Segmenter, config: ICCLDConfig, *, excluded: Sequence[int] = (), things: Sequence[int] = ()
     ):
-        """The arguments' meaning: `ICCLDConfig`. Raises: InputError when the network has no latent."""
+        """things: train ids whose features are kept near ImageNet's; all classes where empty. Raises: InputError when the
+        network has no latent."""
         super().__init__(excluded)
         if not isinstance(segmenter.network, LatentSegmenter):
             raise InputError(
                 f"ICCLD decodes from a latent and the network is a {type(segmenter.network).__name__}: take "
                 "network.name iccld, with any backbone of timm as network.encoder"
             )
-        self.segmenter, self.reading, self.threshold, self.augmentation = segmenter, reading, threshold, augmentation
-        self.confidence_weighted, self.head_lr = confidence_weighted, head_lr
-        self.distance_weight, self.things = feature_distance, tuple(thing_classes)
-        self.masked_weight, self.masked_block, self.masked_ratio = masked_weight, masked_block, masked_ratio
+        self.segmenter, self.config, self.things = segmenter, config, tuple(things)
         network = segmenter.network
-        self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if reading == "label" else None
-        self.teacher = average_of(self._student(), momentum)
-        self.reference = copy.deepcopy(network.encoder).requires_grad_(False) if feature_distance else None
-        if gradient_checkpointing:
+        labels = config.diffused == "label"
+        self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if labels else None
+        self.teacher = average_of(self._student(), config.momentum)
+        self.reference = copy.deepcopy(network.encoder).requires_grad_(False) if config.feature_distance else None
+        if config.gradient_checkpointing:
             network.checkpoint_gradients()
 
     def _student(self) -> nn.ModuleList:
@@ -126,7 +108,7 @@ class SelfTraining(Method):
         encoder = list(self.segmenter.network.encoder.parameters())
         known = {id(parameter) for parameter in encoder}
         heads = [parameter for parameter in self._student().parameters() if id(parameter) not in known]
-        return [(encoder, 1.0), (heads, self.head_lr)]
+        return [(encoder, 1.0), (heads, self.config.head_lr)]
 
     def train(self, mode: bool = True) -> SelfTraining:
         super().train(mode)
@@ -137,13 +119,12 @@ class SelfTraining(Method):
 
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
         """batch: source and target [B, 3, H, W], label [B, H, W] of the source."""
-        x_s, y_s, x_t = batch["source"], batch["label"], batch["target"]
+        x_s, y_s, x_t, c = batch["source"], batch["label"], batch["target"], self.config
         y_t, trust = self._pseudo(x_t)
-        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, self.augmentation)
+        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, c.augmentation)
         images = [x_s, x_mix]
-        if self.masked_weight:
-            hidden = hide_blocks(augment(x_t, self.augmentation), self.masked_block, self.masked_ratio, self.segmenter.mean)
-            images.append(hidden)
+        if c.masked_weight:
+            images.append(hide_blocks(augment(x_t, c.augmentation), c.masked_block, c.masked_ratio, self.segmenter.mean))
         x = self.segmenter.prepare(torch.cat(images))
         network, (height, width), count = self.segmenter.network, y_s.shape[-2:], len(x_s)
         maps = network.encoder(x)
@@ -159,17 +140,17 @@ class SelfTraining(Method):
             with torch.no_grad():
                 reference = self.reference(x[:count])[-1]
             distance = feature_distance(maps[-1][:count], reference, y, self.segmenter.classes, self.things)
-            terms["feature_distance"] = self.distance_weight * distance
-        if self.masked_weight:
-            terms["masked"] = self.masked_weight * weighted_cross_entropy(logits[2], y_t, trust)
+            terms["feature_distance"] = c.feature_distance * distance
+        if c.masked_weight:
+            terms["masked"] = c.masked_weight * weighted_cross_entropy(logits[2], y_t, trust)
         return terms
 
     def _pseudo(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's y^t [B, H, W] and the weight of its pixels: q [B, 1, 1], or max p [B, H, W]."""
         with torch.inference_mode():
-            found = pseudo_label(self.predict(target).float().softmax(1), self.threshold)
+            found = pseudo_label(self.predict(target).float().softmax(1), self.config.threshold)
         y_t, confidence, q = (part.clone() for part in found)  # clones may take part in a backward pass
-        return y_t, confidence if self.confidence_weighted else q[:, None, None]
+        return y_t, confidence if self.config.confidence_weighted else q[:, None, None]
 
     def after_step(self, step: int) -> None:
         self.teacher.update_parameters(self._student())

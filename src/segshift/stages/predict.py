@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from segshift import checkpoints, devices, frames, models, predictions, runs, transforms
 from segshift.config import PredictConfig
 from segshift.frames import Dataset, Frame
-from segshift.methods import Method
+from segshift.methods import Method, iccld
 from segshift.methods.source_only import SourceOnly
 from segshift.runs import InputError
 
@@ -131,8 +131,9 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
         value = getattr(config, name)
         if value is not None and not hasattr(method, name):
             raise InputError(f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out")
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}, expected 1 or more")
+        most = iccld.T if name == "sampling_steps" else None
+        if value is not None and not 1 <= value <= (most or value):
+            raise InputError(f"{name} is {value}, expected " + (f"1 to {most}" if most else "1 or more"))
         if value is not None:
             setattr(method, name, value)
     chosen = config.checkpoint

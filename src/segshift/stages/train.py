@@ -10,7 +10,7 @@ import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
@@ -51,7 +51,12 @@ def train(config: TrainConfig, out: Path) -> Path:
         return out
 
     set_seed(config.seed)  # every process builds the same network
-    method = checkpoints.method_of(config, data.source.space, begin=not start).to(accelerator.device).train()
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    # what continues needs no weights to start from, nor the run of step 1
+    network = replace(config.network, pretrained=False, weights=None) if start else config.network
+    method = checkpoints.method_of(replace(config, network=network), data.source.space, begin=not start)
+    method = method.to(accelerator.device).train()
     optimizers = {
         player: accelerator.prepare_optimizer(_optimizer(config, method.parameter_groups(player)))
         for player in method.networks
@@ -87,7 +92,7 @@ def train(config: TrainConfig, out: Path) -> Path:
             accumulate=config.accumulate,
             seed=config.seed,
             factor=lambda step: loop.learning_rate(step, config.steps, config.warmup, config.poly_power),
-            frames_of=lambda step: [samples.frame(step * config.batch_size + i).id for i in range(config.batch_size)],
+            frames_of=lambda step: samples.ids(range(step * config.batch_size, (step + 1) * config.batch_size)),
             done=done,
         )
     accelerator.wait_for_everyone()
@@ -140,6 +145,7 @@ def _check_method(config: TrainConfig) -> None:
         ("masked_ratio", 0 <= c.masked_ratio <= 1, "0 to 1"),
         ("masked_block", c.masked_block >= 1, "1 pixel or more"),
         ("unet_layers", c.unet_layers >= 1, "1 or more"),
+        ("rare_temperature", c.rare_temperature > 0, "more than 0"),
     ):
         if not right:
             raise InputError(f"iccld.{name} is {getattr(c, name)}, expected {expected}")
@@ -224,7 +230,7 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
     if unknown:
         raise InputError(
             f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run segshift check on "
-            f"{config.source} into that folder"
+            f"{config.source} into that folder; it counts one data set, so more_sources must have the same frames"
         )
     table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
     table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0
@@ -306,8 +312,6 @@ class _Keeper:
         last = step == self.config.steps
         judging = bool(self.judges) and (last or step % self.config.validate_every == 0)
         saving = last or step % self.config.checkpoint_every == 0
-        if judging or saving:
-            self._share_buffers()
         if judging:
             self._validate(step)
         if saving and self.accelerator.is_main_process:
@@ -320,12 +324,6 @@ class _Keeper:
             if self.config.select == "last":
                 checkpoints.save_best(self.out, step, self.method, None)
             checkpoints.save(self.out, step, self.method, state)
-
-    def _share_buffers(self) -> None:
-        """The first process's batch-norm statistics for all: those that are validated and saved."""
-        if self.accelerator.num_processes > 1:
-            for buffer in self.method.buffers():
-                buffer.copy_(broadcast(buffer))
 
     def _validate(self, step: int) -> None:
         found = {name: self._judge(name) for name in self.judges}
@@ -374,7 +372,8 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of GPU memory in {out}: take a larger `accumulate` or a smaller crop, in a new folder"
+            f"out of GPU memory in {out}: take a larger `accumulate`, a smaller crop or, for ICCLD, "
+            "iccld.gradient_checkpointing, in a new folder"
         ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
