@@ -86,6 +86,15 @@ def test_a_prediction_is_a_share_also_in_the_tails_of_its_interval():
     assert corrected.min() == 0 and corrected.max() == 1
 
 
+def test_a_class_that_one_frame_shows_is_in_every_resample():
+    frames_of = matrices(*[[80, 0]] * 19, [80, 1], wrong=20)
+    spread = bootstrap.resampled([frames_of] * 3, 300, 0)[:, 0]
+    assert not np.isnan(spread[:, 1]).any()
+    value = bootstrap.mean(bootstrap.scores(*[frames_of.sum((0, 1))] * 3))[0]
+    low, high = bootstrap.interval(bootstrap.mean(spread)[:, None])
+    assert low[0] <= value <= high[0] < value + 0.05  # and the mean is over the same classes
+
+
 def test_the_draws_are_resampled_too():
     right, wrong = matrices(*[[50, 50]] * 12), matrices(*[[0, 0]] * 12)
     drawn = bootstrap.resampled([right, right, np.concatenate([right, wrong], 1)], 200, 0)[:, 2]

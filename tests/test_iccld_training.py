@@ -265,7 +265,8 @@ def test_windows_cover_every_pixel_and_average_where_they_overlap(data: Path, fi
     files = [path.relative_to(full) for path in sorted(full.rglob("*.png"))]
     assert {file.parts[0] for file in files} >= {"uncertainty"} and len({cv2.imread(str(full / f), -1).tobytes() for f in files}) > 3
     for window in ((32, 32), (17, 29), (31, 64)):
-        narrow = predict(replace(plain, window=window), tmp_path / f"{window}")
+        narrow = predict(replace(plain, window=window, seed=7), tmp_path / f"{window}")
+        assert runs.read_json(narrow / "model.json")["input"] == f"window {window[0]}x{window[1]}, seed 7"
         for file in files:
             a, b = (cv2.imread(str(folder / file), -1).astype(int) for folder in (narrow, full))
             assert np.abs(a - b).max() <= (1 if file.parts[0] == "uncertainty" else 0), (window, file)

@@ -13,7 +13,7 @@ import pytest
 import trees
 from PIL import Image
 
-from segshift import drawing, frames, predictions, runs
+from segshift import drawing, frames, metrics, predictions, runs
 from segshift.config import (
     EstimateConfig,
     EvaluateConfig,
@@ -243,7 +243,8 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
     """An estimate for night and for a sandstorm, which nobody has labels of."""
     found = runs.read_json(evaluation / "metrics.json")
     between = {"value": 0.4, "low": 0.35, "high": 0.5}
-    domain = {"corrected": {"miou": between}, "source": {"miou": between}, "transfer_cost": between}
+    domain: dict = {"corrected": {"miou": between}, "source": {"miou": between}, "transfer_cost": between, "drop": between}
+    domain["corrected"]["iou"] = domain["source"]["iou"] = dict.fromkeys(found["classes"], between)
     domains = {"night": {"name": "night", "failing": ["car"], **domain}, "sandstorm": {"name": "in a sandstorm", "failing": [], **domain}}
     runs.begin(run / "estimate", "estimate", EstimateConfig(run=str(run), source="cityscapes:day:val"))
     told = {"protocol": "as told", "level": 0.9, "model": found["model"] | {"weights": weights}, "classes": found["classes"]}
@@ -281,6 +282,48 @@ def test_runs_of_the_same_name_are_told_apart_by_their_parents(tmp_path: Path, w
     seeds = [training(tmp_path / seed / "zodi", world["day"], "zodi") for seed in ("seed0", "seed1")]
     page = write(tmp_path / "out", *(evaluated(run, "night", world["night"], 0.5) for run in seeds), *seeds)
     assert "seed0/ZoDi" in page.text and "Gain over seed0/ZoDi" in " ".join(page.text.split())
+
+
+def test_experiments_are_never_pooled_and_gains_stay_within_a_seed_and_a_rule(tmp_path: Path, world: dict):
+    shares = {"a": {0: (0.3, 0.5), 1: (0.6, 0.9)}, "b": {0: (0.4, 0.6)}}
+    made, of = [], {}
+    for name, seeds in shares.items():
+        for seed, rights in seeds.items():
+            for row, right in zip(("source-only", "zodi"), rights, strict=True):
+                run = training(tmp_path / name / f"seed-{seed}" / row, world["day"], "zodi")
+                made.append(evaluated(run, "night", world["night"], right))
+                of[name, seed, row] = miou(made[-1])
+    page = write(tmp_path / "out", *made)
+    seeds, headline = re.findall(r'<table class="headline.*?</table>', page.raw, re.S)
+    text = " ".join(re.sub(r"<[^>]*>", " ", seeds).split())
+    zodi, plain = ([of["a", seed, row] for seed in (0, 1)] for row in ("zodi", "source-only"))
+    gains = [z - p for z, p in zip(zodi, plain, strict=True)]
+    assert f"ZoDi checkpoint of the last step {metrics.spread(zodi)} gain {metrics.spread(gains, '+')}" in text
+    assert f"Source only checkpoint of the last step {metrics.spread(plain)}" in text and text.count("±") == 4  # b has one seed
+    text = " ".join(re.sub(r"<[^>]*>", " ", headline).split())
+    for (name, seed, row), value in of.items():
+        shown = {"zodi": "ZoDi", "source-only": "Source only"}[row]
+        gain = "" if row == "source-only" else f" {value - of[name, seed, 'source-only']:+.1f}"
+        assert f"{name}/seed-{seed}/{shown} checkpoint of the last step {value:.1f}{gain}" in text or f"{seed}/{shown} checkpoint of the last step {value:.1f}{gain}" in text
+
+
+def test_two_evaluations_of_the_same_predictions_are_refused(tmp_path: Path, world: dict):
+    again = evaluate(EvaluateConfig(str(world["zodi"] / "predictions/night"), str(world["night"])), tmp_path / "again")
+    with pytest.raises(InputError, match="evaluate the same predictions of ZoDi on night: name one of them"):
+        write(tmp_path / "out", world["zodi/night"], again)
+
+
+def test_labels_outside_the_class_set_are_void_in_the_pictures_too(tmp_path: Path, world: dict):
+    predicted = str(world["zodi"] / "predictions/night")
+    sixteen = evaluate(EvaluateConfig(predicted, str(world["night"]), classes=16), tmp_path / "sixteen")
+    page = write(tmp_path / "out", sixteen)
+    [shown], data = page.galleries, frames.load(world["night"])
+    left_out = [data.space.names.index(name) for name in ("terrain", "truck", "train")]
+    for row, frame in zip(shown["rows"], data.frames, strict=True):
+        label = frames.read_label(frame, data.space)
+        assert np.isin(label, left_out).any()
+        expected = drawing.paint(np.where(np.isin(label, left_out), 255, label).astype(np.uint8), data.space.colours)
+        np.testing.assert_array_equal(page.picture(row["truth"]), expected)
 
 
 def test_several_conditions_have_a_column_each_and_one_together(tmp_path: Path, world: dict):

@@ -70,20 +70,21 @@ def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: 
 def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
     """`scores` of R resamples, [R, 4, C], from M of source, own domain and target.
 
-    A resample takes F frames with replacement, the same ones in all three sets, and for each of them, in each set, as
-    many of its draws as there are, with replacement. So the spread holds that of the frames and that of the noise,
-    which is drawn per frame; that of P also u, drawn from N(SHARE, UNSURE^2). How far the generator's idea of the domain is
-    from the real one cannot be seen without target images, and is held as far as its cost at home tells of it.
+    A resample weighs the F frames by a draw from the flat Dirichlet distribution, the same weights in all three sets, and in
+    each set the draws of a frame likewise (Rubin, "The Bayesian Bootstrap", 1981). With replacement, a class that few
+    frames show would be missing from many resamples, and their mIoU a mean over other classes. So the spread holds that
+    of the frames and that of the noise, which is drawn per frame; that of P also u, drawn from N(SHARE, UNSURE^2). How
+    far the generator's idea of the domain is from the real one cannot be seen without target images, and is held as far as
+    its cost at home tells of it.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
     frames = len(sets[0])
-    taken = rng.multinomial(frames, np.full(frames, 1 / frames), size=resamples)  # [R, F]: how often each frame
+    weights = rng.dirichlet(np.ones(frames), size=resamples)  # [R, F]
     summed = []
     for matrices in sets:
-        draws = matrices.shape[1]
-        counts = rng.multinomial(taken * draws, np.full(draws, 1 / draws))  # [R, F, D]
-        # in float64, exact for pixel counts up to 2^53: integers have no fast product
-        summed.append(np.tensordot(counts.astype(np.float64), matrices.astype(np.float64), 2))
+        draws = rng.dirichlet(np.ones(matrices.shape[1]), size=(resamples, frames))  # [R, F, D]
+        draws /= draws.sum(-1, keepdims=True)  # of one draw exactly 1
+        summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
     return np.stack([scores(*matrices, share) for *matrices, share in zip(*summed, shares, strict=True)])
 

@@ -188,7 +188,7 @@ def _result(
     model = everywhere[-1].told["model"]
     return {
         "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames transferred with {model}, "
-        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws and what the transfer costs",
+        f"seeds {seeds}; own domain '{config.own_prompt}'; nominal {bootstrap.LEVEL:.0%} intervals over frames, noise draws and what the transfer costs; classes without a labelled pixel are left out",
         "setting": scored["setting"], "model": scored["model"], "classes": names, "colours": scored["colours"],
         "frames": len(ids), "draws": config.draws, "resamples": config.resamples, "level": bootstrap.LEVEL,
         "fails_below": bootstrap.FAILS_BELOW, "own_prompt": config.own_prompt,
@@ -222,10 +222,17 @@ def _print(result: dict[str, Any]) -> None:
         low, high = ("-" if told[end] is None else f"{100 * told[end]:{sign}.1f}" for end in ("low", "high"))
         return f"{100 * told['value']:{sign}.1f} ({low} to {high})"
 
-    view = Table(title=f"predicted mIoU %, with {result['level']:.0%} intervals", caption=result["protocol"])
+    domains = result["domains"].values()
+    detail = Table("class", "source", *(domain["name"] for domain in domains), title="predicted IoU %, with nominal intervals")
+    for name in result["classes"]:
+        on_source = next(iter(domains))["source"]["iou"][name]
+        if on_source["value"] is not None:
+            detail.add_row(name, percent(on_source), *(percent(domain["corrected"]["iou"][name]) for domain in domains))
+    Console().print(detail)
+    view = Table(title=f"predicted mIoU %, with nominal {result['level']:.0%} intervals", caption=result["protocol"])
     for heading in ("domain", "predicted", "drop from source", "transfer alone costs", "uncorrected", "fail, worst first"):
         view.add_column(heading)
-    for domain in result["domains"].values():
+    for domain in domains:
         loss = domain["transfer_cost"]
         view.add_row(
             domain["name"], percent(domain["corrected"]["miou"]), percent(domain["drop"]), percent(loss),

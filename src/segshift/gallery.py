@@ -24,6 +24,7 @@ import numpy as np
 
 from segshift import drawing, frames, predictions, runs
 from segshift.frames import Dataset, Frame
+from segshift.labels import IGNORE
 from segshift.runs import InputError
 
 Row = dict[str, Any]
@@ -116,6 +117,7 @@ def add_evaluated(
 
     def make(frame: Frame, width: int) -> Row:
         image, label = frames.read_image(frame.image), frames.read_label(frame, data.space)
+        label = np.where(np.isin(label, train_ids), label, IGNORE)  # what the scores do not count is void here too
         size = drawing.fit(image.shape, width)
         has = _classes(label, train_ids)
         source = sources.get(frame.id)

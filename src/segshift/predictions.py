@@ -63,7 +63,8 @@ def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
 
 
 def how(model: dict[str, Any] | None) -> str:
-    """Of the model.json beside predictions: which checkpoint they are of, and what was sampled where it samples."""
+    """Of the model.json beside predictions: which checkpoint they are of, what was sampled where it samples, and at what
+    size, window and seed where they were chosen."""
     if model is None:
         return "selection of the checkpoint unknown"
-    return ", ".join(filter(None, (model["selection"], model.get("sampling"))))
+    return ", ".join(filter(None, (model["selection"], model.get("sampling"), model.get("input"))))

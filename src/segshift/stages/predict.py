@@ -116,7 +116,7 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
         network = models.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes)
         told = {
             "run": config.run, "method": None, "network": asdict(config.network), "step": None,
-            "selection": f"weights {path.name}", "sampling": None,
+            "selection": f"weights {path.name}", "sampling": None, "input": _input(config, False),
         }  # fmt: skip
         return SourceOnly(network).eval(), config.size, told | {"weights": _hash(network)}
     if config.network is not None:
@@ -142,8 +142,17 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
         "step": checkpoints.last_step(path) if chosen == "last" else checkpoints.best_record(path, chosen)["step"],
         "selection": _SELECTION[trained.select if chosen == "best" else chosen],
         "sampling": f"{_count(method.sampling_steps, 'DDIM step')}, {_count(method.draws, 'draw')}" if hasattr(method, "draws") else None,
+        "input": _input(config, hasattr(method, "draws")),
     }  # fmt: skip
     return method, config.size or trained.target_size or trained.size, told | {"weights": _hash(method)}
+
+
+def _input(config: PredictConfig, draws: bool) -> str | None:
+    """Where it is not the default: size, window, and the seed of what is drawn."""
+    told = {"size": config.size, "window": config.window}
+    parts = [f"{name} {value[0]}x{value[1]}" for name, value in told.items() if value]
+    parts += [f"seed {config.seed}"] if draws and config.seed != PredictConfig.seed else []
+    return ", ".join(parts) or None
 
 
 def _count(number: int, what: str) -> str:

@@ -46,8 +46,12 @@ class Model:
     key: str
     name: str
     about: str
+    selection: str
+    """Which checkpoint; `about` is that and what was sampled."""
+    seed: Path | None = None
+    """The folder seed-<n> of an experiment, of a run in it."""
     row: str | None = None
-    """Row of an experiment's table, for a run in one of its folders seed-<n>."""
+    """Its row in the experiment's table."""
 
     @property
     def oracle(self) -> bool:
@@ -100,18 +104,30 @@ class Group:
     models: list[Model] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
 
+    def first(self, model: Model) -> Model | None:
+        """What a model's gain is counted from: the first one of its seed by the same selection rule. Of a run outside an
+        experiment, the first of all where none shares its rule."""
+        alike = [m for m in self.models if (m.seed, m.selection) == (model.seed, model.selection)]
+        found = alike[0] if model.seed or alike[0] != model else self.models[0]
+        return None if found == model else found
+
     @property
-    def over_seeds(self) -> list[tuple[str, str, list[str]]]:
-        """Name, selection rule, and mIoU % of every column (mean ± standard deviation), of rows with several seeds."""
-        rows: dict[tuple[str, str], list[Model]] = {}
+    def over_seeds(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
+        """Name, selection, and of every column mIoU % and gain (mean ± standard deviation), of rows with several seeds."""
+        rows: dict[tuple[Path, str, str], list[Model]] = {}
         for model in self.models:
-            if model.row:
-                rows.setdefault((model.row, model.about), []).append(model)
+            if model.seed:
+                rows.setdefault((model.seed.parent, model.row, model.about), []).append(model)
+        rows = {key: models for key, models in rows.items() if len(models) > 1}
+        several = len({home for home, *_ in rows}) > 1
         return [
-            (name, about, [spread(column.values(models)) for column in self.columns])
-            for (name, about), models in rows.items()
-            if len(models) > 1
+            (f"{home.name}/{name}" if several else name, about, [self._spread(column, models) for column in self.columns])
+            for (home, name, about), models in rows.items()
         ]
+
+    def _spread(self, column: Column, models: list[Model]) -> tuple[str, str]:
+        gains = [column.difference(model, first) for model in models if (first := self.first(model))]
+        return spread(column.values(models)), spread([gain for gain in gains if gain is not None], "+")
 
     def risks(self, column: Column) -> list[tuple[str, Markup]]:
         """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
@@ -169,16 +185,15 @@ def _recognise(path: Path) -> Folder:
 
 
 def _names(paths: list[str | Path]) -> list[str]:
-    """What each run is called: its folder's name, with its parent's where runs elsewhere have the same."""
+    """What each run is called: its folder's name, with as many parents' as tell it from other runs."""
     whole = [Path(path).resolve() for path in paths]
-    homes: dict[str, set[Path]] = {}
-    for path in whole:
-        homes.setdefault(path.name, set()).add(path)
-    short = [_NAMES.get(path.name, path.name) for path in whole]
-    return [
-        name if len(homes[path.name]) == 1 else f"{path.parent.name}/{name}"
-        for path, name in zip(whole, short, strict=True)
-    ]
+
+    def name(path: Path) -> str:
+        others = [other.parts for other in whole if other != path]
+        depth = next(d for d in range(1, len(path.parts) + 1) if all(path.parts[-d:] != other[-d:] for other in others))
+        return "/".join((*path.parts[-depth:-1], _NAMES.get(path.name, path.name)))
+
+    return [name(path) for path in whole]
 
 
 def _percent(value: float | None) -> str:
@@ -209,8 +224,9 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         group = groups.setdefault(key, Group(classes, result["colours"]))
         selection = predictions.how(result["model"]) if result["model"] else "predictions from elsewhere"
         run = Path(home).resolve()
-        row = _NAMES.get(run.name, run.name) if re.fullmatch(r"seed-\d+", run.parent.name) else None
-        model = Model(f"{run} {selection}", name, selection, row)
+        seed = run.parent if re.fullmatch(r"seed-\d+", run.parent.name) else None
+        chosen = result["model"]["selection"] if result["model"] else selection
+        model = Model(f"{run} {selection}", name, selection, chosen, seed, seed and _NAMES.get(run.name, run.name))
         if model not in group.models:
             group.models.append(model)
         tree = f"{Path(folder.config['data'].split(':')[1]).name}, transferred"  # its frames kept their source's domain
@@ -225,8 +241,10 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
                 columns[place] = Column(title, about, classes)
                 group.columns.append(columns[place])
             column = columns[place]
-            if model not in column.models:
-                column.models.append(model)
+            if model.key in column.scores:
+                other = column.sources[model.key][0].path
+                raise InputError(f"{other} and {folder.path} evaluate the same predictions of {name} on {title}: name one of them")
+            column.models.append(model)
             column.scores[model.key] = scores
             column.sources[model.key] = (folder, domain)
     return list(groups.values())
@@ -335,7 +353,8 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
         for slug, domain in result["domains"].items():
             true = truths.get((result["model"]["weights"], classes, slug), {}).get("miou")
             row = {"name": domain["name"], "predicted": domain["corrected"]["miou"], "true": true,
-                   "source": domain["source"]["miou"]["value"], "cost": domain["transfer_cost"], "failing": domain["failing"]}  # fmt: skip
+                   "source": domain["source"]["miou"]["value"], "cost": domain["transfer_cost"], "failing": domain["failing"],
+                   "drop": domain["drop"], "iou": domain["corrected"]["iou"], "source_iou": domain["source"]["iou"]}  # fmt: skip
             network["rows"].append(row)
             if true is not None and row["predicted"]["value"] is not None:
                 what = f"{name}, {row['name']}"
