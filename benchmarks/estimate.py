@@ -184,7 +184,7 @@ def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
         spans = [f"{100 * p.corrected:.1f} ({100 * p.low:.1f} to {100 * p.high:.1f})" for p in map(there.get, domains)]
         lines += [row("source only: predicted", spans), row("source only: true", [cell(lambda p: p.true, one, d) for d in domains])]
     lines += [
-        row(f"mean of {len(networks)} networks: {name}", [cell(of, pairs, d) for d in domains])
+        row(f"mean over networks: {name}", [cell(of, pairs, d) for d in domains])
         for name, of in (
             ("source", lambda p: p.source), ("predicted", lambda p: p.corrected), ("true", lambda p: p.true),
             ("error, absolute", lambda p: abs(p.corrected - p.true)),

@@ -14,7 +14,7 @@ from training import config as training_config
 
 from segshift import bootstrap, checkpoints, experiments, frames, metrics, runs
 from segshift.__main__ import main
-from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig
+from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig
 from segshift.estimation import estimate
 from segshift.labels import CITYSCAPES
 from segshift.runs import InputError
@@ -293,6 +293,22 @@ def made_up(benchmark) -> list:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("source", "more", "domain", "known"),
+    [
+        ("gta5:town/gta5:train", (), "game", True),
+        ("gta5:town/gta5:train", (), "night", False),
+        ("cityscapes:town/cityscapes:train", (), "fog", False),
+        ("acdc:town/acdc:fog/train", (), "fog", True),
+        ("acdc:town/acdc:fog/train", (), "night", False),
+        ("cityscapes:town/cityscapes:train", ("gta5:town/gta5:train",), "game", True),
+    ],
+)
+def test_networks_that_know_a_domains_labels_have_no_say_there(benchmark, source, more, domain, known, tmp_path):
+    runs.begin(tmp_path, "train", TrainConfig(source=source, more_sources=more))
+    assert benchmark.knows(tmp_path, domain) == known
+
+
 def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     pairs = made_up(benchmark)
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
@@ -325,8 +341,8 @@ def test_the_tables_show_predicted_against_true(benchmark):
     assert table[0] == "| mIoU % | night | fog | game |"
     assert table[2] == "| source only: predicted | 22.0 (20.0 to 24.0) | 32.0 (30.0 to 34.0) | 42.0 (40.0 to 44.0) |"
     assert table[3] == "| source only: true | 20.0 | 30.0 | 40.0 |"
-    assert table[5] == "| mean of 3 networks: predicted | 32.0 | 42.0 | 52.0 |"
-    assert table[7] == "| mean of 3 networks: error, absolute | 2.0 | 2.0 | 2.0 |"
+    assert table[5] == "| mean over networks: predicted | 32.0 | 42.0 | 52.0 |"
+    assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
     assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
 

@@ -1,0 +1,63 @@
+"""The tables of benchmarks/: what they make of scores. (The estimate's are in test_estimate.)"""
+
+import gate
+import pytest
+import recipe
+import town
+
+from segshift import runs
+from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.town import town_training
+from segshift.runs import InputError
+
+PLAIN = town_training(steps=1, images=2)
+
+
+def test_the_share_of_the_gap_is_counted_by_domain_from_means_over_seeds():
+    lines = [
+        {"row": "source only", "miou": {"night": [10.0, 20.0], "game": [40.0, 40.0]}},
+        {"row": "source + jitter", "miou": {"night": [15.0, 15.0], "game": [35.0, 35.0]}},
+        *({"row": f"ZoDi {d}", "miou": {d: [30.0, 40.0]}} for d in ("night", "game")),
+        *({"row": f"oracle {d}", "miou": {d: [55.0, 55.0]}} for d in ("night", "game")),
+    ]
+    text = town.table(town.scores_of(lines), ("night", "game")).splitlines()
+    assert text[2] == "| source only | 15.0 ± 7.1 | 40.0 ± 0.0 | 27.5 |"
+    assert text[-2] == "| gap closed, source + jitter | 0 % | -33 % | -17 % |"
+    assert text[-1] == "| gap closed, ZoDi | 50 % | -33 % | 8 % |"
+
+
+def test_a_transfers_cost_holds_every_draw_and_its_part_of_the_measuring(tmp_path):
+    lines = [
+        {"id": "a", "seconds": 1.0, "gate": {"tries": 1, "passed": True, "decision": "kept", "failing_share": 0.0}},
+        {"id": "b", "seconds": 3.0, "gate": {"tries": 3, "passed": False, "decision": "ignored", "failing_share": 0.5}},
+    ]
+    for domain in ("night", "fog"):
+        (tmp_path / domain).mkdir()
+        runs.write_lines(tmp_path / domain / "manifest.jsonl", lines)
+    runs.write_json(tmp_path / "gate.json", {"seconds": 8.0})
+    expected = {"seconds": 2.0 + 8 / 2 / 2, "redrawn": 0.5, "failed": 0.5, "dropped": 0.0, "ignored": 0.25, "draws": 2.0}
+    assert gate.cost(tmp_path / "night") == pytest.approx(expected)
+    (tmp_path / "gate.json").unlink()
+    runs.write_lines(tmp_path / "night" / "manifest.jsonl", [{"id": "a", "seconds": 1.0}])
+    assert gate.cost(tmp_path / "night") == {"seconds": 1.0, "redrawn": 0, "failed": 0, "dropped": 0, "ignored": 0, "draws": 1}
+
+
+def test_risks_are_gathered_by_target_row_sampling_and_seed(tmp_path):
+    rows = (Row("plain", PLAIN), Row("full", PLAIN, uncertainty=True, samplings=((1, 5),)))
+    e = Experiment("e", rows, (Target("night", "x"), Target("day", "y")), seeds=2)
+    places = {"night": 0.01, "day": 0.02, "night-steps-1-draws-5": 0.03}
+    for seed in range(2):
+        for place, area in places.items():
+            told = {"risk_coverage": {"entropy": {"area": area + 0.001 * seed}}}
+            runs.write_json(tmp_path / f"seed-{seed}/full/evaluation/last/{place}/metrics.json", told)
+    found = recipe.areas(e, tmp_path)
+    assert found["day"] == {"full": {"entropy": [pytest.approx(20), pytest.approx(21)]}}
+    assert list(found["night"]) == ["full", "full, DDIM steps 1, draws 5"]
+    assert "| full, DDIM steps 1, draws 5 | 30.5 ± 0.7 |" in recipe.table("area", found["night"])
+
+
+def test_rows_are_chosen_by_name():
+    rows = (Row("a", PLAIN), Row("b", PLAIN))
+    assert recipe.chosen(rows, ()) == rows and recipe.chosen(rows, ("b",)) == rows[1:]
+    with pytest.raises(InputError, match="no row 'c': there are a, b"):
+        recipe.chosen(rows, ("c",))
