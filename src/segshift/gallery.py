@@ -63,6 +63,8 @@ class Gallery:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What could not be shown, and why."""
+    frames: int = 0
+    """Of all data sets that will be added, where there are several."""
 
     @property
     def uncertain(self) -> bool:
@@ -71,7 +73,7 @@ class Gallery:
 
     def add(self, found: Sequence[Frame], make: Callable[[Frame, int], Row], pictures: Pictures) -> None:
         """Make a row of each frame; `make` is given the width of its pictures too."""
-        width = _width(len(found) * (len(self.columns) + 2))
+        width = _width(max(self.frames, len(found)) * (len(self.columns) + 2))
 
         def attempt(frame: Frame) -> Row | InputError:
             try:

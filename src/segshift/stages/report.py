@@ -260,10 +260,13 @@ def _result(folder: Folder, name: str = "metrics.json") -> dict:
 def _evaluated(group: Group, pictures: Pictures) -> Gallery:
     """Every frame that was evaluated, with every model's prediction."""
     shown = Gallery("predictions", "mIoU", group.classes, [_apart(model, group.models) for model in group.models])
+    listed: list[tuple[Column, dict[str, Predicted], list[str]]] = []
     for column in group.columns:
         column.models.sort(key=group.models.index)
         found = {model.key: _predicted(*column.sources[model.key]) for model in column.models}
-        ids = list(dict.fromkeys(id for each in found.values() for id in each.scores))
+        listed.append((column, found, list(dict.fromkeys(id for each in found.values() for id in each.scores))))
+    shown.frames = sum(len(ids) for *_, ids in listed)
+    for column, found, ids in listed:
         if not ids:
             continue  # all domains together, whose frames are in their own columns
         twice = sum(other.name == column.name for other in group.columns) > 1
