@@ -251,6 +251,16 @@ def test_wrong_settings_are_refused_in_a_sentence(home: Path, tmp_path: Path, ch
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_a_network_from_elsewhere_sees_all_frames_at_the_size_of_the_source(home: Path, tmp_path: Path):
+    out = estimate(config(home, short_side=32, transferred=None), tmp_path / "out")
+    told = sorted(out.glob("*/predictions/model.json"))
+    assert len(told) == 3 and {runs.read_json(file)["input"] for file in told} == {"size 64x64"}
+    trees.cityscapes(tmp_path / "day", IDS, (64, 64), split="val")
+    trees.save(frames.load(f"cityscapes:{tmp_path}/day:val").frames[0].image, np.zeros((32, 64, 3), np.uint8))
+    with pytest.raises(InputError, match="frames of 2 sizes: give the one that the network sees"):
+        estimate(config(home, source=f"cityscapes:{tmp_path}/day:val"), tmp_path / "sizes")
+
+
 def test_a_split_without_labels_and_one_with_too_few_frames_are_refused(home: Path, tmp_path: Path):
     trees.cityscapes(tmp_path / "day", IDS, (64, 64), split="test", labelled=False)
     with pytest.raises(InputError, match=r"no label for frame .*10 of 10"):

@@ -15,7 +15,8 @@ from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.iccld import ablation_rows, town_source
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows
-from segshift.runs import InputError, read_config, read_json, slug
+from segshift.runs import InputError, failures, read_config, read_json, slug
+from segshift.town import writer
 
 
 def small(model: Path, validation: str | None = town_target("clear")) -> Experiment:
@@ -55,6 +56,20 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
     again = [second / path.relative_to(first) for path in made]
     assert [path.read_bytes() for path in again] == [content for content, _ in before]
     assert read_json(first / "scores.json") == read_json(second / "scores.json")
+
+
+def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refused(tmp_path: Path, monkeypatch, capsys):
+    experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
+    broken = writer.town(experiment.town, tmp_path / "out" / "town") / "cityscapes/leftImg8bit/train"
+    image = sorted(broken.rglob("*.png"))[0]
+    image.write_bytes(image.read_bytes()[:200])
+    with pytest.raises(InputError):  # and train refuses the incomplete tree
+        experiments.run_experiment(experiment, tmp_path / "out")
+    [line] = failures(tmp_path / "out")
+    assert str(image) in line["error"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="start transfer and train under torchrun one after the other"):
+        experiments.run_experiment(experiment, tmp_path / "two")
 
 
 def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Path, capsys):

@@ -236,3 +236,20 @@ def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*file.*: choose a writable output folder"):
         stage.transfer(config, tmp_path / "file" / "out")
+
+
+def test_an_overflow_is_an_error_and_no_black_picture(config, tmp_path, monkeypatch):
+    predict = zodi.predict
+    monkeypatch.setattr(zodi, "predict", lambda *a, **k: tuple(part * float("inf") for part in predict(*a, **k)))
+    with pytest.raises(InputError, match="not finite in torch.float32: take --diffusion.dtype bfloat16 or float32"):
+        stage.transfer(config, tmp_path / "out")
+    assert not pictures(tmp_path / "out")
+
+
+def test_the_embedded_prior_warns_of_photographs(config, tmp_path, monkeypatch, caplog, model):
+    monkeypatch.setattr(stage.diffusion, "load", lambda *a, **k: model)
+    stage.transfer(config, tmp_path / "small")
+    assert "knows no photographs" not in caplog.text
+    town = replace(config, diffusion=replace(config.diffusion, model="town"), short_side=16)
+    stage.transfer(town, tmp_path / "photographs")
+    assert "knows no photographs, these have 64: name a real model" in caplog.text

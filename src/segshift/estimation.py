@@ -68,6 +68,7 @@ def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
     lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
     if (out / "config.json").exists():
         runs.begin(out, "estimate", lasting, free=_FREE)
+    config = replace(config, size=_size(config, data))
     source = _score(config, config.source, out / "source", {})
     runs.write_json(out / "config.json", {"stage": "estimate", "config": runs.to_plain(lasting)})
 
@@ -97,6 +98,19 @@ def _check(config: EstimateConfig, data: Dataset) -> tuple[Target, ...]:
     plain = TransferConfig(source=config.source, strength=config.strength)
     targets(replace(plain, to=(config.own_prompt,)))
     return targets(replace(plain, to=config.to))
+
+
+def _size(config: EstimateConfig, data: Dataset) -> tuple[int, int] | None:
+    """What the network sees, transferred frames too, which are smaller than their sources; None for a run's own size.
+
+    Raises: InputError for a weights file where the source frames have several sizes.
+    """
+    if config.size is not None or Path(config.run).is_dir():
+        return config.size
+    sizes = {frames.image_size(frame.image) for frame in data.frames}
+    if len(sizes) > 1:
+        raise InputError(f"{data.name} has frames of {len(sizes)} sizes: give the one that the network sees, as in --size 512 1024")
+    return sizes.pop()
 
 
 def _require_frames(name: str, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, is_dataclass, replace
 from itertools import product
@@ -26,7 +27,18 @@ from segshift.config import (
 from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
-from segshift.runs import InputError, begin, read_config, read_json, slug, to_plain, tuples, write_json
+from segshift.runs import (
+    InputError,
+    begin,
+    failures,
+    read_config,
+    read_json,
+    slug,
+    to_plain,
+    tuples,
+    write_json,
+    write_lines,
+)
 from segshift.stages import evaluate, predict, report, train, transfer
 from segshift.town import writer
 
@@ -107,9 +119,14 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     """Town (if any), transfers, every row trained on every seed, predicted and evaluated by every selection rule that it
     has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every seed by row, checkpoint and target.
 
-    Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds.
-    Raises: InputError, also when `out` holds another experiment.
+    Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds. Frames that failed
+    in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            "run goes through its stages in one process: start transfer and train under torchrun one after the other, "
+            "with the settings of its config.json, and then run it, which finds them finished"
+        )
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
     begin(out, "run", experiment, free=("seeds",))
@@ -123,6 +140,7 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     for folder, config in e.transfers.items():
         say.rule(f"{folder}: {', '.join(config.to)}")
         shown.append(str(transfer.transfer(config, out / folder)))
+    write_lines(out / "failures.jsonl", [line for folder in shown for line in failures(Path(folder))])
     scores: Scores = {}
     for seed in range(e.seeds):
         home = out / f"seed-{seed}"

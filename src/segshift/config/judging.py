@@ -101,8 +101,7 @@ class EstimateConfig:
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: tuple[int, int] | None = None
     """Height and width the network sees; None takes the run's training size (of its target, where it has one), for a
-    weights file the image's own, which for transferred frames is the size they were made at: give it where the network
-    was trained at another."""
+    weights file that of the source frames, where they have one in common."""
     classes: Literal[13, 16, 19] | None = None
     """Class set of Cityscapes to score; None takes the run's own, for a weights file every class of the data set."""
     mode: Literal["default", "reference"] = "default"

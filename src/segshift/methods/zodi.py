@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from segshift.diffusion import Diffusion
 from segshift.labels import ADE20K_COLOURS, CITYSCAPES, CITYSCAPES_VOID_COLOURS, IGNORE, Colour, LabelSpace
+from segshift.runs import InputError
 
 # ----------------------------------------------------------------------- 3.1 zero-shot image transfer
 
@@ -172,8 +173,16 @@ def encode(model: Diffusion, images: Tensor) -> Tensor:
 
 
 def decode(model: Diffusion, z: Tensor) -> Tensor:
-    """x' = D(z / scale): [B,C,h,w] to [B,3,H,W] uint8, cut off (not rounded) to grey levels as published."""
+    """x' = D(z / scale): [B,C,h,w] to [B,3,H,W] uint8, cut off (not rounded) to grey levels as published.
+
+    Raises: InputError when the arithmetic overflowed, of which a black picture would tell nobody.
+    """
     images = model.vae.decode((z / model.vae.config.scaling_factor).to(model.dtype)).sample.float()
+    if not images.isfinite().all():
+        raise InputError(
+            f"{model.name} made a picture that is not finite in {model.dtype}: take --diffusion.dtype bfloat16 or float32, "
+            "in a new folder"
+        )
     return (images * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
 
 

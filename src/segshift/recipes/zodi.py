@@ -26,7 +26,11 @@ _NETWORKS = {
 
 
 def _published(domain: str, network: str) -> Experiment:
-    """ZoDi's own protocol: Cityscapes by day to ACDC (or GTA5), Stable Diffusion 1.5 in reference mode."""
+    """ZoDi's data and settings: Cityscapes by day to ACDC (or GTA5), Stable Diffusion 1.5 in reference mode.
+
+    Not as published: one joint pass instead of two (three seeds on the town: 37.0 against 27.6 mIoU %), float16
+    transfers, checkpoints judged by steps, and evaluation at the labels' own size (`evaluate --protocol as-published` has theirs).
+    """
     suffix = "" if network == "resnet50" else f"-{network}"
     target = "gta5:{gta5}:val" if domain == "game" else f"acdc:{{acdc}}:{domain}/val"
     train = TrainConfig(
@@ -34,6 +38,7 @@ def _published(domain: str, network: str) -> Experiment:
         validation="cityscapes:{cityscapes}:val",
         transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",),
         network=_NETWORKS[network],
+        validate_every=7440 if domain == "game" else 744,  # ten epochs, for GTA5's split holds thousands of frames; one
     )
     transfer = TransferConfig(
         source="cityscapes:{cityscapes}:train",

@@ -80,7 +80,7 @@ def predict(config: PredictConfig, out: Path) -> Path:
 
     with (
         ThreadPoolExecutor() as pool,
-        runs.progress("predict", len(data.frames), done=len(lines)) as bar,
+        runs.progress(f"predict on {device.type}", len(data.frames), done=len(lines)) as bar,
         (out / "predictions.jsonl").open("a", encoding="utf-8") as log,
     ):
         items = _ahead(pool, read, todo, AHEAD * config.batch_size)

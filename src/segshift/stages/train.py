@@ -72,14 +72,14 @@ def train(config: TrainConfig, out: Path) -> Path:
         start, config.steps, config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
     )
     first = accelerator.is_main_process
-    show = runs.progress(f"train {config.method}", config.steps, done=start) if first else nullcontext()
+    show = runs.progress(f"train {config.method} on {accelerator.device.type}", config.steps, done=start) if first else nullcontext()
     with show as bar, keeper.log(start), _explained(out):
 
         def done(step: int, line: dict[str, Any]) -> None:
             keeper.after(step, line)
             if bar is not None:
                 total = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
-                bar.update(bar.task_ids[0], description=f"train {config.method}, loss {total:.3f}")
+                bar.update(bar.task_ids[0], description=f"train {config.method} on {accelerator.device.type}, loss {total:.3f}")
                 bar.advance()
 
         loop.fit(

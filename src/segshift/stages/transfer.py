@@ -80,17 +80,31 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         if judge:
             worker.gate, told = judge
             runs.write_json(out / "gate.json", told)
+        _warn_of_the_town(config, dataset, worker)
         journal.merge()
         total = len(wanted) * len(goals)
         done = total - sum(map(len, wanted.values()))
         first = int(os.environ.get("RANK", 0)) == 0
         try:
-            with runs.progress("transfer", total, done=done) if first else nullcontext() as bar:
+            with runs.progress(f"transfer on {worker.model.device.type}", total, done=done) if first else nullcontext() as bar:
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
         finally:
             journal.add({"finished": True})
             journal.merge()
     return out
+
+
+def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
+    """The embedded prior is a toy: what it makes of photographs looks like a result and is none."""
+    try:
+        side = min(frames.image_size(dataset.frames[0].image))
+    except InputError:
+        return  # listed as a failure when its turn comes
+    if config.diffusion.model == "town" and side > 2 * worker.short_side:
+        _log.warning(
+            "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a real model, as in "
+            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", worker.short_side, side,
+        )  # fmt: skip
 
 
 def transfer_images(
