@@ -85,27 +85,19 @@ def test_either_step_resumes_bitwise(step: int, data: Path, first: Path, tmp_pat
     config = step1(data) if step == 1 else step2(data, first)
     kind = SelfTraining if step == 1 else AdversarialDiffusion
     whole = first if step == 1 else train(config, tmp_path / "whole")
-    after_step = kind.after_step
-
-    def killed(self, done):
-        if done == 3:
-            raise KeyboardInterrupt
-        after_step(self, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "after_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "killed")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kind, "after_step", _stop_after(kind.after_step, 3))
+        train(config, tmp_path / "killed")
     train(config, tmp_path / "killed")
     assert training.same(whole, tmp_path / "killed")
     assert training.logged(whole) == training.logged(tmp_path / "killed")
 
 
-def test_step_2_follows_its_own_settings_before_and_after_an_interruption(data: Path, first: Path, tmp_path: Path):
+def test_step_2_follows_its_own_settings_before_and_after_an_interruption(data: Path, first: Path, tmp_path: Path, monkeypatch):
     settings = replace(SETTINGS, threshold=0.0, confidence_weighted=True, augmentation=StrongAugmentation(jitter_probability=0.0))
     config = step2(data, first, iccld=settings)
     whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(AdversarialDiffusion, "after_step", _stop_after(AdversarialDiffusion.after_step, 3))
         train(config, stopped)
     train(config, stopped)
