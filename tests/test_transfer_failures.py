@@ -241,7 +241,7 @@ def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
 def test_an_overflow_is_an_error_and_no_black_picture(config, tmp_path, monkeypatch):
     predict = zodi.predict
     monkeypatch.setattr(zodi, "predict", lambda *a, **k: tuple(part * float("inf") for part in predict(*a, **k)))
-    with pytest.raises(InputError, match="not finite in torch.float32: take --diffusion.dtype bfloat16 or float32"):
+    with pytest.raises(InputError, match=r"not finite in torch\.float32: take --diffusion\.dtype bfloat16 or float32"):
         stage.transfer(config, tmp_path / "out")
     assert not pictures(tmp_path / "out")
 
