@@ -218,8 +218,8 @@ def networks(b: Benchmark) -> dict[str, Path]:
 def truth(b: Benchmark, run: Path, domain: str) -> dict[str, Any]:
     """metrics.json of a run on the target's validation frames, predicted here where the run has none yet."""
     evaluation, predictions = (run / stage / b.checkpoint / domain for stage in ("evaluation", "predictions"))
-    data = fill(town_target(domain), {"out": str(b.town)})
     if not (evaluation / "metrics.json").exists():
+        data = fill(town_target(domain), {"out": str(b.town)})
         predict.predict(PredictConfig(run=str(run), data=data, checkpoint=b.checkpoint), predictions)
         evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=data), evaluation)
     return read_json(evaluation / "metrics.json")
@@ -228,7 +228,7 @@ def truth(b: Benchmark, run: Path, domain: str) -> dict[str, Any]:
 def knows(run: Path, domain: str) -> bool:
     """Whether a run was trained on labels of the domain, and so has no say in how well one can do without."""
     config = read_config(run / "config.json", TrainConfig)
-    layout, _, subset = town_target(domain).replace("{out}/", "").split(":")
+    layout, _, subset = town_target(domain).split(":")
     sources = [source.split(":") for source in (config.source, *config.more_sources)]
     return any(s[0] == layout and s[-1].rpartition("/")[0] == subset.rpartition("/")[0] for s in sources)
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -70,7 +71,7 @@ class Seen:
     regions: np.ndarray
     """a_R(x), [n]."""
 
-    @property
+    @cached_property
     def region_classes(self) -> np.ndarray:
         """Class of each region, [n]."""
         numbers, first = np.unique(self.index, return_index=True)

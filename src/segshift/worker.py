@@ -199,6 +199,14 @@ class Worker:
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def run_all(self, samples: list[Sample]) -> Iterator[Made]:
+        """`run` for samples of any sizes, in batches as large as the configuration's at most."""
+        by_size: dict[tuple[int, int], list[Sample]] = {}
+        for sample in samples:
+            by_size.setdefault(self.size(*sample.image.shape[:2]), []).append(sample)
+        for group in by_size.values():
+            yield from self.run(group, min(len(group), self.config.batch_size))
+
     def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made]:
         started = perf_counter()
         size = self.size(*samples[0].image.shape[:2])

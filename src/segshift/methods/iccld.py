@@ -150,8 +150,9 @@ class AdversarialDiffusion(Method):
         decoder = [copy.deepcopy(network.decoder).requires_grad_(True)] if config.unfreeze_decoder else []
         self.trained = nn.ModuleList([denoiser, *decoder]).to(memory_format=torch.channels_last)
         self.average = average_of(self.trained, config.momentum)
-        adversary = Discriminator(network.latent_channels, spectral=config.spectral_norm) if config.adversarial_weight else None
-        self.discriminator = adversary
+        self.discriminator = (
+            Discriminator(network.latent_channels, spectral=config.spectral_norm) if config.adversarial_weight else None
+        )
         if config.gradient_checkpointing:
             denoiser.checkpoint_gradients()
         # With v the last step is pure noise, as prediction starts; eps says nothing there.
@@ -227,8 +228,8 @@ class AdversarialDiffusion(Method):
         abar = self.abar[t]
         z_t = diffuse(z_0, torch.randn_like(z_0), abar)
         outputs = []
-        for part, wanted_here in ((slice(count), False), (slice(count, None), graph)):
-            with torch.set_grad_enabled(wanted_here):
+        for part, gradient in ((slice(count), False), (slice(count, None), graph)):
+            with torch.set_grad_enabled(gradient):
                 outputs.append(self._output(self.trained, z_t[part], views.condition[part], t[part]))
         return implied(torch.cat(outputs), z_t, abar, self.config.prediction)[0]
 

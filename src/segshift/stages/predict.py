@@ -127,11 +127,10 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
             f"{path} was trained on the {space.classes} classes of '{space.name}', {data.name} has the "
             f"{data.space.classes} of '{data.space.name}': map one onto the other in dataset.yaml"
         )
-    for name in ("sampling_steps", "draws"):
+    for name, most in (("sampling_steps", iccld.T), ("draws", None)):
         value = getattr(config, name)
         if value is not None and not hasattr(method, name):
             raise InputError(f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out")
-        most = iccld.T if name == "sampling_steps" else None
         if value is not None and not 1 <= value <= (most or value):
             raise InputError(f"{name} is {value}, expected " + (f"1 to {most}" if most else "1 or more"))
         if value is not None:

@@ -56,7 +56,7 @@ def train(config: TrainConfig, out: Path) -> Path:
     # what continues needs no weights to start from, nor the run of step 1
     network = replace(config.network, pretrained=False, weights=None) if start else config.network
     method = checkpoints.method_of(replace(config, network=network), data.source.space, begin=not start)
-    method = method.to(accelerator.device).train()
+    method.to(accelerator.device).train()
     optimizers = {
         player: accelerator.prepare_optimizer(_optimizer(config, method.parameter_groups(player)))
         for player in method.networks

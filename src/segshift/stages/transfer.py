@@ -3,15 +3,16 @@
 OUT/config.json            the configuration
 OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by id
 OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
-OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer
+OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer, and what
+                           each domain leaves of its network's agreement, measured on draws that are thrown away
 OUT/journal/<i>-of-<n>.jsonl  what each process has done, a line at a time; the manifests are made from these
 
 Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to its own
 journal only, so no line can be lost. Frames are never half-done: the label first, then the image (atomically), then
 the line; what has a line and an image is finished, and so is a line that says the gate dropped the frame. The bytes of
 a frame depend on nothing but its settings: not on its neighbours (segshift.worker), the number of processes, or where a
-run was interrupted. A gate's thresholds count among the settings; they are a function of the source frames, measured
-once and kept. Another batch size changes a picture by a grey level, and so perhaps a score that lies on the threshold.
+run was interrupted. What a gate measures counts among the settings: a function of the source frames, measured once
+and kept. Another batch size changes a picture by a grey level, and so perhaps a score that lies on the threshold.
 """
 
 from __future__ import annotations
@@ -96,11 +97,13 @@ def transfer(config: TransferConfig, out: Path) -> Path:
 
 def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
     """The embedded prior is a toy: what it makes of photographs looks like a result and is none."""
+    if config.diffusion.model != "town":
+        return
     try:
         side = min(frames.image_size(dataset.frames[0].image))
     except InputError:
         return  # listed as a failure when its turn comes
-    if config.diffusion.model == "town" and side > 2 * worker.short_side:
+    if side > 2 * worker.short_side:
         _log.warning(
             "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a real model, as in "
             "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", worker.short_side, side,
@@ -135,10 +138,8 @@ def transfer_images(
         for i, image in enumerate(images)
     ]
     made: dict[tuple[str, str], np.ndarray] = {}
-    for size in {worker.size(*sample.image.shape[:2]) for sample in samples}:
-        group = [sample for sample in samples if worker.size(*sample.image.shape[:2]) == size]
-        for one in worker.run(group, min(len(group), config.batch_size)):
-            made[one.goal.slug, one.sample.id] = one.picture
+    for one in worker.run_all(samples):
+        made[one.goal.slug, one.sample.id] = one.picture
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
 
 
@@ -213,7 +214,7 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
         raise InputError(f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check")
     limits = gate.thresholds(np.array(scores), np.array(lowest), config.gate.quantile, config.gate.fraction)
     by_class, names = np.array(agreements).T, dataset.space.names
-    kept = {slug: k.round(4).tolist() for slug, k in _kept(config, worker, judge, pilot).items()}
+    kept = {slug: k.round(4).tolist() for slug, k in _kept(worker, judge, pilot).items()}
     return {
         "frames": len(scores), "thresholds": asdict(limits),
         "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in zip(names, by_class, strict=True) if not np.isnan(a).all()},
@@ -223,20 +224,16 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
     }  # fmt: skip
 
 
-def _kept(config: TransferConfig, worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) -> dict[str, np.ndarray]:
+def _kept(worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) -> dict[str, np.ndarray]:
     """k_c [C] by domain, from ungated draws of the pilot frames."""
     seen_of = {sample.id: seen for sample, seen in pilot}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {goal.slug: [] for goal in worker.goals}
-    by_size: dict[tuple[int, int], list[Sample]] = {}
-    for sample, _ in pilot:
-        by_size.setdefault(worker.size(*sample.image.shape[:2]), []).append(sample)
     with runs.progress("gate: first draws", len(pilot) * len(found)) as bar:
-        for samples in by_size.values():
-            for made in worker.run(samples, min(config.batch_size, len(samples))):
-                seen = seen_of[made.sample.id]
-                pred = judge.predict(made.picture, seen.label.shape)
-                found[made.goal.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
-                bar.advance()
+        for made in worker.run_all([sample for sample, _ in pilot]):
+            seen = seen_of[made.sample.id]
+            pred = judge.predict(made.picture, seen.label.shape)
+            found[made.goal.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
+            bar.advance()
     return {slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()}
 
 
