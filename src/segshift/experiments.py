@@ -36,8 +36,8 @@ from segshift.runs import (
     slug,
     to_plain,
     tuples,
+    write_failures,
     write_json,
-    write_lines,
 )
 from segshift.stages import evaluate, predict, report, train, transfer
 from segshift.town import writer
@@ -140,7 +140,7 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     for folder, config in e.transfers.items():
         say.rule(f"{folder}: {', '.join(config.to)}")
         shown.append(str(transfer.transfer(config, out / folder)))
-    write_lines(out / "failures.jsonl", [line for folder in shown for line in failures(Path(folder))])
+    write_failures(out, [line for folder in shown for line in failures(Path(folder))])
     scores: Scores = {}
     for seed in range(e.seeds):
         home = out / f"seed-{seed}"

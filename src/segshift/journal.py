@@ -60,20 +60,12 @@ class Journal:
                 made = {line["id"]: line for line in lines if line.get("domain") == slug}
                 runs.write_lines(self.out / slug / "manifest.jsonl", [made[id] for id in sorted(made)])
                 here = {id: line for id, line in failed.items() if id not in made}
-                _write_failures(self.out / slug, here)
+                runs.write_failures(self.out / slug, here.values())
                 missing |= here
-            _write_failures(self.out, missing)
+            runs.write_failures(self.out, missing.values())
             if _ends(self.read()) == _ends(lines):
                 return
 
 
 def _ends(lines: list[dict]) -> int:
     return sum("finished" in line for line in lines)
-
-
-def _write_failures(folder: Path, failed: dict[str, dict]) -> None:
-    path = folder / "failures.jsonl"
-    if failed:
-        runs.write_lines(path, [failed[id] for id in sorted(failed)])
-    else:
-        path.unlink(missing_ok=True)

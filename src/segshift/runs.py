@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -138,6 +138,14 @@ def write_lines(path: Path, lines: list[dict]) -> None:
     """Write JSON lines atomically."""
     with atomic(path) as temporary:
         temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def write_failures(out: Path, failed: Iterable[dict]) -> None:
+    """Write what `failures` reads, by id; no file where nothing failed."""
+    if lines := sorted(failed, key=lambda line: line["id"]):
+        write_lines(out / "failures.jsonl", lines)
+    else:
+        (out / "failures.jsonl").unlink(missing_ok=True)
 
 
 def failures(out: Path) -> list[dict]:

@@ -100,10 +100,7 @@ def predict(config: PredictConfig, out: Path) -> Path:
                 log.flush()
                 bar.advance()
     runs.write_lines(out / "predictions.jsonl", [lines[f.id] for f in data.frames if f.id in lines])
-    if failed:
-        runs.write_lines(out / "failures.jsonl", sorted(failed, key=lambda line: line["id"]))
-    else:
-        (out / "failures.jsonl").unlink(missing_ok=True)
+    runs.write_failures(out, failed)
     return out
 
 
