@@ -1,20 +1,10 @@
 """How good the estimate without target images is: predicted against true mIoU on the town, and what else one could do.
 
-    python benchmarks/town.py runs/town-benchmark
-    python benchmarks/estimate.py runs/town-benchmark
+    python benchmarks/zodi.py runs/zodi
+    python benchmarks/estimate.py runs/zodi
 
-The README's three further networks, named by --runs: step-1 and full of seed 0 of
-
-    python benchmarks/recipe.py iccld-town-game-ablations runs/iccld --precision bf16
-
-and another encoder:
-
-    segshift train runs/mobilenet --method source_only --source cityscapes:runs/town-benchmark/town/cityscapes:train \\
-        --select last --network.encoder mobilenet_v2 --network.no-pretrained --size 128 256 --crop 128 128 --jitter 0 0 0 0 \\
-        --steps 300 --batch-size 8 --optimizer adamw --weight-decay 0.01 --warmup 30 --precision bf16
-
-Takes every network of the town benchmark but the oracles, and further runs that are named; a domain whose labels a run was
-trained on is left out of its table (game, of those ICCLD runs). Writes
+Takes every network of the ZoDi benchmark but the oracles, and further runs that are named (`benchmarks/town.py` names two of
+ICCLD and one of another encoder); a domain whose labels a run was trained on is left out of its table. Writes
 OUT/estimate.md (the README's table, and the comparison) and OUT/estimate.json (every figure, machine, versions, date).
 The clear validation split is transferred once per domain, strength and draw, for all networks. Running it again
 continues.
@@ -41,23 +31,23 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from scipy.stats import spearmanr
-from settings import circumstances
+from settings import write_results
 
 from segshift.bootstrap import FAILS_BELOW
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig
 from segshift.estimation import estimate
 from segshift.experiments import fill
 from segshift.recipes.town import TOWN_DOMAINS, town_target
-from segshift.runs import InputError, read_config, read_json, slug, write_json
+from segshift.runs import InputError, read_config, read_json, slug
 from segshift.stages import evaluate, predict
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is compared. The README's is --draws 1 with the runs above."""
+    """What is compared."""
 
     town: tyro.conf.Positional[Path]
-    """Folder of benchmarks/town.py."""
+    """Folder of benchmarks/zodi.py."""
     runs: tuple[Path, ...] = ()
     """Further training runs on the same town."""
     out: Path | None = None
@@ -66,7 +56,7 @@ class Benchmark:
     draws: int = 2
     """Noise draws per frame and domain."""
     checkpoint: Literal["best", "last"] = "last"
-    """Which checkpoint of every run; the town benchmark's is the last."""
+    """Which checkpoint of every run; the ZoDi benchmark's is the last."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +201,7 @@ def networks(b: Benchmark) -> dict[str, Path]:
     found = {name: run for name, run in found.items() if not run.name.startswith("oracle")}
     found |= {str(run): run for run in b.runs}
     if not found:
-        raise InputError(f"no run {b.town}/seed-*/<row>: run benchmarks/town.py {b.town} first, or name runs with --runs")
+        raise InputError(f"no run {b.town}/seed-*/<row>: run benchmarks/zodi.py {b.town} first, or name runs with --runs")
     return found
 
 
@@ -262,22 +252,17 @@ def main(b: Benchmark) -> None:
             pairs += [] if knows(run, d) else [pair(name, d, estimated["domains"][d], true)]
     results = {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()}
     named = failures(pairs)
-    write_json(
-        out / "estimate.json",
-        {
-            "results": results, "failing_classes": named, "coverage_of_90_percent_intervals": coverage(pairs),
-            "pairs": [vars(p) for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
-            "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
-            **circumstances("scipy"),
-        },
-    )  # fmt: skip
+    told = {
+        "results": results, "failing_classes": named, "coverage_of_90_percent_intervals": coverage(pairs),
+        "pairs": [vars(p) for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
+        "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
+    }  # fmt: skip
     shares = ", ".join(f"{key} {'-' if value is None else f'{value:.0%}'}" for key, value in named.items())
     text = "\n".join((
         predicted_table(pairs, b.domains), comparison_table(results),
         f"Failing classes: {shares}. True scores inside the 90 % interval: {coverage(pairs):.0%}.\n",
     ))  # fmt: skip
-    (out / "estimate.md").write_text(text)
-    print(text)
+    write_results(out, "estimate", text, told, "scipy")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import tyro
-from settings import Trainings, circumstances, protocol
+from settings import Trainings, protocol, write_results
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
 from segshift.experiments import fill, run_experiment
@@ -22,7 +22,7 @@ from segshift.metrics import spread
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows
-from segshift.runs import read_json, read_lines, slug, write_json
+from segshift.runs import read_json, read_lines, slug
 from segshift.stages import train
 from segshift.town import writer
 
@@ -104,9 +104,7 @@ def main(b: Benchmark) -> None:
         "thresholds": {name: read_json(b.out / slug(name) / "gate.json") for name, (_, gated) in variants(b).items() if gated},
         "protocol": protocol(b.town),
     }  # fmt: skip
-    write_json(b.out / "gate.json", told | circumstances())
-    (b.out / "gate.md").write_text(table(scores, costs, b.domains))
-    print(table(scores, costs, b.domains))
+    write_results(b.out, "gate", table(scores, costs, b.domains), told)
 
 
 if __name__ == "__main__":

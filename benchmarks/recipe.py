@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from settings import circumstances
+from settings import write_results
 
 from segshift.experiments import fill, run_experiment
 from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row
-from segshift.runs import InputError, read_json, slug, write_json
+from segshift.runs import InputError, read_json, slug
 
 Values = dict[str, dict[str, list[float]]]
 """By row and column, one value a seed."""
@@ -91,9 +91,7 @@ def write_tables(e: Experiment, out: Path, name: str, **told: object) -> None:
         scores[line["row"] if line["checkpoint"] == "last" else f"{line['row']}, {line['checkpoint']}"] = line["miou"]
     risks = areas(e, out)
     text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
-    write_json(out / f"{name}.json", {"scores": scores, "risk_coverage_area": risks, **told, **circumstances()})
-    (out / f"{name}.md").write_text(text)
-    print(text)
+    write_results(out, name, text, {"scores": scores, "risk_coverage_area": risks, **told})
 
 
 def main(b: Benchmark) -> None:

@@ -14,6 +14,7 @@ import tyro
 
 from segshift.config import TownConfig
 from segshift.recipes.town import TOWN_DOMAINS
+from segshift.runs import write_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Trainings:
 def protocol(town: TownConfig) -> str:
     return (
         f"embedded town, {town.source_train} source and {town.target_train} target training frames, {town.target_val} "
-        f"validation frames a domain, 19 classes, {town.height}x{town.width}, last checkpoint"
+        f"validation frames a domain, 19 classes, {town.height}x{town.width}"
     )
 
 
@@ -46,3 +47,10 @@ def circumstances(*packages: str) -> dict[str, Any]:
         "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch", *packages)},
         "date": date.today().isoformat(),
     }
+
+
+def write_results(out: Path, name: str, table: str, told: dict[str, Any], *packages: str) -> None:
+    """Write OUT/<name>.md (`table`) and OUT/<name>.json (every figure in `told`, and `circumstances`); print the table."""
+    (out / f"{name}.md").write_text(table)
+    write_json(out / f"{name}.json", told | circumstances(*packages))
+    print(table)

@@ -1,87 +1,89 @@
-"""The town benchmark: source only, source + jitter, ZoDi and the oracle on five targets, mean and deviation over seeds.
+"""Every table of the README that is measured on the embedded town, three seeds each.
 
-    python benchmarks/town.py runs/town-benchmark
+    python benchmarks/town.py runs/town --precision bf16
 
-Writes OUT/town.md (the README's table) and OUT/town.json (every figure, machine, versions, date). The oracle trains on
-labelled frames of the target: not attainable, and the measure of the gap. Running it again continues.
+Runs the other programs one after the other, each in a folder of its own, and gathers OUT/results/<table>.md and .json (every
+figure, machine, versions, date): what `benchmarks/results` holds and the README shows. All of it takes a day on two cores;
+running it again continues, and `--tables` takes a part. The estimate needs the runs of zodi and iccld-game.
 """
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import mean
+from pathlib import Path
 from typing import Literal
 
+import estimate
+import gate
+import recipe
 import tyro
-from settings import Trainings, circumstances, protocol
+import zodi
 
-from segshift.config import TownConfig
-from segshift.experiments import run_experiment
-from segshift.metrics import spread
-from segshift.recipes.experiment import Experiment, Row, Target
-from segshift.recipes.town import town_target, town_training, town_transfer
-from segshift.recipes.zodi import town_rows
-from segshift.runs import read_json, write_json
-
-NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
+from segshift.config import NetworkConfig
+from segshift.experiments import fill
+from segshift.recipes.town import town_training
+from segshift.runs import InputError
+from segshift.stages import train
 
 
 @dataclass(frozen=True)
-class Benchmark(Trainings):
-    """What is run; the defaults are the README's."""
+class Benchmark:
+    """What is run; the README's is with --precision bf16."""
 
-    mode: Literal["default", "reference"] = "default"
-    """Mode of the transfer."""
-
-
-def experiment(b: Benchmark) -> Experiment:
-    """Every training of the table; a network that knows one domain is evaluated there alone."""
-    base = replace(town_training(steps=b.steps, images=b.images), validation=None, precision=b.precision)
-    source, jitter, *zodi = town_rows(base, b.domains)
-    oracles = (Row(f"oracle {domain}", replace(base, source=town_target(domain, "train"))) for domain in b.domains)
-    alone = zip((*zodi, *oracles), (*b.domains, *b.domains), strict=True)
-    return Experiment(
-        name="town benchmark",
-        town=TownConfig(),
-        transfers={"transferred": replace(town_transfer(*b.domains), mode=b.mode)},
-        rows=(source, jitter, *(replace(row, targets=(domain,)) for row, domain in alone)),
-        targets=tuple(Target(domain, town_target(domain)) for domain in b.domains),
-        seeds=b.seeds,
-    )
+    out: tyro.conf.Positional[Path]
+    tables: tuple[str, ...] = ()
+    """Tables to make, by name; none takes all."""
+    seeds: int = 3
+    """Trainings of every row (the demo has one)."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of every training but the demo's."""
 
 
-def scores_of(lines: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """mIoU % of every seed by name and target, from the lines of scores.json: "ZoDi night" and its like in one row."""
-    scores: dict[str, dict[str, list[float]]] = {name: {} for name in NAMES}
-    for line in lines:
-        name = line["row"] if line["row"] in NAMES else line["row"].rsplit(" ", 1)[0]
-        scores[name] |= line["miou"]
-    return scores
+def _recipe(name: str) -> Callable[[Benchmark, Path], None]:
+    return lambda b, out: recipe.main(recipe.Benchmark(name, out, b.seeds, precision=b.precision))
 
 
-def table(scores: dict[str, dict[str, list[float]]], domains: tuple[str, ...]) -> str:
-    """Markdown: mIoU % mean ± standard deviation per row and target, and the share of the gap that is closed."""
-    lines = [f"| mIoU % | {' | '.join(domains)} | mean |", "|---|" + "---|" * (len(domains) + 1)]
-    means = {n: {d: mean(scores[n][d]) for d in domains} for n in NAMES}
-    for n in NAMES:
-        lines.append(f"| {n} | {' | '.join(spread(scores[n][d]) for d in domains)} | {mean(means[n].values()):.1f} |")
-    for n in NAMES[1:3]:
-        gap = [100 * (means[n][d] - means["source only"][d]) / (means["oracle"][d] - means["source only"][d]) for d in domains]
-        lines.append(f"| gap closed, {n} | {' | '.join(f'{g:.0f} %' for g in gap)} | {mean(gap):.0f} % |")
-    return "\n".join(lines) + "\n"
+def _zodi(b: Benchmark, out: Path) -> None:
+    zodi.main(zodi.Benchmark(out, b.seeds, precision=b.precision))
+
+
+def _gate(b: Benchmark, out: Path) -> None:
+    gate.main(gate.Benchmark(out, b.seeds, domains=("night",), precision=b.precision))
+
+
+def _estimate(b: Benchmark, out: Path) -> None:
+    """Of the networks of zodi, of ICCLD's two steps, and of one with another encoder."""
+    other = replace(
+        town_training(steps=300, images=8), validation=None, precision=b.precision,
+        network=NetworkConfig(encoder="mobilenet_v2", pretrained=False),
+    )  # fmt: skip
+    train.train(fill(other, {"out": str(b.out / "zodi")}), b.out / "mobilenet")
+    steps = tuple(b.out / "iccld-town-game-ablations" / "seed-0" / row for row in ("step-1", "full"))
+    estimate.main(estimate.Benchmark(b.out / "zodi", runs=(*steps, b.out / "mobilenet"), out=out, draws=1))
+
+
+TABLES: dict[str, Callable[[Benchmark, Path], None]] = {
+    "demo": lambda b, out: recipe.main(recipe.Benchmark("demo", out, seeds=1)),
+    "zodi": _zodi,
+    "zodi-town-ablations": _recipe("zodi-town-ablations"),
+    "gate": _gate,
+    "iccld-town-game-ablations": _recipe("iccld-town-game-ablations"),
+    "iccld-town-night-ablations": _recipe("iccld-town-night-ablations"),
+    "estimate": _estimate,
+}
 
 
 def main(b: Benchmark) -> None:
-    run_experiment(experiment(b), b.out)
-    scores = scores_of(read_json(b.out / "scores.json"))
-    told = {
-        "scores": scores, "steps": b.steps, "images": b.images, "seeds": b.seeds, "mode": b.mode, "precision": b.precision,
-        "protocol": protocol(TownConfig()), **circumstances(),
-    }  # fmt: skip
-    write_json(b.out / "town.json", told)
-    (b.out / "town.md").write_text(table(scores, b.domains))
-    print(table(scores, b.domains), json.dumps(told["versions"]), sep="\n")
+    if unknown := set(b.tables) - TABLES.keys():
+        raise InputError(f"no table '{min(unknown)}': there are {', '.join(TABLES)}")
+    results = b.out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for name in b.tables or TABLES:
+        TABLES[name](b, b.out / name)
+        for suffix in (".md", ".json"):
+            shutil.copy(b.out / name / (name + suffix), results)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, dropping(), dropping(optimizer="adamw", warmup=3, accumulate=2, precision="bf16")])
 def test_a_run_stopped_anywhere_and_continued_is_bitwise_the_uninterrupted_one(data, tmp_path, monkeypatch, changes):
-    settings = config(data, oracle_validation=f"cityscapes:{data}/fog:val", **changes)
+    settings = config(data, oracle_validation=(f"cityscapes:{data}/fog:val",), **changes)
     train(settings, tmp_path / "whole")
     for step in (1, 3, 4):  # before the first checkpoint, between two, right after one
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

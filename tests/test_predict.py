@@ -142,7 +142,7 @@ def test_a_file_of_weights_predicts_with_the_network_it_is_named_with(tmp_path: 
 
 
 def test_every_selection_rule_predicts_from_its_own_checkpoint(tmp_path: Path, day: str):
-    run = trained(tmp_path / "run", day, select="source", validation=day, oracle_validation=day)
+    run = trained(tmp_path / "run", day, select="source", validation=day, oracle_validation=(day,))
     method = checkpoints.load_run(run)[0]
     checkpoints.save(run, 5, method, {})
     next(method.parameters()).data += 1

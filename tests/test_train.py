@@ -18,26 +18,36 @@ def data(tmp_path):
 
 @pytest.mark.parametrize(
     ("select", "field"),
-    [("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle")],
+    [("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle/fog")],
 )
 def test_the_best_checkpoint_is_chosen_by_the_set_it_is_named_after(data, tmp_path, select, field):
     settings = config(
         data,
         select=select,
         transferred_validation=(f"cityscapes:{data}/night:val",),
-        oracle_validation=f"cityscapes:{data}/fog:val",
+        oracle_validation=(f"cityscapes:{data}/fog:val",),
         validate_every=1,
     )
     run = train(settings, tmp_path / "run")
     judged = [line for line in logged(run) if "validation" in line]
     assert len(judged) == 6
     assert [line["score"] for line in judged] == [line["validation"][field]["miou"] for line in judged]
-    for rule, name in (("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle")):
+    for rule, name in (("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle/fog")):
         scores = [line["validation"][name]["miou"] for line in judged]
         assert checkpoints.best_record(run, rule) == {"step": 1 + int(np.argmax(scores)), "score": max(scores)}
     assert checkpoints.best_record(run) == checkpoints.best_record(run, select)
     assert checkpoints.rules(settings) == ("last", "source", "transferred", "oracle")
     assert len(list((run / "checkpoints").glob("best*"))) == 3
+
+
+def test_a_rule_goes_by_the_mean_of_all_its_sets(data, tmp_path):
+    sets = (f"cityscapes:{data}/fog:val", f"cityscapes:{data}/fog:train", f"cityscapes:{data}/night:val")
+    run = train(config(data, select="oracle", oracle_validation=sets, validate_every=1), tmp_path / "run")
+    for line in (line for line in logged(run) if "validation" in line):
+        judged = [line["validation"][f"oracle/{name}"]["miou"] for name in ("fog", "fog:train", "night")]
+        assert line["score"] == pytest.approx(np.mean(judged)) and len(set(judged)) == 2  # night repeats fog
+    with pytest.raises(InputError, match="two validation sets are called 'oracle/fog:val'"):
+        train(config(data, oracle_validation=(sets[0], *sets), validate_every=1), tmp_path / "twice")
 
 
 def test_a_rule_without_its_set_keeps_no_checkpoint(data, tmp_path):

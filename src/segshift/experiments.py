@@ -161,8 +161,9 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
     train.train(config, folder)
     shown = [str(folder)]
     chosen = [target for target in targets if not row.targets or target.name in row.targets]
-    jobs = [(target, None) for target in chosen] + [(chosen[0], sampling) for sampling in row.samplings]
-    for rule, (target, sampling) in product(checkpoints.rules(config), jobs):
+    jobs = [(rule, target, None) for rule, target in product(checkpoints.rules(config), chosen)]
+    jobs += [("last", chosen[0], sampling) for sampling in row.samplings]
+    for rule, target, sampling in jobs:
         steps, draws = sampling or (None, None)
         name = row.name if sampling is None else f"{row.name}, DDIM steps {steps}, draws {draws}"
         place = target.name if sampling is None else f"{target.name}-steps-{steps}-draws-{draws}"

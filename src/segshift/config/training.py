@@ -140,8 +140,9 @@ class TrainConfig:
     """Labelled source validation set; the best checkpoint on it is kept."""
     transferred_validation: tuple[str, ...] = ()
     """Transferred validation sets; the best checkpoint on their mean is kept."""
-    oracle_validation: str | None = None
-    """Labelled target validation set; the best checkpoint on it is kept as the oracle's and used for nothing else."""
+    oracle_validation: tuple[str, ...] = ()
+    """Labelled validation sets of the target, or of several; the best checkpoint on their mean is kept as the oracle's and
+    used for nothing else."""
     select: Select = "source"
     """Which checkpoint the run stands for: last, best on source validation, on transferred validation, or on the
     target's labels (oracle: not attainable without them). Those of the other rules that have a set are kept beside it."""

@@ -7,7 +7,7 @@ of its name) and `{cityscapes}`, `{acdc}`, `{gta5}`, `{synthia}` (where the user
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from segshift.config import TownConfig, TrainConfig, TransferConfig
 
@@ -50,3 +50,10 @@ class Experiment:
     """Trainings of every row: with its own seed and the following ones. Town and transferred images are the same for all."""
     published: str = ""
     """What the paper's authors measured, and under which selection rule."""
+
+
+def judged(rows: tuple[Row, ...], *, oracle: tuple[str, ...], transferred: tuple[str, ...] = ()) -> tuple[Row, ...]:
+    """The rows with these validation sets, so that their table has a line for every selection rule. `oracle` are the
+    targets themselves, with labels."""
+    sets = {"transferred_validation": transferred, "oracle_validation": oracle}
+    return tuple(replace(row, train=replace(row.train, **sets)) for row in rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from segshift.config import ICCLDConfig, NetworkConfig, TownConfig, TrainConfig
-from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.runs import slug
 
@@ -77,30 +77,30 @@ def _training(source: str, size: tuple[int, int], validation: str | None = None)
 
 
 def _published(name: str, source: TrainConfig, target: str, targets: tuple[Target, ...], published: str) -> Experiment:
-    return Experiment(name, (Row("source only", source), *steps(source, target, _SECOND)), targets, published=published)
+    rows = judged((Row("source only", source), *steps(source, target, _SECOND)), oracle=(targets[-1].data,))
+    return Experiment(name, rows, targets, published=published)
 
 
 def _to_cityscapes() -> tuple[Experiment, ...]:
     target = "cityscapes:{cityscapes}:train"
-    judged = (Target("Cityscapes", "cityscapes:{cityscapes}:val"),)
+    targets = (Target("Cityscapes", "cityscapes:{cityscapes}:val"),)
     gta5 = _training("gta5:{gta5}:train", (720, 1280), "gta5:{gta5}:val")
     synthia = replace(_training("synthia:{synthia}", (760, 1280)), classes=16)
-    ablations = Experiment(
-        "iccld-gta5-cityscapes-ablations", ablation_rows(gta5, target, _SECOND, SAMPLINGS), judged, published=_PUBLISHED["gta5"],
-    )  # fmt: skip
+    rows = judged(ablation_rows(gta5, target, _SECOND, SAMPLINGS), oracle=(targets[0].data,))
+    ablations = Experiment("iccld-gta5-cityscapes-ablations", rows, targets, published=_PUBLISHED["gta5"])
     return (
-        _published("iccld-gta5-cityscapes", gta5, target, judged, _PUBLISHED["gta5"]),
-        _published("iccld-synthia-cityscapes-16", synthia, target, judged, _PUBLISHED["synthia"]),
-        _published("iccld-synthia-cityscapes-13", replace(synthia, classes=13), target, judged, _PUBLISHED["synthia-13"]),
+        _published("iccld-gta5-cityscapes", gta5, target, targets, _PUBLISHED["gta5"]),
+        _published("iccld-synthia-cityscapes-16", synthia, target, targets, _PUBLISHED["synthia"]),
+        _published("iccld-synthia-cityscapes-13", replace(synthia, classes=13), target, targets, _PUBLISHED["synthia-13"]),
         ablations,
     )
 
 
 def _to_acdc() -> tuple[Experiment, ...]:
     source = _training("cityscapes:{cityscapes}:train", (512, 1024), "cityscapes:{cityscapes}:val")
-    judged = {d: Target(d, f"acdc:{{acdc}}:{d}/val") for d in ("night", "fog", "rain", "snow")}
-    made = {d: (f"acdc:{{acdc}}:{d}/train", (target,)) for d, target in judged.items()}
-    made["all"] = ("acdc:{acdc}:train", (*judged.values(), Target("all", "acdc:{acdc}:val")))
+    each = {d: Target(d, f"acdc:{{acdc}}:{d}/val") for d in ("night", "fog", "rain", "snow")}
+    made = {d: (f"acdc:{{acdc}}:{d}/train", (target,)) for d, target in each.items()}
+    made["all"] = ("acdc:{acdc}:train", (*each.values(), Target("all", "acdc:{acdc}:val")))
     return tuple(
         _published(f"iccld-cityscapes-acdc-{name}", source, target, targets, _PUBLISHED["acdc"])
         for name, (target, targets) in made.items()
@@ -129,33 +129,34 @@ def town_source(domain: str, *, steps: int = STEPS, images: int = 8) -> TrainCon
         head_lr=1.0, momentum=0.98, threshold=0.9, unet_channels=(32, 64, 96), adversary_warmup=steps // 10
     )
     return replace(
-        town_training(steps=steps, images=images), source=town_target(domain, "train"), validation=None, iccld=settings,
+        town_training(steps=steps, images=images), source=town_target(domain, "train"), validation=town_target(domain), iccld=settings,
         network=NetworkConfig(name="iccld", encoder="resnet18", pretrained=False),
     )  # fmt: skip
 
 
 def _town(source: str, target: str, name: str, *, ablations: bool = False) -> Experiment:
     base = town_source(source)
-    unlabelled, judged = town_target(target, "train"), (Target(target, town_target(target)), Target(source, town_target(source)))
-    rows = ablation_rows(base, unlabelled, town_second(), SAMPLINGS)
+    targets = (Target(target, town_target(target)), Target(source, town_target(source)))
+    rows = judged(ablation_rows(base, town_target(target, "train"), town_second(), SAMPLINGS), oracle=(targets[0].data,))
     if ablations:
-        return Experiment(f"iccld-town-{name}-ablations", rows, judged, town=TownConfig())
+        return Experiment(f"iccld-town-{name}-ablations", rows, targets, town=TownConfig())
     chosen = tuple(row for row in rows if row.name in ("source only", "step 1", "full"))
-    return Experiment(f"iccld-town-{name}", chosen, judged, town=TownConfig())
+    return Experiment(f"iccld-town-{name}", chosen, targets, town=TownConfig())
 
 
 def _town_from_zodi() -> Experiment:
     """From zero-shot to unsupervised: ZoDi's transferred frames as one more labelled source of ICCLD."""
     base, unlabelled = town_source("clear"), town_target("night", "train")
     more = replace(base, more_sources=("cityscapes:{out}/transferred/night:train",))
+    rows = (
+        Row("source only", base),
+        Row("source + transferred", more),
+        *steps(base, unlabelled, town_second()),
+        *steps(more, unlabelled, town_second(), name=" + transferred"),
+    )
     return Experiment(
         "iccld-town-night-from-zodi",
-        (
-            Row("source only", base),
-            Row("source + transferred", more),
-            *steps(base, unlabelled, town_second()),
-            *steps(more, unlabelled, town_second(), name=" + transferred"),
-        ),
+        judged(rows, oracle=(town_target("night"),)),
         (Target("night", town_target("night")), Target("clear", town_target("clear"))),
         {"transferred": town_transfer("night")},
         TownConfig(),

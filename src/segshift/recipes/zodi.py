@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig, TransferConfig
-from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import JITTER, TOWN_DOMAINS, town_target, town_training, town_transfer
 from segshift.runs import slug
 
@@ -53,16 +53,15 @@ def _published(domain: str, network: str) -> Experiment:
     return Experiment(
         name=("zodi-cityscapes-gta5" if domain == "game" else f"zodi-cityscapes-acdc-{domain}") + suffix,
         transfers={"transferred": transfer, "transferred-val": replace(transfer, source="cityscapes:{cityscapes}:val")},
-        rows=_judged_by_all(rows, domain, target),
+        rows=judged(rows, oracle=(target,), transferred=(transferred_val(domain),)),
         targets=(Target(domain, target), Target("clear", "cityscapes:{cityscapes}:val")),
         published=f"{_PUBLISHED[network][domain]} mIoU % (epoch chosen on target labels / on source validation / last)",
     )
 
 
-def _judged_by_all(rows: tuple[Row, ...], domain: str, target: str) -> tuple[Row, ...]:
-    """The rows with a validation set for every selection rule; the oracle's is the target itself."""
-    sets = {"transferred_validation": (f"cityscapes:{{out}}/transferred-val/{domain}:val",), "oracle_validation": target}
-    return tuple(replace(row, train=replace(row.train, **sets)) for row in rows)
+def transferred_val(domain: str) -> str:
+    """Where an experiment keeps the validation frames that it transferred to a domain."""
+    return f"cityscapes:{{out}}/transferred-val/{domain}:val"
 
 
 def town_rows(base: TrainConfig, domains: tuple[str, ...]) -> tuple[Row, ...]:
@@ -89,14 +88,14 @@ def _town(domain: str) -> Experiment:
         name=f"zodi-town-{domain}",
         town=TownConfig(),
         transfers={"transferred": town_transfer(domain), "transferred-val": town_transfer(domain, split="val")},
-        rows=_judged_by_all(rows, domain, town_target(domain)),
+        rows=judged(rows, oracle=(town_target(domain),), transferred=(transferred_val(domain),)),
         targets=(Target(domain, town_target(domain)), Target("clear", town_target("clear"))),
     )
 
 
 def _town_ablations() -> Experiment:
     """Each part of ZoDi left out or replaced (the paper's section 4.3 and its similarity losses), day to night."""
-    source, _, zodi = town_rows(replace(town_training(steps=300, images=8), validation=None), ("night",))
+    source, _, zodi = town_rows(town_training(steps=300, images=8), ("night",))
     transfer = town_transfer("night")
     transfers = {
         "no ControlNet": replace(transfer, control=False),
@@ -105,20 +104,25 @@ def _town_ablations() -> Experiment:
         "reference mode": replace(transfer, mode="reference"),
     }
     similarities = {"no similarity loss": "none", "SimSiam head": "simsiam", "BYOL head": "byol"}
+    rows = (
+        source,
+        replace(zodi, name="ZoDi"),
+        *(
+            Row(f"ZoDi, {name}", replace(zodi.train, transferred=(f"cityscapes:{{out}}/{slug(name)}/night:train",)))
+            for name in transfers
+        ),
+        *(Row(f"ZoDi, {name}", replace(zodi.train, similarity=form)) for name, form in similarities.items()),
+        Row("ZoDi, two passes", replace(zodi.train, joint_pass=False)),
+    )
     return Experiment(
         name="zodi-town-ablations",
         town=TownConfig(target_train=1),
-        transfers={"transferred": transfer, **{slug(name): changed for name, changed in transfers.items()}},
-        rows=(
-            source,
-            replace(zodi, name="ZoDi"),
-            *(
-                Row(f"ZoDi, {name}", replace(zodi.train, transferred=(f"cityscapes:{{out}}/{slug(name)}/night:train",)))
-                for name in transfers
-            ),
-            *(Row(f"ZoDi, {name}", replace(zodi.train, similarity=form)) for name, form in similarities.items()),
-            Row("ZoDi, two passes", replace(zodi.train, joint_pass=False)),
-        ),
+        transfers={
+            "transferred": transfer,
+            "transferred-val": town_transfer("night", split="val"),
+            **{slug(name): changed for name, changed in transfers.items()},
+        },
+        rows=judged(rows, oracle=(town_target("night"),), transferred=(transferred_val("night"),)),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )
 

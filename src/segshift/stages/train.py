@@ -180,7 +180,7 @@ class _Data:
     pairs: list[batches.Pair]
     target: Dataset | None
     validation: dict[str, Dataset]
-    """By name: source, transferred/<its folder>, oracle."""
+    """By name: source, transferred/<its folder>, oracle/<its folder>; a second of one folder with its subset."""
     kept: tuple[int, ...]
 
     def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
@@ -196,11 +196,13 @@ def _open(config: TrainConfig) -> _Data:
     """Raises: InputError for data that is incomplete or does not fit together."""
     source = frames.load(config.source)
     validation = {"source": frames.load(config.validation)} if config.validation else {}
-    for name in config.transferred_validation:
-        dataset = frames.load(name)
-        validation[f"transferred/{dataset.root.name}"] = dataset
-    if config.oracle_validation:
-        validation["oracle"] = frames.load(config.oracle_validation)
+    for rule, names in (("transferred", config.transferred_validation), ("oracle", config.oracle_validation)):
+        for dataset in map(frames.load, names):
+            key = f"{rule}/{dataset.root.name}"
+            key = f"{key}:{dataset.subset}" if key in validation else key
+            if key in validation:
+                raise InputError(f"two validation sets are called '{key}': name each once, and rename one of two folders of a name")
+            validation[key] = dataset
     more = [frames.load(name) for name in config.more_sources]
     target = frames.load(config.target) if config.target else None
     for dataset in more:

@@ -1,0 +1,99 @@
+"""ZoDi on the town: source only, source + jitter, ZoDi and a training on the target's labels, on five targets.
+
+    python benchmarks/zodi.py runs/zodi
+
+Every row by every selection rule that it has a validation set for: the last checkpoint, the best on source validation, the
+best on transferred validation, and the best on the target's labels, which is not attainable. A network for all targets is
+chosen by the mean over them. Writes OUT/zodi.md and OUT/zodi.json (every figure, machine, versions, date). Running it again
+continues.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Literal
+
+import tyro
+from settings import Trainings, protocol, write_results
+
+from segshift.config import TownConfig
+from segshift.experiments import CHECKPOINTS, run_experiment
+from segshift.metrics import spread
+from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.town import town_target, town_training, town_transfer
+from segshift.recipes.zodi import town_rows, transferred_val
+from segshift.runs import read_json
+
+Scores = dict[tuple[str, str], dict[str, list[float]]]
+"""By row and selection rule: mIoU % of every seed by target."""
+NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
+LAST = [(name, "last") for name in NAMES]
+
+
+@dataclass(frozen=True)
+class Benchmark(Trainings):
+    """What is run; the defaults are the README's."""
+
+    mode: Literal["default", "reference"] = "default"
+    """Mode of the transfer."""
+
+
+def experiment(b: Benchmark) -> Experiment:
+    """Every training of the table; a network that knows one domain is evaluated there alone."""
+    base = replace(town_training(steps=b.steps, images=b.images), precision=b.precision)
+    source, jitter, *zodi = town_rows(base, b.domains)
+    everywhere = {"oracle": tuple(map(town_target, b.domains)), "transferred": tuple(map(transferred_val, b.domains))}
+    rows = judged((source, jitter), **everywhere)
+    for domain, row in zip(b.domains, zodi, strict=True):
+        rows += judged((replace(row, targets=(domain,)),), oracle=(town_target(domain),), transferred=(transferred_val(domain),))
+    for domain in b.domains:
+        rows += (Row(f"oracle {domain}", replace(base, source=town_target(domain, "train"), validation=None), targets=(domain,)),)
+    return Experiment(
+        name="zodi benchmark",
+        town=TownConfig(),
+        transfers={
+            "transferred": replace(town_transfer(*b.domains), mode=b.mode),
+            "transferred-val": replace(town_transfer(*b.domains, split="val"), mode=b.mode),
+        },
+        rows=rows,
+        targets=tuple(Target(domain, town_target(domain)) for domain in b.domains),
+        seeds=b.seeds,
+    )
+
+
+def scores_of(lines: list[dict]) -> Scores:
+    """From the lines of scores.json: "ZoDi night" and its like in one row, rows in the table's order."""
+    scores: Scores = {}
+    for line in lines:
+        name = line["row"] if line["row"] in NAMES else line["row"].rsplit(" ", 1)[0]
+        found = scores.setdefault((name, line["checkpoint"]), {})
+        found |= line["miou"]
+    return scores
+
+
+def table(scores: Scores, domains: tuple[str, ...]) -> str:
+    """Markdown: mIoU % mean ± standard deviation per row, rule and target, and the share of the gap that is closed by the
+    last checkpoint. The row oracle is trained on the target's labels."""
+    lines = [f"| mIoU % | checkpoint | {' | '.join(domains)} | mean |", "|---|---|" + "---|" * (len(domains) + 1)]
+    means = {key: {d: mean(found[d]) for d in domains} for key, found in scores.items()}
+    for (name, rule), found in scores.items():
+        called = "trained on the target's labels (not attainable)" if name == "oracle" else name
+        cells = " | ".join(spread(found[d]) for d in domains)
+        lines.append(f"| {called} | {CHECKPOINTS[rule]} | {cells} | {mean(means[name, rule].values()):.1f} |")
+    source, *ours, oracle = (means[key] for key in LAST)
+    for name, row in zip(NAMES[1:3], ours, strict=True):
+        gap = [100 * (row[d] - source[d]) / (oracle[d] - source[d]) for d in domains]
+        lines.append(f"| gap closed, {name} | last | {' | '.join(f'{g:.0f} %' for g in gap)} | {mean(gap):.0f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def main(b: Benchmark) -> None:
+    run_experiment(experiment(b), b.out)
+    lines = read_json(b.out / "scores.json")
+    told = {"scores": lines, "steps": b.steps, "images": b.images, "seeds": b.seeds, "mode": b.mode, "precision": b.precision}
+    write_results(b.out, "zodi", table(scores_of(lines), b.domains), told | {"protocol": protocol(TownConfig())})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
