@@ -18,7 +18,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize(
     ("select", "field"),
-    [("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle/fog")],
+    [("source", "source"), ("transferred", "transferred/night/val"), ("oracle", "oracle/fog/val")],
 )
 def test_the_best_checkpoint_is_chosen_by_the_set_it_is_named_after(data, tmp_path, select, field):
     settings = config(
@@ -32,7 +32,7 @@ def test_the_best_checkpoint_is_chosen_by_the_set_it_is_named_after(data, tmp_pa
     judged = [line for line in logged(run) if "validation" in line]
     assert len(judged) == 6
     assert [line["score"] for line in judged] == [line["validation"][field]["miou"] for line in judged]
-    for rule, name in (("source", "source"), ("transferred", "transferred/night"), ("oracle", "oracle/fog")):
+    for rule, name in (("source", "source"), ("transferred", "transferred/night/val"), ("oracle", "oracle/fog/val")):
         scores = [line["validation"][name]["miou"] for line in judged]
         assert checkpoints.best_record(run, rule) == {"step": 1 + int(np.argmax(scores)), "score": max(scores)}
     assert checkpoints.best_record(run) == checkpoints.best_record(run, select)
@@ -44,9 +44,9 @@ def test_a_rule_goes_by_the_mean_of_all_its_sets(data, tmp_path):
     sets = (f"cityscapes:{data}/fog:val", f"cityscapes:{data}/fog:train", f"cityscapes:{data}/night:val")
     run = train(config(data, select="oracle", oracle_validation=sets, validate_every=1), tmp_path / "run")
     for line in (line for line in logged(run) if "validation" in line):
-        judged = [line["validation"][f"oracle/{name}"]["miou"] for name in ("fog", "fog:train", "night")]
+        judged = [line["validation"][f"oracle/{name}"]["miou"] for name in ("fog/val", "fog/train", "night/val")]
         assert line["score"] == pytest.approx(np.mean(judged)) and len(set(judged)) == 2  # night repeats fog
-    with pytest.raises(InputError, match="two validation sets are called 'oracle/fog:val'"):
+    with pytest.raises(InputError, match="two validation sets are called 'oracle/fog/val'"):
         train(config(data, oracle_validation=(sets[0], *sets), validate_every=1), tmp_path / "twice")
 
 

@@ -180,7 +180,7 @@ class _Data:
     pairs: list[batches.Pair]
     target: Dataset | None
     validation: dict[str, Dataset]
-    """By name: source, transferred/<its folder>, oracle/<its folder>; a second of one folder with its subset."""
+    """By name: source, transferred/<its folder>/<its subset>, oracle/<the same>."""
     kept: tuple[int, ...]
 
     def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
@@ -198,8 +198,7 @@ def _open(config: TrainConfig) -> _Data:
     validation = {"source": frames.load(config.validation)} if config.validation else {}
     for rule, names in (("transferred", config.transferred_validation), ("oracle", config.oracle_validation)):
         for dataset in map(frames.load, names):
-            key = f"{rule}/{dataset.root.name}"
-            key = f"{key}:{dataset.subset}" if key in validation else key
+            key = f"{rule}/{dataset.root.name}/{dataset.subset}".rstrip("/")
             if key in validation:
                 raise InputError(f"two validation sets are called '{key}': name each once, and rename one of two folders of a name")
             validation[key] = dataset
