@@ -18,7 +18,7 @@ from typing import Literal
 import tyro
 from settings import write_results
 
-from segshift.experiments import fill, run_experiment
+from segshift.experiments import CHECKPOINTS, fill, run_experiment
 from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row
@@ -76,22 +76,24 @@ def areas(e: Experiment, out: Path) -> dict[str, Values]:
     return found
 
 
-def table(what: str, values: Values) -> str:
-    """Markdown: mean ± standard deviation over seeds."""
+def table(head: str, values: Values) -> str:
+    """Markdown: mean ± standard deviation over seeds. A " | " in `head` and in the rows' names parts the first columns."""
     columns = list(dict.fromkeys(name for row in values.values() for name in row))
-    lines = [f"| {what} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    lines = [f"| {head} | {' | '.join(columns)} |", "|" + "---|" * (1 + head.count(" | ") + len(columns))]
     lines += [f"| {name} | {' | '.join(spread(row.get(c, [])) for c in columns)} |" for name, row in values.items()]
     return "\n".join(lines) + "\n"
 
 
+def tables(scores: list[dict], risks: dict[str, Values]) -> str:
+    """Markdown: mIoU % by row and checkpoint of the lines of scores.json, and what `areas` found by target."""
+    by_row = {f"{line['row']} | {CHECKPOINTS[line['checkpoint']]}": line["miou"] for line in scores}
+    return "\n".join([table("mIoU % | checkpoint", by_row), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
+
+
 def write_tables(e: Experiment, out: Path, name: str, **told: object) -> None:
     """Write OUT/<name>.md and, with what else is `told`, OUT/<name>.json of an experiment that was run; print the tables."""
-    scores: Values = {}
-    for line in read_json(out / "scores.json"):
-        scores[line["row"] if line["checkpoint"] == "last" else f"{line['row']}, {line['checkpoint']}"] = line["miou"]
-    risks = areas(e, out)
-    text = "\n".join([table("mIoU %", scores), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
-    write_results(out, name, text, {"scores": scores, "risk_coverage_area": risks, **told})
+    scores, risks = read_json(out / "scores.json"), areas(e, out)
+    write_results(out, name, tables(scores, risks), {"scores": scores, "risk_coverage_area": risks, **told})
 
 
 def main(b: Benchmark) -> None:

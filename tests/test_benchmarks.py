@@ -71,6 +71,15 @@ def test_risks_are_gathered_by_target_row_sampling_and_seed(tmp_path):
     assert "| full, DDIM steps 1, draws 5 | 30.5 ± 0.7 |" in recipe.table("area", found["night"])
 
 
+def test_a_recipes_table_has_a_line_for_every_rule():
+    lines = [{"row": "a", "checkpoint": c, "miou": {"night": [10.0, 20.0]}} for c in ("last", "oracle")]
+    text = recipe.tables(lines, {"night": {"a": {"entropy": [30.0, 31.0]}}}).splitlines()
+    assert text[:4] == [
+        "| mIoU % | checkpoint | night |", "|---|---|---|", "| a | last | 15.0 ± 7.1 |", "| a | oracle (not attainable) | 15.0 ± 7.1 |"
+    ]  # fmt: skip
+    assert text[5:] == ["| risk-coverage area x 1000, night | entropy |", "|---|---|", "| a | 30.5 ± 0.7 |"]
+
+
 def test_rows_are_chosen_by_name():
     rows = (Row("a", PLAIN), Row("b", PLAIN))
     assert recipe.chosen(rows, ()) == rows and recipe.chosen(rows, ("b",)) == rows[1:]

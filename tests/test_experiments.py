@@ -120,8 +120,8 @@ def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tm
     assert list(scores) == [name for row in rows for name in (row.name, *(["full, DDIM steps 2, draws 2"] if row.samplings else []))]
     assert scores["full"].keys() == {"clear", "game"} and scores["full, DDIM steps 2, draws 2"].keys() == {"clear"}
     made = out / "seed-0" / "full" / "predictions" / "last"
-    for place in ("clear", "clear-steps-2-draws-2"):
-        assert {path.name for path in (made / place / "uncertainty").iterdir()} == {"confidence", "entropy", "spread"}
+    for place, maps in (("clear", set()), ("clear-steps-2-draws-2", {"spread"})):
+        assert {path.name for path in (made / place / "uncertainty").iterdir()} == {"confidence", "entropy", *maps}
     page = (out / "index.html").read_text()
     assert "2 DDIM steps, 2 draws" in page and "step-1-equal-steps" in page
     read = {name: read_json(out / "seed-0" / slug(name) / "config.json")["config"] for name in ("full", "step 1, equal steps")}
@@ -139,7 +139,23 @@ def test_every_second_step_starts_from_a_row_before_it():
 def test_every_ablation_reads_what_its_own_transfer_writes():
     recipe = RECIPES["zodi-town-ablations"]
     assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 10
-    trees = {f"cityscapes:{{out}}/{folder}/{domain}:train" for folder, config in recipe.transfers.items() for domain in config.to}
-    used = {name for row in recipe.rows for name in row.train.transferred}
+    trees = {
+        f"cityscapes:{{out}}/{folder}/{domain}:{config.source.rpartition(':')[2]}"
+        for folder, config in recipe.transfers.items() for domain in config.to
+    }  # fmt: skip
+    used = {name for row in recipe.rows for name in (*row.train.transferred, *row.train.transferred_validation)}
     assert used == trees
     assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter, row.train.joint_pass) for row in recipe.rows}) == 10
+
+
+def test_every_recipe_but_the_demo_is_judged_by_the_targets_labels_and_says_so():
+    """The rules that need nothing more than the recipe has: the oracle, source validation where the layout has a split,
+    and transferred validation where frames are transferred for it."""
+    for recipe in RECIPES.values():
+        judges = {target.data for target in recipe.targets}
+        for row in recipe.rows:
+            if recipe.name != "demo":
+                assert row.train.oracle_validation and judges >= set(row.train.oracle_validation), (recipe.name, row.name)
+                assert bool(row.train.transferred_validation) == ("transferred-val" in recipe.transfers)
+            trained = {row.train.source, *row.train.more_sources, row.train.target}
+            assert not trained & judges, (recipe.name, row.name)

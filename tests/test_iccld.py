@@ -154,11 +154,11 @@ def test_steps_and_draws_are_the_users_and_uncertainty_is_in_range(steps, draws)
     method.sampling_steps, method.draws = steps, draws
     with torch.inference_mode():
         logits, maps = method.predict_with_uncertainty(torch.rand(2, 3, 32, 40))
-    assert maps.keys() == {"entropy", "spread"} and logits.shape == (2, CLASSES, 32, 40)
+    assert maps.keys() == {"entropy"} | ({"spread"} if draws > 1 else set()) and logits.shape == (2, CLASSES, 32, 40)
     for value in maps.values():
         assert value.shape == (2, 32, 40) and value.min() >= 0 and value.max() <= 1 + 1e-6
-    assert (maps["spread"] <= maps["entropy"] + 1e-6).all()
-    assert (maps["spread"].max() < 1e-5) == (draws == 1)
+    if draws > 1:
+        assert (maps["spread"] <= maps["entropy"] + 1e-6).all() and maps["spread"].max() > 1e-5
 
 
 @pytest.mark.parametrize("unfrozen", [False, True])

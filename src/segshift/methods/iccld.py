@@ -289,10 +289,11 @@ class AdversarialDiffusion(Method):
     def predict_with_uncertainty(
         self, images: Tensor, seeds: Sequence[int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and the entropy of the mean of the draws, and their spread: the part of it by which they differ."""
+        """`predict`, and the entropy of the mean of the draws, and of several their spread: the part of it by which they
+        differ."""
         logits, within = self._masks(images, seeds)
         entropy = self.entropy(logits.exp())
-        return logits, {"entropy": entropy, "spread": (entropy - within).clamp(min=0)}
+        return logits, {"entropy": entropy} | ({"spread": (entropy - within).clamp(min=0)} if self.draws > 1 else {})
 
     def _masks(self, images: Tensor, seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         """log of the draws' mean probability [B, C, H, W], and the mean of their entropies [B, H, W]."""

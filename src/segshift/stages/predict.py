@@ -6,7 +6,7 @@
                                                     selected, step, hash of its weights
     OUT/predictions.jsonl                           a line a frame: id, file, confidence
     OUT/failures.jsonl                              frames that could not be read, where there are any: id, error
-    OUT/uncertainty/<map>/<the same path>           confidence, entropy and spread, on request: 16-bit PNG, value / 65535
+    OUT/uncertainty/<map>/<the same path>           confidence, entropy, of several draws spread, on request: 16-bit PNG, value / 65535
 
 Logits are resized bilinearly to the label's size (the image's where there is no label) before the argmax. The
 confidence is the largest softmax probability, averaged over the pixels of the logits before that resize.

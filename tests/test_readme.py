@@ -1,0 +1,34 @@
+"""README.md: what it shows was measured, and what it names is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from segshift.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHOWN = dict(re.findall(r"<!-- benchmarks/results/([\w-]+)\.md -->\n(.*?)<!-- end -->", README, re.DOTALL))
+
+
+def test_every_measured_table_is_what_a_benchmark_wrote():
+    assert SHOWN.keys() >= {"demo", "estimate", "zodi", "gate"}
+    for name, shown in SHOWN.items():
+        assert shown.strip() == (ROOT / f"benchmarks/results/{name}.md").read_text().strip(), name
+
+
+def test_no_table_outside_of_those_has_measured_figures():
+    rest = re.sub(r"<!-- benchmarks/results/.*?<!-- end -->", "", README, flags=re.DOTALL)
+    assert not [line for line in rest.splitlines() if line.startswith("|") and "±" in line]
+
+
+@pytest.mark.parametrize("name", sorted({*re.findall(r"segshift run ([\w-]+)", README), *re.findall(r"recipe\.py ([\w-]+)", README)}))
+def test_every_recipe_that_is_named_is_there(name):
+    assert name in RECIPES
+
+
+def test_every_file_that_is_named_is_there():
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"\b(?:benchmarks|docs|tests|src)/[\w./-]*\w", text))
+    assert named and not [path for path in named if not (ROOT / path).exists()]
