@@ -20,7 +20,9 @@ def segmenter(encoder="test_resnet", inter_coder=True):
 
 
 def step1(inter_coder=True, excluded=(), things=(), **options):
-    return SelfTraining(segmenter(inter_coder=inter_coder), ICCLDConfig(**options), excluded=excluded, things=things).train()
+    """With E_y, which is one part more to train, unless `diffused` says otherwise."""
+    config = ICCLDConfig(**{"diffused": "label"} | options)
+    return SelfTraining(segmenter(inter_coder=inter_coder), config, excluded=excluded, things=things).train()
 
 
 def step2(diffused="label", excluded=(), random=False, **options):

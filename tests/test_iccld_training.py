@@ -28,7 +28,8 @@ from segshift.stages.predict import predict
 from segshift.stages.train import train
 
 NETWORK = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4)
-SETTINGS = ICCLDConfig(unet_channels=(8, 16), adversary_warmup=1, head_lr=1.0)
+SETTINGS = ICCLDConfig(diffused="label", unet_channels=(8, 16), adversary_warmup=1, head_lr=1.0)
+"""Of the reading that trains one network more, E_y."""
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +81,14 @@ def test_step_2_starts_from_the_teacher_of_step_1(data: Path, first: Path, tmp_p
     assert not torch.equal(before.predict(x), after.predict(x))
 
 
+@pytest.mark.parametrize("diffused", ["label", "image"])
 @pytest.mark.parametrize("step", [1, 2])
-def test_either_step_resumes_bitwise(step: int, data: Path, first: Path, tmp_path: Path, monkeypatch):
-    config = step1(data) if step == 1 else step2(data, first)
+def test_either_step_resumes_bitwise(step: int, diffused: str, data: Path, first: Path, tmp_path: Path, monkeypatch):
+    settings = replace(SETTINGS, diffused=diffused)
+    begun = first if diffused == "label" else train(step1(data, iccld=settings), tmp_path / "first")
+    config = step1(data, iccld=settings) if step == 1 else step2(data, begun, iccld=settings)
     kind = SelfTraining if step == 1 else AdversarialDiffusion
-    whole = first if step == 1 else train(config, tmp_path / "whole")
+    whole = begun if step == 1 else train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(kind, "after_step", _stop_after(kind.after_step, 3))
         train(config, tmp_path / "killed")

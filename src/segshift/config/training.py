@@ -71,7 +71,7 @@ class ICCLDConfig:
     What the paper is not known to state is ours or a relative's; `methods/iccld.py` says which.
     """
 
-    diffused: Literal["label", "image"] = "label"
+    diffused: Literal["label", "image"] = "image"
     """The diffused variable: the latent of the label, given the image's; or the latent of the image, given that of a
     strongly augmented view."""
     threshold: float = 0.968

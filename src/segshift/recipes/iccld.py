@@ -44,7 +44,7 @@ def ablation_rows(source: TrainConfig, target: str, second: Changes, samplings: 
         Row("step 1 + diffusion", replace(full.train, iccld=replace(full.train.iccld, adversarial_weight=0.0))),
         replace(full, uncertainty=True, samplings=samplings),
         *steps(plain, target, second, name=" without inter-coder connections"),
-        *steps(source, target, second, name=", image latent", diffused="image"),
+        *steps(source, target, second, name=", label latent", diffused="label"),
         Row("oracle", replace(source, source=target, size=source.target_size or source.size, validation=None)),
     )
 
