@@ -178,6 +178,10 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     assert [night["corrected"]["iou"][c]["value"] for c in CITYSCAPES.names] == pytest.approx(expected.tolist())
     assert night["corrected"]["miou"]["value"] == pytest.approx(expected.mean())
     assert night["drop"]["value"] == pytest.approx(three[0].mean() - expected.mean())
+    narrow, wide = night["corrected"]["miou_without_generator"], night["corrected"]["miou"]
+    low, high = bootstrap.widened(*narrow.values(), 0.14 * narrow["value"])
+    assert (wide["low"], wide["high"]) == pytest.approx((max(0, low), high)) and wide["high"] > narrow["high"]
+    assert night["drop"]["high"] - night["drop"]["low"] > wide["high"] - narrow["high"]
     for name in bootstrap.SCORES:
         told = night[name]["miou"]
         assert told["low"] < told["high"] and told["low"] - 0.02 < told["value"] < told["high"] + 0.02
@@ -296,7 +300,7 @@ def made_up(benchmark) -> list:
     return [
         benchmark.Pair(
             f"seed-0/{name}", domain, source - drop, source, source - 0.1, source - drop - 0.1, source - drop + 0.02,
-            source - drop, source - drop + 0.04, 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"),
+            source - drop, source - drop + 0.04, (source - drop + 0.01, source - drop + 0.03), 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"),
         )
         for name, source in (("source-only", 0.5), ("jitter", 0.6), ("zodi", 0.7))
         for domain, drop in drops.items()
@@ -334,6 +338,25 @@ def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     assert benchmark.accuracy(pairs, [-p.true for p in pairs])["over_networks"] == pytest.approx(-1)
     assert benchmark.coverage(pairs) == 1 and benchmark.coverage([replace(pairs[0], true=0.9), pairs[1]]) == 0.5
     assert benchmark.failures(pairs) == pytest.approx({"precision": 1 / 2, "recall": 1 / 3})
+
+
+def test_coverage_is_counted_in_domains_that_the_generators_error_was_not_fitted_on(benchmark):
+    pairs = made_up(benchmark)
+    assert benchmark.inside(pairs, 0) == 0 and benchmark.inside(pairs, 1) == 1
+    # the same two points are a larger share of night's scores than of those it is fitted on
+    assert benchmark.held_out_coverage(pairs) == pytest.approx({"night": 2 / 3, "fog": 1, "game": 1})
+    far = [replace(p, true=p.true - 0.2) if p.domain == "game" else p for p in pairs]
+    held = benchmark.held_out_coverage(far)
+    assert held["game"] == 0 and held["night"] == held["fog"] == 1
+    assert benchmark.held_out_coverage(pairs[:1]) == {"night": 1}
+
+
+def test_a_further_error_widens_an_interval_by_its_quantile():
+    assert bootstrap.widened(0.5, 0.5, 0.5, 0.1) == pytest.approx((0.5 - 0.16449, 0.5 + 0.16449), abs=1e-4)
+    assert bootstrap.widened(0.5, 0.46, 0.53, 0) == pytest.approx((0.46, 0.53))
+    low, high = bootstrap.widened(0.5, 0.47, 0.51, 0.04 / 1.6449)
+    assert (low, high) == pytest.approx((0.45, 0.5 + (0.01**2 + 0.04**2) ** 0.5), abs=1e-5)
+    assert bootstrap.widened(0.5, 0.6, 0.7, 0) == pytest.approx((0.5, 0.7))  # a value outside its own resamples
 
 
 def test_the_regression_never_sees_the_network_it_predicts(benchmark):
