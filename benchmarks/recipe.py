@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from settings import write_results
+from settings import by_checkpoint, write_results
 
-from segshift.experiments import CHECKPOINTS, fill, run_experiment
+from segshift.experiments import fill, run_experiment
 from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row
@@ -86,8 +86,8 @@ def table(head: str, values: Values) -> str:
 
 def tables(scores: list[dict], risks: dict[str, Values]) -> str:
     """Markdown: mIoU % by row and checkpoint of the lines of scores.json, and what `areas` found by target."""
-    by_row = {f"{line['row']} | {CHECKPOINTS[line['checkpoint']]}": line["miou"] for line in scores}
-    return "\n".join([table("mIoU % | checkpoint", by_row), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
+    lines = by_checkpoint({(line["row"], line["checkpoint"]): line["miou"] for line in scores})
+    return "\n".join([table("mIoU % | checkpoint", lines), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
 
 
 def write_tables(e: Experiment, out: Path, name: str, **told: object) -> None:

@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from segshift.config import TownConfig
+from segshift.experiments import CHECKPOINTS, Scores
 from segshift.recipes.town import TOWN_DOMAINS
 from segshift.runs import write_json
 
@@ -47,6 +48,19 @@ def circumstances(*packages: str) -> dict[str, Any]:
         "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch", *packages)},
         "date": date.today().isoformat(),
     }
+
+
+def by_checkpoint(scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """By "row | checkpoint", the first cells of a table's line: mIoU % of every seed by target. Rules by which a row has
+    the same scores everywhere share a line."""
+    lines: dict[str, dict[str, list[float]]] = {}
+    for row in dict.fromkeys(row for row, _ in scores):
+        rules = [rule for name, rule in scores if name == row]
+        while rules:
+            alike = [rule for rule in rules if scores[row, rule] == scores[row, rules[0]]]
+            lines[f"{row} | {', '.join(CHECKPOINTS[rule] for rule in alike)}"] = scores[row, rules[0]]
+            rules = [rule for rule in rules if rule not in alike]
+    return lines
 
 
 def write_results(out: Path, name: str, table: str, told: dict[str, Any], *packages: str) -> None:

@@ -15,20 +15,17 @@ from statistics import mean
 from typing import Literal
 
 import tyro
-from settings import Trainings, protocol, write_results
+from settings import Trainings, by_checkpoint, protocol, write_results
 
 from segshift.config import TownConfig
-from segshift.experiments import CHECKPOINTS, run_experiment
+from segshift.experiments import Scores, run_experiment
 from segshift.metrics import spread
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json
 
-Scores = dict[tuple[str, str], dict[str, list[float]]]
-"""By row and selection rule: mIoU % of every seed by target."""
 NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
-LAST = [(name, "last") for name in NAMES]
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,12 @@ def scores_of(lines: list[dict]) -> Scores:
 
 def table(scores: Scores, domains: tuple[str, ...]) -> str:
     """Markdown: mIoU % mean ± standard deviation per row, rule and target, and the share of the gap that is closed by the
-    last checkpoint. The row oracle is trained on the target's labels."""
+    last checkpoint. The row "oracle" is trained on the target's labels."""
     lines = [f"| mIoU % | checkpoint | {' | '.join(domains)} | mean |", "|---|---|" + "---|" * (len(domains) + 1)]
-    means = {key: {d: mean(found[d]) for d in domains} for key, found in scores.items()}
-    for (name, rule), found in scores.items():
-        called = "trained on the target's labels (not attainable)" if name == "oracle" else name
-        cells = " | ".join(spread(found[d]) for d in domains)
-        lines.append(f"| {called} | {CHECKPOINTS[rule]} | {cells} | {mean(means[name, rule].values()):.1f} |")
-    source, *ours, oracle = (means[key] for key in LAST)
+    for cells, found in by_checkpoint(scores).items():
+        values = " | ".join(spread(found[d]) for d in domains)
+        lines.append(f"| {cells} | {values} | {mean(mean(found[d]) for d in domains):.1f} |")
+    source, *ours, oracle = ({d: mean(scores[name, "last"][d]) for d in domains} for name in NAMES)
     for name, row in zip(NAMES[1:3], ours, strict=True):
         gap = [100 * (row[d] - source[d]) / (oracle[d] - source[d]) for d in domains]
         lines.append(f"| gap closed, {name} | last | {' | '.join(f'{g:.0f} %' for g in gap)} | {mean(gap):.0f} % |")

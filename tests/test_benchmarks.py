@@ -72,10 +72,12 @@ def test_risks_are_gathered_by_target_row_sampling_and_seed(tmp_path):
 
 
 def test_a_recipes_table_has_a_line_for_every_rule():
-    lines = [{"row": "a", "checkpoint": c, "miou": {"night": [10.0, 20.0]}} for c in ("last", "oracle")]
+    night = {"last": [10.0, 20.0], "source": [10.0, 18.0], "oracle": [10.0, 20.0]}
+    lines = [{"row": "a", "checkpoint": rule, "miou": {"night": values}} for rule, values in night.items()]
     text = recipe.tables(lines, {"night": {"a": {"entropy": [30.0, 31.0]}}}).splitlines()
-    assert text[:4] == [
-        "| mIoU % | checkpoint | night |", "|---|---|---|", "| a | last | 15.0 ± 7.1 |", "| a | oracle (not attainable) | 15.0 ± 7.1 |"
+    assert text[:5] == [
+        "| mIoU % | checkpoint | night |", "|---|---|---|",
+        "| a | last, oracle (not attainable) | 15.0 ± 7.1 |", "| a | best on source | 14.0 ± 5.7 |", "",
     ]  # fmt: skip
     assert text[5:] == ["| risk-coverage area x 1000, night | entropy |", "|---|---|", "| a | 30.5 ± 0.7 |"]
 
