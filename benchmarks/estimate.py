@@ -22,7 +22,7 @@ What it is compared with, all from the same frames; no target image is used but 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -60,6 +60,23 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A true score, what was predicted for it, the ends of its interval, and its ends without an error of the generator."""
+
+    true: float
+    value: float
+    low: float
+    high: float
+    narrow_low: float
+    narrow_high: float
+
+    def inside(self, generator: float) -> bool:
+        """Whether the truth lies inside with another error of the generator, as a share of the predicted score."""
+        low, high = widened(self.value, self.narrow_low, self.narrow_high, generator * self.value)
+        return low <= self.true <= high
+
+
+@dataclass(frozen=True)
 class Pair:
     """One network in one domain; all scores are mIoU in [0, 1]."""
 
@@ -82,6 +99,15 @@ class Pair:
     """Classes that were predicted to fail."""
     failed: tuple[str, ...]
     """Classes that did: true IoU below FAILS_BELOW of the source's."""
+    trained_on: bool
+    """Whether the network was trained on transferred frames of the domain."""
+    classes: tuple[Interval, ...]
+    """The classes' IoU."""
+
+    @property
+    def whole(self) -> Interval:
+        """The mIoU."""
+        return Interval(self.true, self.corrected, self.low, self.high, *self.narrow)
 
 
 # ------------------------------------------------------------------------------------------ what is compared
@@ -150,26 +176,27 @@ def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
     return {"precision": both / named if named else None, "recall": both / failed if failed else None}
 
 
-def coverage(pairs: Sequence[Pair]) -> float:
-    """Share of the true scores inside the interval."""
-    return mean(pair.low <= pair.true <= pair.high for pair in pairs)
+def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair]) -> dict[str, float]:
+    """Share of the true scores inside the interval (`all`), without an error of the generator, and with one that was
+    fitted on the other domains, as the smallest whole percentage that holds LEVEL of theirs (`held_out`, and by domain): so
+    no domain is judged by itself. `of`: the scores of a pair."""
 
+    def share(hits: Iterable[bool]) -> float:
+        return mean(map(float, hits))
 
-def inside(pairs: Sequence[Pair], generator: float) -> float:
-    """The same with another error of the generator, as a share of the predicted score (`bootstrap.GENERATOR`)."""
-    ends = [widened(p.corrected, *p.narrow, generator * p.corrected) for p in pairs]
-    return mean(low <= p.true <= high for p, (low, high) in zip(pairs, ends, strict=True))
-
-
-def held_out_coverage(pairs: Sequence[Pair]) -> dict[str, float]:
-    """By domain: the share of its true scores inside intervals whose generator's error was fitted on the other domains, as
-    the smallest whole percentage that holds LEVEL of theirs. So no domain is judged by itself."""
-    held = {}
+    every = [one for pair in pairs for one in of(pair)]
+    held: dict[str, list[bool]] = {}
     for domain in dict.fromkeys(pair.domain for pair in pairs):
-        others = [pair for pair in pairs if pair.domain != domain]
-        fitted = next((g / 100 for g in range(100) if inside(others, g / 100) >= LEVEL), 1.0) if others else 1.0
-        held[domain] = inside([pair for pair in pairs if pair.domain == domain], fitted)
-    return held
+        others = [one for pair in pairs if pair.domain != domain for one in of(pair)]
+        fits = (g / 100 for g in range(100) if others and share(one.inside(g / 100) for one in others) >= LEVEL)
+        fitted = next(fits, 1.0)
+        held[domain] = [one.inside(fitted) for pair in pairs if pair.domain == domain for one in of(pair)]
+    return {
+        "all": share(one.low <= one.true <= one.high for one in every),
+        "without_generator": share(one.inside(0) for one in every),
+        "held_out": share(hit for hits in held.values() for hit in hits),
+        **{domain: share(hits) for domain, hits in held.items()},
+    }
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -211,6 +238,19 @@ def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def coverage_table(covered: dict[str, dict[str, float]]) -> str:
+    """Markdown: shares of true scores inside 90 % intervals, of the mIoU and of the classes' IoU."""
+    columns = next(iter(covered.values()))
+    heads = {"all": "inside", "without_generator": "without the generator's error", "held_out": "that error fitted on other domains"}
+    lines = ["| truths in 90 % intervals | " + " | ".join(heads.get(name, name) for name in columns) + " |", "|---|" + "---|" * len(columns)]
+    lines += [f"| {what} | " + " | ".join(map(_percent, shares.values())) + " |" for what, shares in covered.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
 # ------------------------------------------------------------------------------------------ running it
 
 
@@ -246,13 +286,16 @@ def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, A
     """What estimate.json says of a domain, beside the truth's metrics.json."""
     source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
     failed = (n for n, s in source.items() if s and true["iou"].get(n) is not None and true["iou"][n] < FAILS_BELOW * s)
-    corrected, confidence = estimated["corrected"]["miou"], estimated["confidence"]
-    narrow = estimated["corrected"]["miou_without_generator"]
+    corrected, narrow, confidence = estimated["corrected"], estimated["without_generator"], estimated["confidence"]
+    classes = (
+        Interval(true["iou"][name], told["value"], told["low"], told["high"], narrow["iou"][name]["low"], narrow["iou"][name]["high"])
+        for name, told in corrected["iou"].items() if told["value"] is not None and true["iou"].get(name) is not None
+    )  # fmt: skip
+    whole, ends = corrected["miou"], narrow["miou"]
     return Pair(
         network, domain, true["miou"], *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")),
-        corrected["value"], corrected["low"], corrected["high"], (narrow["low"], narrow["high"]),
-        confidence["source"], confidence["target"],
-        tuple(estimated["failing"]), tuple(failed),
+        whole["value"], whole["low"], whole["high"], (ends["low"], ends["high"]), confidence["source"], confidence["target"],
+        tuple(estimated["failing"]), tuple(failed), estimated["trained_on"], tuple(classes),
     )  # fmt: skip
 
 
@@ -272,21 +315,19 @@ def main(b: Benchmark) -> None:
             assert true["model"]["weights"] == estimated["model"]["weights"], f"{run} was trained on since it was evaluated"
             pairs += [] if knows(run, d) else [pair(name, d, estimated["domains"][d], true)]
     results = {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()}
-    named, held = failures(pairs), held_out_coverage(pairs)
+    named = failures(pairs)
+    covered = {"miou": coverage(lambda pair: (pair.whole,), pairs), "classes": coverage(lambda pair: pair.classes, pairs)}
+    groups = {"trained on transferred frames of the domain": True, "all others": False}
+    by_group = {name: accuracy(chosen, [p.corrected for p in chosen]) for name, known in groups.items() if (chosen := [p for p in pairs if p.trained_on == known])}
     told = {
         "results": results, "failing_classes": named,
-        "coverage_of_90_percent_intervals": {
-            "all": coverage(pairs), "without_generator": inside(pairs, 0), "held_out": held,
-        },
-        "pairs": [vars(p) for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
+        "networks": by_group, "coverage_of_90_percent_intervals": covered,
+        "pairs": [{key: value for key, value in vars(p).items() if key != "classes"} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
         "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
     }  # fmt: skip
-    shares = ", ".join(f"{key} {'-' if value is None else f'{value:.0%}'}" for key, value in named.items())
     text = "\n".join((
-        predicted_table(pairs, b.domains), comparison_table(results),
-        f"Failing classes: {shares}. True scores inside the 90 % interval: {coverage(pairs):.0%}; with the generator's error "
-        f"fitted on the other domains: {mean(held[p.domain] for p in pairs):.0%} "
-        f"({', '.join(f'{d} {share:.0%}' for d, share in held.items())}); without it: {inside(pairs, 0):.0%}.\n",
+        predicted_table(pairs, b.domains), comparison_table(results | {f"segshift estimate, {name}": r for name, r in by_group.items()}),
+        coverage_table(covered), "Failing classes: " + ", ".join(f"{key} {_percent(share)}" for key, share in named.items()) + ".\n",
     ))  # fmt: skip
     write_results(out, "estimate", text, told, "scipy")
 

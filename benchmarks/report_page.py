@@ -107,9 +107,12 @@ def estimated(b: Benchmark, run: str, true: float, evaluation: dict) -> Path:
     def between(value: float) -> dict:
         return {"value": value, "low": value - 0.05, "high": value + 0.04}
 
+    def scored(miou: float) -> dict:
+        return {"miou": between(miou), "iou": {name: between(miou) for name in evaluation["classes"]}}
+
     out = b.out / run / "estimate"
     domains = {
-        name: {"name": name, "corrected": {"miou": between(true + off)}, "source": {"miou": between(true + 0.2)},
+        name: {"name": name, "corrected": scored(true + off), "source": scored(true + 0.2), "drop": between(0.2 - off),
                "transfer_cost": between(0.06), "failing": ["rider", "pole"] if name == "night" else []}
         for name, off in (("night", 0.02), ("fog", 0.1))
     }  # fmt: skip
@@ -126,9 +129,9 @@ def measure(page: Path) -> list[tuple[str, str]]:
     except ImportError:
         return [("browser", "no Playwright: pip install playwright")]
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        return [("browser", "no Chromium")]
     with sync_playwright() as player:
+        if browser is None and not Path(player.chromium.executable_path).exists():
+            return [("browser", "no Chromium: playwright install chromium")]
         chromium = player.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         tab = chromium.new_page(viewport={"width": 1280, "height": 800})
         start = perf_counter()

@@ -42,7 +42,7 @@ def test_reliability_is_its_definition():
 
 def test_risk_against_coverage_is_the_error_of_the_most_certain():
     rng = np.random.default_rng(1)
-    values = (rng.permutation(1000) * 65.536 + 20).astype(np.uint16).reshape(1, -1)  # one pixel a bin: no ties
+    values = (rng.permutation(1000) * 65.536 + 20).astype(np.uint16).reshape(1, -1)  # no ties
     label = np.zeros((1, 1000), np.uint8)
     pred = (rng.random((1, 1000)) > values / 65535).astype(np.uint8)
     found = calibration.risk_coverage(calibration.histogram(values, label, pred, CLASSES), confidence=True)
@@ -64,6 +64,15 @@ def test_area_is_least_for_a_perfect_ranking_and_the_error_rate_without_one():
     assert area == pytest.approx(r + (1 - r) * np.log(1 - r), abs=1e-12)
     flat = calibration.risk_coverage(calibration.histogram(np.zeros_like(perfect), label, pred, CLASSES))
     assert flat["area"] == pytest.approx(r) and set(flat["risk"]) == {r}
+
+
+def test_a_map_of_few_small_values_ranks_as_its_magnification_does():
+    values, label, pred = made()
+    small = values // 4096  # 16 values in all, the largest 15 / 65535
+    one, other = (calibration.risk_coverage(calibration.histogram(v, label, pred, CLASSES), confidence=True) for v in (small, small * 4096))
+    assert one == other
+    rate = (pred != label)[label < 3].mean()
+    assert one["area"] < 0.8 * rate
 
 
 def test_histograms_of_frames_add_up():

@@ -178,10 +178,14 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     assert [night["corrected"]["iou"][c]["value"] for c in CITYSCAPES.names] == pytest.approx(expected.tolist())
     assert night["corrected"]["miou"]["value"] == pytest.approx(expected.mean())
     assert night["drop"]["value"] == pytest.approx(three[0].mean() - expected.mean())
-    narrow, wide = night["corrected"]["miou_without_generator"], night["corrected"]["miou"]
+    narrow, wide = night["without_generator"]["miou"], night["corrected"]["miou"]
     low, high = bootstrap.widened(*narrow.values(), 0.14 * narrow["value"])
     assert (wide["low"], wide["high"]) == pytest.approx((max(0, low), high)) and wide["high"] > narrow["high"]
     assert night["drop"]["high"] - night["drop"]["low"] > wide["high"] - narrow["high"]
+    road, wide = night["without_generator"]["iou"]["road"], night["corrected"]["iou"]["road"]
+    low, high = bootstrap.widened(*road.values(), 0.33 * road["value"])
+    assert (wide["low"], wide["high"]) == pytest.approx((max(0, low), min(1, high)))
+    assert night["trained_on"] is False and not runs.failures(out)
     for name in bootstrap.SCORES:
         told = night[name]["miou"]
         assert told["low"] < told["high"] and told["low"] - 0.02 < told["value"] < told["high"] + 0.02
@@ -200,7 +204,7 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
         estimate(config(home, steps=3), out)
 
 
-def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: Path, tmp_path: Path):
+def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: Path, tmp_path: Path, caplog):
     first = runs.read_json(estimate(config(home), tmp_path / "out") / "estimate.json")
     before = pictures(home / "transferred")
     run = training_run(home, tmp_path / "run", classes=13)
@@ -210,6 +214,7 @@ def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: P
     one, other = (told["domains"]["night"] for told in (first, second))
     assert one["target_draws"][0]["images_sha256"] == other["target_draws"][0]["images_sha256"]
     assert len(second["classes"]) == 13 and one["raw"] != other["raw"]
+    assert other["trained_on"] and "night: this network was trained on transferred frames" in caplog.text
 
 
 def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, tmp_path: Path):
@@ -301,6 +306,7 @@ def made_up(benchmark) -> list:
         benchmark.Pair(
             f"seed-0/{name}", domain, source - drop, source, source - 0.1, source - drop - 0.1, source - drop + 0.02,
             source - drop, source - drop + 0.04, (source - drop + 0.01, source - drop + 0.03), 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"),
+            name == "zodi", (),
         )
         for name, source in (("source-only", 0.5), ("jitter", 0.6), ("zodi", 0.7))
         for domain, drop in drops.items()
@@ -336,19 +342,23 @@ def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     assert results["confidence"]["bias"] == pytest.approx(100 * np.mean([p.source * p.confidence / 0.9 - p.true for p in pairs]))
     assert results["regression (needs target labels)"] == pytest.approx(right)
     assert benchmark.accuracy(pairs, [-p.true for p in pairs])["over_networks"] == pytest.approx(-1)
-    assert benchmark.coverage(pairs) == 1 and benchmark.coverage([replace(pairs[0], true=0.9), pairs[1]]) == 0.5
     assert benchmark.failures(pairs) == pytest.approx({"precision": 1 / 2, "recall": 1 / 3})
 
 
 def test_coverage_is_counted_in_domains_that_the_generators_error_was_not_fitted_on(benchmark):
+    def whole(pair):
+        return (pair.whole,)
+
     pairs = made_up(benchmark)
-    assert benchmark.inside(pairs, 0) == 0 and benchmark.inside(pairs, 1) == 1
-    # the same two points are a larger share of night's scores than of those it is fitted on
-    assert benchmark.held_out_coverage(pairs) == pytest.approx({"night": 2 / 3, "fog": 1, "game": 1})
+    # two points are a larger share of night's scores than of those that the error is fitted on there
+    expected = {"all": 1, "without_generator": 0, "held_out": 8 / 9, "night": 2 / 3, "fog": 1, "game": 1}
+    assert benchmark.coverage(whole, pairs) == pytest.approx(expected)
     far = [replace(p, true=p.true - 0.2) if p.domain == "game" else p for p in pairs]
-    held = benchmark.held_out_coverage(far)
-    assert held["game"] == 0 and held["night"] == held["fog"] == 1
-    assert benchmark.held_out_coverage(pairs[:1]) == {"night": 1}
+    held = benchmark.coverage(whole, far)
+    assert held["game"] == 0 and held["night"] == held["fog"] == 1 and held["all"] == pytest.approx(2 / 3)
+    assert benchmark.coverage(whole, pairs[:1])["night"] == 1
+    two = [replace(p, classes=(p.whole, replace(p.whole, true=0.99))) for p in pairs]
+    assert benchmark.coverage(lambda pair: pair.classes, two)["all"] == 0.5
 
 
 def test_a_further_error_widens_an_interval_by_its_quantile():

@@ -42,8 +42,10 @@ def test_scores_are_on_the_scale_of_the_networks_own_agreement_on_the_source():
 
 
 def test_what_a_domain_leaves_of_the_agreement_is_a_ratio_of_sums_and_nothing_where_the_network_is_blind():
-    source, drawn = np.array([[1.0, 0.5, 0.0, np.nan], [0.5, np.nan, 0.0, np.nan]]), np.array([[0.5, 1, 1, np.nan], [0.25, np.nan, 0, np.nan]])
-    assert gate.kept_agreement(source, drawn).tolist() == [0.5, 1, 0, 0]
+    source, drawn = np.array([[1.0, 0.5, 0.0, np.nan], [0.5, np.nan, 0.0, np.nan]]), np.array([[0.5, 0.6, 0, np.nan], [0.25, np.nan, 0, np.nan]])
+    # what no frame shows is taken for as much as of all classes together: (0.75 + 0.6) / (1.5 + 0.5)
+    assert gate.kept_agreement(source, drawn) == pytest.approx([0.5, 1, 0, 0.675])
+    assert gate.kept_agreement(source[:, 2:], drawn[:, 2:]).tolist() == [0, 0]
 
 
 def test_thresholds_are_a_fraction_of_a_quantile_and_need_a_network_that_sees_something():

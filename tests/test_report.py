@@ -4,12 +4,14 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import report_page
 import trees
 from PIL import Image
 
@@ -250,6 +252,24 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
     told = {"protocol": "as told", "level": 0.9, "model": found["model"] | {"weights": weights}, "classes": found["classes"]}
     runs.write_json(run / "estimate/estimate.json", told | {"domains": domains})
     return run / "estimate"
+
+
+def test_the_page_benchmarks_estimates_are_in_the_form_of_estimate(tmp_path: Path, world: dict):
+    found = runs.read_json(world["zodi/night"] / "metrics.json")
+    folder = report_page.estimated(report_page.Benchmark(tmp_path), "zodi", 0.3, found)
+    assert "Mean absolute error" in write(tmp_path / "out", world["zodi/night"], folder).text
+
+
+def test_of_two_true_scores_none_is_shown(tmp_path: Path, world: dict, caplog):
+    ours, other = estimated(world["zodi"], world["zodi/night"], str(world["zodi"])), tmp_path / "train"
+    shutil.copytree(world["zodi/night"], other)
+    found = runs.read_json(other / "metrics.json")
+    found["data"]["subset"], found["domains"]["night"]["miou"] = "night/train", 0.123
+    found["setting"] = "another split"
+    runs.write_json(other / "metrics.json", found)
+    page = write(tmp_path / "out", world["zodi/night"], other, ours)
+    assert "night 40.0 35.0 to 50.0 – –" in " ".join(page.text.split())
+    assert "several true scores for the estimate of ZoDi, night" in caplog.text
 
 
 def test_an_estimate_stands_beside_the_truth_of_the_same_network_only(tmp_path: Path, world: dict):

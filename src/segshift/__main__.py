@@ -55,7 +55,8 @@ def transfer(out: Out, config: Annotated[TransferConfig, FLAT]) -> Path:
 
 
 def train(out: Out, config: Annotated[TrainConfig, FLAT]) -> Path:
-    """Train a segmentation network on source images, or on pairs of source and transferred images."""
+    """Train a segmentation network on source images, on pairs of source and transferred images, or with unlabelled target
+    images."""
     from segshift.stages import train
 
     return train.train(config, out)

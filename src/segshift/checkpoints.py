@@ -70,11 +70,12 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
     Raises: InputError, as `models.build`, and when `config.from_run` is no step 1 of the same network.
     """
     if config.from_run and begin:
-        return AdversarialDiffusion(_step1(config, Path(config.from_run)), config.iccld)
+        return AdversarialDiffusion(_step1(config, Path(config.from_run), space), config.iccld)
     segmenter = models.build(config.network, space.classes)
     excluded = sorted(set(range(space.classes)) - set(class_set(config, space)))
     if config.method == "source_only":
-        return SourceOnly(segmenter, excluded)
+        # the baseline of ICCLD learns as its step 1 does
+        return SourceOnly(segmenter, excluded, config.iccld.head_lr if config.network.name == "iccld" else 1.0)
     if config.method in ("self_training", "adversarial_diffusion"):
         things = [i for i, name in enumerate(space.names) if name in THINGS]
         step1 = SelfTraining(segmenter, config.iccld, excluded=excluded, things=things)
@@ -88,15 +89,20 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
     )
 
 
-def _step1(config: TrainConfig, run: Path) -> SelfTraining:
-    """The trained step 1 that step 2 begins with. Raises: InputError when it does not fit `config`."""
-    step1, trained, _ = load_run(run, "last")
+def _step1(config: TrainConfig, run: Path, space: LabelSpace) -> SelfTraining:
+    """The trained step 1 that step 2 begins with. Raises: InputError when it does not fit `config` or the source's classes."""
+    step1, trained, theirs = load_run(run, "last")
     if trained.method != "self_training":
         raise InputError(f"{run} was trained by method {trained.method}, expected self_training: name a run of ICCLD's step 1")
-    ours, theirs = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
-    if ours != theirs or config.iccld.diffused != trained.iccld.diffused or config.classes != trained.classes:
+    if space.names != theirs.names:
         raise InputError(
-            f"{run} is a step 1 of another network ({theirs}, diffused {trained.iccld.diffused}, classes {trained.classes}): "
+            f"{run} was trained on the {theirs.classes} classes of '{theirs.name}' and {config.source} has the {space.classes} of "
+            f"'{space.name}': name a run of step 1 on the same classes, in the same order"
+        )
+    network, other = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
+    if network != other or config.iccld.diffused != trained.iccld.diffused or config.classes != trained.classes:
+        raise InputError(
+            f"{run} is a step 1 of another network ({other}, diffused {trained.iccld.diffused}, classes {trained.classes}): "
             "give step 2 the same network, iccld.diffused and classes"
         )
     if last_step(run) < trained.steps:

@@ -61,6 +61,7 @@ def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
     classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried on the source
     frames first, so a wrong one costs no transfer.
     """
+    runs.one_process("estimate")
     run = Path(config.run)
     out = out or (run.with_name(f"{run.stem}-estimate") if run.is_file() else run / "estimate")
     data = frames.load(config.source)
@@ -80,6 +81,8 @@ def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
             if (prompt, goal.strength) not in sets:
                 sets[prompt, goal.strength] = [_transferred(config, data, prompt, goal.strength, s, tree, out) for s in seeds]
     result = _result(config, data, goals, source, sets, runs.read_json(out / "source" / "evaluation" / "metrics.json"))
+    lost = {f["id"]: f for drawn in sets.values() for one in drawn for f in runs.failures(Path(one.told["transferred"]))}
+    runs.write_failures(out, lost.values())  # and the estimate is of the other frames
     runs.write_json(out / "estimate.json", result)
     _print(result)
     return out
@@ -96,8 +99,11 @@ def _check(config: EstimateConfig, data: Dataset) -> tuple[Target, ...]:
     if not config.own_prompt.strip():
         raise InputError('the prompt of the own domain is empty: describe the source, as in --own-prompt "driving in daylight"')
     plain = TransferConfig(source=config.source, strength=config.strength)
-    targets(replace(plain, to=(config.own_prompt,)))
-    return targets(replace(plain, to=config.to))
+    goals, own = targets(replace(plain, to=config.to)), targets(replace(plain, to=(config.own_prompt,)))[0]
+    for name, goal in zip(config.to, goals, strict=True):
+        if goal.slug == own.slug and name != config.own_prompt:
+            raise InputError(f"'{name}' is the own domain, written otherwise: name it as --own-prompt does, '{config.own_prompt}'")
+    return goals
 
 
 def _size(config: EstimateConfig, data: Dataset) -> tuple[int, int] | None:
@@ -172,7 +178,7 @@ def _result(
     everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
     ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
     _require_frames(f"what was transferred of {data.name}", len(ids))
-    names = scored["classes"]
+    names, trained_on = scored["classes"], _trained_on(Path(config.run))
 
     def matrices(draws: list[Scored]) -> np.ndarray:
         """[F, D, C, C + 1]."""
@@ -196,9 +202,9 @@ def _result(
             **told,
             "corrected": {
                 "miou": _widened(predicted["miou"], deviation),
-                "iou": {c: _widened(one, bootstrap.GENERATOR * (one["value"] or 0.0)) for c, one in predicted["iou"].items()},
-                "miou_without_generator": predicted["miou"],
+                "iou": {c: _widened(one, bootstrap.GENERATOR_CLASS * (one["value"] or 0.0)) for c, one in predicted["iou"].items()},
             },
+            "without_generator": predicted, "trained_on": goal.slug in trained_on,
             "drop": _widened(drop, deviation, at_least=-1),
             "transfer_cost": _between(means[0] - means[1], mean_spread[:, 0] - mean_spread[:, 1]),
             "failing": [names[c] for c in bootstrap.failing(values[0], values[3])],
@@ -215,6 +221,15 @@ def _result(
         "fails_below": bootstrap.FAILS_BELOW, "own_prompt": config.own_prompt,
         "source": source.told, "domains": domains,
     }  # fmt: skip
+
+
+def _trained_on(run: Path) -> set[str]:
+    """Domains whose transferred frames a run was trained on, by the names of their folders, which may be gone."""
+    if not run.is_dir():
+        return set()
+    config = runs.read_config(run / "config.json", TrainConfig)
+    more = [name for name in config.more_sources if (frames.split(name)[1] / "manifest.jsonl").exists()]
+    return {frames.split(name)[1].name for name in (*config.transferred, *more)}
 
 
 def _with_intervals(values: np.ndarray, spread: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -267,6 +282,11 @@ def _print(result: dict[str, Any]) -> None:
             domain["name"], percent(domain["corrected"]["miou"]), percent(domain["drop"]), percent(loss),
             percent(domain["raw"]["miou"]), ", ".join(domain["failing"]) or "none",
         )  # fmt: skip
+        if domain["trained_on"]:
+            _log.warning(
+                "%s: this network was trained on transferred frames of the domain, and is examined on more of them: on the "
+                "embedded town such estimates were %.0f points too high", domain["name"], 100 * bootstrap.TRAINED_ON,
+            )  # fmt: skip
         source = domain["source"]["miou"]["value"]
         if source and loss["value"] > source / 2:
             _log.warning(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, is_dataclass, replace
 from itertools import product
@@ -31,6 +30,7 @@ from segshift.runs import (
     InputError,
     begin,
     failures,
+    one_process,
     read_config,
     read_json,
     slug,
@@ -122,11 +122,7 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds. Frames that failed
     in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(
-            "run goes through its stages in one process: start transfer and train under torchrun one after the other, "
-            "with the settings of its config.json, and then run it, which finds them finished"
-        )
+    one_process("run")
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
     begin(out, "run", experiment, free=("seeds",))
@@ -169,7 +165,7 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
         place = target.name if sampling is None else f"{target.name}-steps-{steps}-draws-{draws}"
         predictions, evaluation = (folder / stage / rule / place for stage in ("predictions", "evaluation"))
         settings = PredictConfig(
-            run=str(folder), data=target.data, checkpoint=rule, device=config.device, uncertainty=row.uncertainty,
+            run=str(folder), data=target.data, checkpoint=rule, device=config.device, uncertainty=row.uncertainty and rule == "last",
             sampling_steps=steps, draws=draws,
         )  # fmt: skip
         predict.predict(settings, predictions)

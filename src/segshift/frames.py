@@ -69,7 +69,7 @@ def load(spec: str) -> Dataset:
 
     Raises: InputError on an unknown layout or subset, a missing or empty folder, and an id that occurs twice.
     """
-    layout, path, subset = _split(spec)
+    layout, path, subset = split(spec)
     tree = LAYOUTS[layout](path)
     if not tree.root.is_dir():
         raise InputError(f"no folder {tree.root} for '{spec}': name the folder that the data set was unpacked in")
@@ -106,7 +106,8 @@ def load(spec: str) -> Dataset:
     return Dataset(spec, layout, tree.root, subset, tuple(found), tree.space, transferred, tree, tuple(left_out))
 
 
-def _split(spec: str) -> tuple[str, Path, str]:
+def split(spec: str) -> tuple[str, Path, str]:
+    """Layout, folder and subset of layout:path[:subset]. Raises: InputError for an unknown layout."""
     layout, _, rest = spec.partition(":")
     if layout not in LAYOUTS or not rest:
         raise InputError(f"'{spec}' names no data set: write layout:path[:subset], layout one of {', '.join(LAYOUTS)}")

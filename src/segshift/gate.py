@@ -3,8 +3,9 @@
 A network f that was trained on source images alone looks at the transferred image. Where it finds the label's classes
 again the layout is still there; where it does not, either the layout is gone or the domain is too strange for f. The
 first tells one frame from the others of its domain, the second does not. So a score is compared with what f reached on
-the same frame's source, times what the domain leaves of it on average. A class that the generator loses in every frame
-looks like a strange one: neither is judged, and a warning names them.
+the same frame's source, times what the domain leaves of it on average. The thresholds come from source images; that
+average alone from first draws, and without it the gate would reject the domain. So a class that the generator loses in
+every frame looks like a strange one: neither is judged, and a warning names them.
 
 | symbol | meaning |
 |---|---|
@@ -158,9 +159,11 @@ def region_agreement(pred: np.ndarray, label: np.ndarray, index: np.ndarray) -> 
 
 def kept_agreement(source: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """k_c = min(1, sum a_c(x') / sum a_c(x)), [C] in [0, 1]; 0, so that it is not judged, for a class that f finds in no
-    source image. source, drawn: a_c by frame, [F, C]."""
-    total = np.nansum(source, 0)
-    return np.minimum(1, np.divide(np.nansum(drawn, 0), total, out=np.zeros(len(total)), where=total > 0))
+    source image; that of all classes together for one that no frame shows. source, drawn: a_c by frame, [F, C]."""
+    found, total = np.nansum(drawn, 0), np.nansum(source, 0)
+    whole = found.sum() / total.sum() if total.any() else 0.0
+    shown = ~np.isnan(source).all(0)
+    return np.minimum(1, np.divide(found, total, out=np.where(shown, 0.0, whole), where=total > 0))
 
 
 def frame_score(expected: np.ndarray, drawn: np.ndarray) -> float:

@@ -162,11 +162,11 @@ def _features(output: object) -> Tensor:
     return output
 
 
-def build(config: NetworkConfig, classes: int) -> Segmenter:
+def build(config: NetworkConfig, classes: int, *, trained: bool = False) -> Segmenter:
     """The network that `config` names, with `classes` output channels, on the CPU in training mode.
 
-    Raises: InputError for an unknown name, a missing download, another number of classes, or weights of another
-    network.
+    `trained`: its weights are to predict with, and those of an encoder alone will not do. Raises: InputError for an unknown
+    name, a missing download, another number of classes, or weights of another network.
     """
     pretrained = config.pretrained and config.weights is None  # the weights file replaces the download
     stride = STRIDE
@@ -182,7 +182,7 @@ def build(config: NetworkConfig, classes: int) -> Segmenter:
         stride = math.lcm(STRIDE, network.encoder.output_stride)
     segmenter = Segmenter(network, classes, config.feature_layer or layer, stride)
     if config.weights is not None:
-        load_weights(segmenter, Path(config.weights))
+        load_weights(segmenter, Path(config.weights), whole=trained)
     return segmenter.train()
 
 
@@ -216,6 +216,8 @@ def _smp(name: str, encoder: str, pretrained: bool, classes: int) -> nn.Module:
 
 def _latent(config: NetworkConfig, pretrained: bool, classes: int) -> nn.Module:
     encoder = config.encoder.removeprefix("tu-")  # as smp marks timm's
+    if config.latent_channels < 1:
+        raise InputError(f"network.latent_channels is {config.latent_channels}, expected 1 or more")
     try:
         network = LatentSegmenter(
             encoder, classes, pretrained=pretrained,
@@ -292,20 +294,24 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().strip("'\"").split("\n")[0][:200]
 
 
-def load_weights(segmenter: Segmenter, path: Path) -> None:
-    """Load weights of the whole network, of a run's checkpoint, or of the encoder alone (as the hub keeps them).
+def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> None:
+    """Load weights of the whole network, of a run's checkpoint, or, unless `whole`, of the encoder alone (as the hub keeps
+    them).
 
     `path`: .safetensors, or .pt/.pth read with `weights_only=True`, bare or under 'state_dict' or 'model'.
     Raises: InputError when the file is missing, unreadable, or of another network.
     """
     tensors = read_tensors(path)
+    own = segmenter.network.state_dict().keys()
     for prefix in ("segmenter.network.", "module.", "network."):
-        if any(key.startswith(prefix) for key in tensors):
+        if not own <= tensors.keys() and any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             break
     encoder = getattr(segmenter.network, "encoder", None)
     encoder = encoder.model if isinstance(segmenter.network, LatentSegmenter) else encoder
     if isinstance(encoder, nn.Module) and encoder.state_dict().keys() <= tensors.keys():
+        if whole:
+            raise InputError(f"{path} holds weights of an encoder alone: name those of the whole trained network")
         load_tensors(encoder, {key: tensors[key] for key in encoder.state_dict()}, path)  # without its classifier
     else:
         load_tensors(segmenter.network, tensors, path)

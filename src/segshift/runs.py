@@ -13,7 +13,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -89,6 +89,11 @@ def read_config(path: Path, kind: type[T]) -> T:
     """Read a configuration saved by `begin`. Raises: InputError."""
     try:
         return TypeAdapter(kind).validate_python(tuples(read_json(path)["config"]))
+    except ValidationError as error:
+        wrong = ", ".join(dict.fromkeys(".".join(map(str, one["loc"])) for one in error.errors()))
+        raise InputError(
+            f"{path} is no {kind.__name__} of this version ({wrong}): use the version that wrote it, or run it again in a new folder"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no {kind.__name__}: {error}") from error
 
@@ -119,6 +124,15 @@ def begin(out: Path, stage: str, config: Any, *, free: tuple[str, ...] = ()) -> 
             raise InputError(f"{out} holds a run of another configuration ({what}): name a new folder, or delete it")
         return
     write_json(path, plain)
+
+
+def one_process(command: str) -> None:
+    """Raises: InputError under torchrun, where every process would go through all stages at once."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            f"{command} goes through its stages in one process: start them under torchrun one after the other, with the "
+            "settings of their config.json, and then this, which finds them finished"
+        )
 
 
 def read_lines(path: Path) -> list[dict]:

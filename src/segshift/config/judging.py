@@ -47,7 +47,8 @@ class PredictConfig:
     seed: int = 0
     """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
     uncertainty: bool = False
-    """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy,spread}/<file>, 16-bit PNG of [0, 1]."""
+    """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy}/<file>, of several draws also spread, 16-bit
+    PNG of [0, 1]."""
     batch_size: int = 8
     """Images per batch."""
     device: Device = "auto"

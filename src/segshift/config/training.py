@@ -79,7 +79,8 @@ class ICCLDConfig:
     momentum: float = 0.999
     """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1)."""
     head_lr: float = 10.0
-    """Learning rate of everything but the encoder, as a factor on `lr` (DAFormer)."""
+    """Learning rate of everything but the encoder, as a factor on `lr` (DAFormer); also of source_only with this network.
+    Step 2 trains no encoder, and takes `lr` as it is."""
     confidence_weighted: bool = False
     """Weight each pixel of a pseudo-label by its own confidence instead of the image's quality."""
     feature_distance: float = 0.0
@@ -159,7 +160,7 @@ class TrainConfig:
     jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.3)
     """Colour jitter: brightness, contrast, saturation, hue; drawn separately for x and x'."""
     batch_size: int = 4
-    """Pairs (zodi) or images (source_only) per optimizer step, over all processes."""
+    """Pairs (zodi) or source images per optimizer step, over all processes; ICCLD takes as many target images besides."""
     accumulate: int = 1
     """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
     steps: int = 74_375

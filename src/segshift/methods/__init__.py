@@ -42,6 +42,13 @@ class Method(nn.Module):
         """The player's parameters, each once, with the factor on their learning rate."""
         return [(list(self.networks[player].parameters()), 1.0)]
 
+    def encoder_and_heads(self, player: str, factor: float) -> list[tuple[list[nn.Parameter], float]]:
+        """`parameter_groups` where the segmenter's encoder learns at the rate itself and everything else at a factor of it."""
+        encoder = list(self.segmenter.network.encoder.parameters())
+        known = {id(parameter) for parameter in encoder}
+        heads = [parameter for parameter in self.networks[player].parameters() if id(parameter) not in known]
+        return [(encoder, 1.0), (heads, factor)]
+
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
         """The player's terms on one batch; their sum is backpropagated."""
         raise NotImplementedError

@@ -33,15 +33,15 @@ Decisions where the paper leaves a choice:
   higher in every seed that was compared (LOG.md).
 - The paper's caption calls the trained network teacher and its average student. Here as elsewhere in the field the
   student is trained, and the teacher is its average and makes the pseudo-labels.
-- The average predicts, in step 1 and in step 2, and its E, D and E_y are the ones that step 2 starts from and leaves as
-  they are. It is exact in batch-norm and latent statistics, and always in evaluation mode.
+- The average predicts, in step 1 and in step 2, and its E, D and (with "label") E_y are the ones that step 2 starts from
+  and leaves as they are. It is exact in batch-norm and latent statistics, and always in evaluation mode.
 - v counts from the condition: v = F_theta - sqrt(1 - abar_t) z_x, with F_theta = 0 before training. So from pure noise
-  zhat_0 = z_x and the mask is step 1's, and what is learnt is what to change in it. Without, hundreds of steps went
-  into learning z_x -> z_y anew (LOG.md).
-- A copy of D is trained with eps_theta (`unfreeze_decoder`): D has learnt from z_y, which is always right, to trust a
-  label latent blindly, and zhat_0 is not always right.
-- One DDIM step from pure noise is the default: the mean of the masks. More steps draw one of them, which is sharper and
-  scored lower (LOG.md).
+  zhat_0 = z_x and the mask is step 1's, and what is learnt is what to change in it. Without, with "label", hundreds of
+  steps went into learning z_x -> z_y anew (LOG.md).
+- A copy of D is trained with eps_theta (`unfreeze_decoder`): D has seen no zhat_0. With "label" it has learnt from z_y,
+  which is always right, to trust a label latent blindly.
+- One DDIM step from pure noise is the default: the mean of the masks. With "label" more steps draw one of them, which is
+  sharper and scored lower; with "image" all draws are nearly one (LOG.md).
 - Step 1 runs all images of a step as one batch: batch statistics are those of source and mixed images together.
 - D(z_y, skips) = y trains E_y and D; the skips are constants in it, for it knows the answer already.
 - With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with "image" the
@@ -318,7 +318,8 @@ class AdversarialDiffusion(Method):
     def _denoise(self, z: Tensor, condition: Tensor) -> Tensor:
         """z_T to z_0 in `sampling_steps` (DDIM, eq. 12 without noise), from the last time step down."""
         self.schedule.set_timesteps(self.sampling_steps)
-        for t, then in itertools.pairwise([*self.schedule.timesteps.tolist(), None]):
+        steps = self.schedule.timesteps[: self.sampling_steps].tolist()  # for some counts diffusers adds a t of -1
+        for t, then in itertools.pairwise([*steps, None]):
             output = self._output(self.average.module, z, condition, torch.full((len(z),), t, device=z.device))
             zhat_0, eps = implied(output, z, self.abar[t], self.config.prediction)
             z = zhat_0 if then is None else diffuse(zhat_0, eps, self.abar[then])

@@ -105,10 +105,7 @@ class SelfTraining(Method):
         return {"segmenter": self._student()}
 
     def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
-        encoder = list(self.segmenter.network.encoder.parameters())
-        known = {id(parameter) for parameter in encoder}
-        heads = [parameter for parameter in self._student().parameters() if id(parameter) not in known]
-        return [(encoder, 1.0), (heads, self.config.head_lr)]
+        return self.encoder_and_heads(player, self.config.head_lr)
 
     def train(self, mode: bool = True) -> SelfTraining:
         super().train(mode)

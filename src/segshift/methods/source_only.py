@@ -20,13 +20,17 @@ from segshift.models import Segmenter
 class SourceOnly(Method):
     """One player, one term."""
 
-    def __init__(self, segmenter: Segmenter, excluded: Sequence[int] = ()):
+    def __init__(self, segmenter: Segmenter, excluded: Sequence[int] = (), head_lr: float = 1.0):
+        """`head_lr`: factor on the learning rate of everything but the encoder; any other than 1 needs a network with one."""
         super().__init__(excluded)
-        self.segmenter = segmenter
+        self.segmenter, self.head_lr = segmenter, head_lr
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {"segmenter": self.segmenter}
+
+    def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
+        return super().parameter_groups(player) if self.head_lr == 1 else self.encoder_and_heads(player, self.head_lr)
 
     def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
         """batch: source [B, 3, H, W], label [B, H, W]."""

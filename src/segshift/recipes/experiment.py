@@ -21,7 +21,7 @@ class Row:
     targets: tuple[str, ...] = ()
     """Names of the targets it is evaluated on; all of them where empty."""
     uncertainty: bool = False
-    """Predict with maps of confidence, entropy and spread."""
+    """Predict the last checkpoint with maps of confidence, entropy and, of several draws, spread."""
     samplings: tuple[tuple[int, int], ...] = ()
     """(DDIM steps, draws) that it predicts the first target with besides: a line of the table each."""
 

@@ -110,7 +110,7 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
     if path.is_file():
         if config.network is None:
             raise InputError(f"{path} is a file of weights: name the network it belongs to (network.name, .encoder)")
-        network = models.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes)
+        network = models.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True)
         told = {
             "run": config.run, "method": None, "network": asdict(config.network), "step": None,
             "selection": f"weights {path.name}", "sampling": None, "input": _input(config, False),
@@ -168,9 +168,9 @@ def _claim(out: Path, told: dict[str, Any]) -> None:
     path = out / "model.json"
     before = runs.read_json(path) if path.exists() else told
     if before["weights"] != told["weights"]:
+        steps = f" (step {before['step']}, now step {told['step']})" if before["step"] is not None else ""
         raise InputError(
-            f"{out} holds predictions of step {before['step']} of {before['run']}, whose checkpoint is now of step "
-            f"{told['step']}: name a new folder, or delete this one"
+            f"{out} holds predictions of other weights of {before['run']}{steps}: name a new folder, or delete this one"
         )
     runs.write_json(path, told)
 

@@ -8,6 +8,7 @@ classes they are a mean over, and groups are never mixed: a mean over 19 classes
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import re
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from segshift.config import ReportConfig
 from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.metrics import spread
 from segshift.runs import InputError
+
+_log = logging.getLogger(__name__)
 
 _STAGES = ("train", "predict", "evaluate", "estimate", "transfer")
 _NO_LOSS = ("step", "lr", "seconds", "score", "validation")
@@ -339,14 +342,28 @@ def _domain(lines: list[dict]) -> dict:
     return {"prompt": lines[0]["prompt"], "strength": strength, "told": ", ".join(told)}
 
 
+def _same(result: dict, domain: str) -> tuple:
+    """What an estimate and the evaluation that is its truth have in common."""
+    model = result["model"]
+    return model["weights"], model.get("sampling"), model.get("input"), tuple(result["classes"]), domain
+
+
+def _truth(scores: list[float | None], what: str) -> float | None:
+    """The true mIoU, of all evaluations that are `_same`; None where they differ, as those of two subsets do."""
+    if len(set(scores)) > 1:
+        _log.warning("several true scores for the estimate of %s: none is shown; leave all evaluations but one out", what)
+        return None
+    return scores[0] if scores else None
+
+
 def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
     """Estimates beside the truth, where the same weights were evaluated on real frames of the domain; by classes."""
-    truths: dict[tuple, dict] = {}
+    truths: dict[tuple, list[float | None]] = {}
     for evaluation in evaluations:
         result = _result(evaluation)
         if result["model"] and not result["data"]["transferred"]:
             for domain, scores in result["domains"].items():
-                truths.setdefault((result["model"]["weights"], tuple(result["classes"]), domain), scores)
+                truths.setdefault(_same(result, domain), []).append(scores["miou"])
     groups: dict[tuple, dict] = {}
     results = [_result(folder, "estimate.json") for folder in folders]
     for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
@@ -354,7 +371,7 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
         group = groups.setdefault(classes, {"classes": classes, "networks": [], "pairs": []})
         network = {"name": name, "about": result["protocol"], "level": result["level"], "rows": []}
         for slug, domain in result["domains"].items():
-            true = truths.get((result["model"]["weights"], classes, slug), {}).get("miou")
+            true = _truth(truths.get(_same(result, slug), []), f"{name}, {domain['name']}")
             row = {"name": domain["name"], "predicted": domain["corrected"]["miou"], "true": true,
                    "source": domain["source"]["miou"]["value"], "cost": domain["transfer_cost"], "failing": domain["failing"],
                    "drop": domain["drop"], "iou": domain["corrected"]["iou"], "source_iou": domain["source"]["iou"]}  # fmt: skip

@@ -145,6 +145,14 @@ def _check_method(config: TrainConfig) -> None:
         ("masked_ratio", 0 <= c.masked_ratio <= 1, "0 to 1"),
         ("masked_block", c.masked_block >= 1, "1 pixel or more"),
         ("unet_layers", c.unet_layers >= 1, "1 or more"),
+        ("unet_channels", bool(c.unet_channels) and min(c.unet_channels) >= 1, "one level or more, of 1 channel or more"),
+        ("head_lr", c.head_lr > 0, "more than 0"),
+        ("adversary_warmup", c.adversary_warmup >= 0, "0 or more"),
+        ("adversarial_weight", c.adversarial_weight >= 0, "0 or more"),
+        ("estimate_weight", c.estimate_weight >= 0, "0 or more"),
+        ("decoded_weight", c.decoded_weight >= 0, "0 or more"),
+        ("feature_distance", c.feature_distance >= 0, "0 or more"),
+        ("masked_weight", c.masked_weight >= 0, "0 or more"),
         ("rare_temperature", c.rare_temperature > 0, "more than 0"),
     ):
         if not right:
@@ -291,7 +299,8 @@ class _Keeper:
         self.judges: dict[str, DataLoader] = {}
         for name, dataset in data.validation.items():
             share = dataset.frames[accelerator.process_index :: accelerator.num_processes]
-            whole = batches.Whole(share, data.pictures(dataset))
+            size = config.target_size if name.startswith("oracle/") else None  # as it is predicted
+            whole = batches.Whole(share, data.pictures(dataset, size))
             self.judges[name] = _loader(whole, config, accelerator, batch_size=4, persistent_workers=config.workers > 0)
 
     @contextmanager
