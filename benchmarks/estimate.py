@@ -247,6 +247,17 @@ def coverage_table(covered: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tables(told: dict[str, Any]) -> str:
+    """Markdown of everything that estimate.json tells."""
+    pairs = [Pair(**{**pair, "classes": ()}) for pair in told["pairs"]]
+    ways = told["results"] | {f"segshift estimate, {name}": found for name, found in told["networks"].items()}
+    named = ", ".join(f"{key} {_percent(share)}" for key, share in told["failing_classes"].items())
+    return "\n".join((
+        predicted_table(pairs, list(dict.fromkeys(pair.domain for pair in pairs))), comparison_table(ways),
+        coverage_table(told["coverage_of_90_percent_intervals"]), f"Failing classes: {named}.\n",
+    ))  # fmt: skip
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
@@ -317,19 +328,18 @@ def main(b: Benchmark) -> None:
     results = {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()}
     named = failures(pairs)
     covered = {"miou": coverage(lambda pair: (pair.whole,), pairs), "classes": coverage(lambda pair: pair.classes, pairs)}
-    groups = {"trained on transferred frames of the domain": True, "all others": False}
-    by_group = {name: accuracy(chosen, [p.corrected for p in chosen]) for name, known in groups.items() if (chosen := [p for p in pairs if p.trained_on == known])}
+    groups = {"trained on transferred frames of the domain": True, "not trained on them": False}
+    by_group = {}
+    for name, known in groups.items():
+        if chosen := [pair for pair in pairs if pair.trained_on == known]:
+            by_group[name] = accuracy(chosen, [pair.corrected for pair in chosen])
     told = {
         "results": results, "failing_classes": named,
         "networks": by_group, "coverage_of_90_percent_intervals": covered,
         "pairs": [{key: value for key, value in vars(p).items() if key != "classes"} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
         "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
     }  # fmt: skip
-    text = "\n".join((
-        predicted_table(pairs, b.domains), comparison_table(results | {f"segshift estimate, {name}": r for name, r in by_group.items()}),
-        coverage_table(covered), "Failing classes: " + ", ".join(f"{key} {_percent(share)}" for key, share in named.items()) + ".\n",
-    ))  # fmt: skip
-    write_results(out, "estimate", text, told, "scipy")
+    write_results(out, "estimate", tables(told), told, "scipy")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from iccld_parts import CLASSES, batch, fit, reached, step1, step2, terms_of
 
-from segshift.config import ICCLDConfig
+from segshift.config import ICCLDConfig, StrongAugmentation
 from segshift.methods.iccld import (
     AdversarialDiffusion,
     adversarial_loss,
@@ -223,3 +223,34 @@ def test_both_steps_learn_one_batch(reading):
     assert denoiser["diffusion_source"] < 0.9 * before[0]["diffusion_source"]
     assert denoiser["estimate_source"] < 0.95 * before[0]["estimate_source"]
     assert discriminator["discriminator"] < before[1]["discriminator"]
+
+
+@pytest.mark.parametrize("reading", ["label", "image"])
+def test_a_reading_says_what_is_diffused_on_which_condition(reading):
+    """label: E_y(y) on E(x). image: E(x) on E(augmented x), which without augmentation is the same latent."""
+    plain = StrongAugmentation(jitter_probability=0.0, blur_probability=0.0)
+    for augmentation in (plain, StrongAugmentation(jitter=0.9, jitter_probability=1.0)):
+        method, data = step2(reading, augmentation=augmentation), batch()
+        views = method._views(data)
+        network, prepare = method.segmenter.network, method.segmenter.prepare
+        with torch.no_grad():
+            images = network.encode(prepare(torch.cat([data["source"], data["target"]])))[0]
+        here = [*range(2), *range(4, 6)]  # source and target; the mixed images between are drawn inside
+        if reading == "label":
+            torch.testing.assert_close(views.condition[here], images)
+            torch.testing.assert_close(views.z_0[:2], method.adapted[1](data["label"]))
+        else:
+            torch.testing.assert_close(views.z_0[here], images)
+            assert torch.allclose(views.condition, views.z_0, atol=1e-6) == (augmentation is plain)
+    assert (views.position.min() < 1) == (reading == "label")
+
+
+def test_any_count_of_ddim_steps_is_that_many_and_none_after_the_last(monkeypatch):
+    method = step2().eval()
+    asked = []
+    monkeypatch.setattr(method, "_output", lambda trained, z, condition, t: asked.append(int(t[0])) or z)
+    for steps in (1, 2, 7, 61, 103, 121, 500, 999, 1000):
+        method.sampling_steps = steps
+        asked.clear()
+        method._denoise(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2))
+        assert len(asked) == steps and asked[0] == 999 and min(asked) >= 0 and asked == sorted(asked, reverse=True)

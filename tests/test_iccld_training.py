@@ -21,6 +21,7 @@ from segshift.config import (
     StrongAugmentation,
     TrainConfig,
 )
+from segshift.labels import CITYSCAPES
 from segshift.methods.iccld import AdversarialDiffusion, SelfTraining
 from segshift.runs import InputError
 from segshift.stages.check import check
@@ -166,6 +167,34 @@ def test_step_2_refuses_a_run_that_is_no_step_1_of_its_network(data: Path, first
     plain = step1(data, method="source_only", target=None, steps=1)
     with pytest.raises(InputError, match="trained by method source_only"):
         train(step2(data, train(plain, tmp_path / "plain")), tmp_path / "second")
+    labels = runs.read_json(first / "labels.json")
+    labels["names"][:2] = labels["names"][1::-1]  # as many classes, in another order
+    shutil.copytree(first, tmp_path / "permuted")
+    runs.write_json(tmp_path / "permuted" / "labels.json", labels)
+    with pytest.raises(InputError, match="on the same classes, in the same order"):
+        train(step2(data, tmp_path / "permuted"), tmp_path / "third")
+
+
+def test_source_only_learns_its_heads_as_step_1_does(data: Path):
+    plain = step1(data, method="source_only", target=None, iccld=replace(SETTINGS, head_lr=10.0))
+    groups = {}
+    for config in (plain, step1(data, iccld=replace(SETTINGS, diffused="image", head_lr=10.0))):
+        method = checkpoints.method_of(config, CITYSCAPES)
+        groups[config.method] = [(sum(p.numel() for p in parameters), factor) for parameters, factor in method.parameter_groups("segmenter")]
+    assert groups["source_only"] == groups["self_training"] and [factor for _, factor in groups["source_only"]] == [1, 10]
+
+
+def test_the_oracles_frames_are_judged_at_the_size_that_targets_are_predicted_at(data: Path, tmp_path: Path, monkeypatch):
+    sizes, whole = set(), batches.Whole.__init__
+
+    def recorded(self, frames, pictures):
+        sizes.add(pictures.size)
+        whole(self, frames, pictures)
+
+    monkeypatch.setattr(batches.Whole, "__init__", recorded)
+    day = f"cityscapes:{data}/day:train"
+    train(step1(data, validation=day, oracle_validation=(day,), target_size=(48, 96), steps=1), tmp_path)
+    assert sizes == {(32, 64), (48, 96)}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +206,9 @@ def test_step_2_refuses_a_run_that_is_no_step_1_of_its_network(data: Path, first
         ({"iccld": replace(SETTINGS, threshold=1.5)}, "threshold is 1.5"),
         ({"iccld": replace(SETTINGS, rare_temperature=0.0)}, "rare_temperature is 0.0, expected more than 0"),
         ({"iccld": replace(SETTINGS, masked_ratio=2.0)}, "masked_ratio is 2.0, expected 0 to 1"),
+        ({"iccld": replace(SETTINGS, unet_channels=())}, r"unet_channels is \(\), expected one level or more"),
+        ({"iccld": replace(SETTINGS, adversarial_weight=-1.0)}, "adversarial_weight is -1.0, expected 0 or more"),
+        ({"network": replace(NETWORK, latent_channels=0)}, "latent_channels is 0, expected 1 or more"),
         ({"target_size": (16, 64)}, "crop .* is larger"),
         ({"method": "adversarial_diffusion"}, "needs a run of method self_training"),
     ],

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import networks
 import pytest
 import torch
@@ -165,6 +167,35 @@ def test_weights_of_the_encoder_alone_as_the_hub_keeps_them(tmp_path):
     config = NetworkConfig(encoder="resnet18", weights=str(tmp_path / "model.safetensors"))  # pretrained: no download
     loaded = build(config, 5).network.encoder.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in encoder.items())
+
+
+def test_weights_of_an_encoder_alone_are_nothing_to_predict_with(tmp_path):
+    encoder = {name: value.contiguous() for name, value in own_encoder().items()}
+    save_file(encoder, tmp_path / "encoder.safetensors")
+    config = own(weights=str(tmp_path / "encoder.safetensors"))
+    assert all(torch.equal(value, build(config, 5).network.encoder.state_dict()[key]) for key, value in encoder.items())
+    with pytest.raises(InputError, match=r"encoder.safetensors holds weights of an encoder alone"):
+        build(config, 5, trained=True)
+
+
+def own_encoder():
+    return build(own(), 5).network.encoder.state_dict()
+
+
+def test_a_network_with_a_part_called_network_keeps_its_names(tmp_path, monkeypatch):
+    (tmp_path / "nested_net.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n"
+        "    def __init__(self, classes):\n        super().__init__()\n"
+        "        self.network, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, classes, 1)\n"
+        "    def forward(self, images):\n        return self.head(self.network(images))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = NetworkConfig(name="nested_net:Net")
+    saved = build(config, 5).network.state_dict()
+    save_file(saved, tmp_path / "w.safetensors")
+    loaded = build(replace(config, weights=str(tmp_path / "w.safetensors")), 5).network.state_dict()
+    assert saved.keys() == {"network.weight", "network.bias", "head.weight", "head.bias"}
+    assert all(torch.equal(value, loaded[key]) for key, value in saved.items())
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):

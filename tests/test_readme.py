@@ -3,8 +3,13 @@
 import re
 from pathlib import Path
 
+import estimate
+import gate
 import pytest
+import recipe
+import zodi
 
+from segshift import runs
 from segshift.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -12,10 +17,29 @@ README = (ROOT / "README.md").read_text()
 SHOWN = dict(re.findall(r"<!-- benchmarks/results/([\w-]+)\.md -->\n(.*?)<!-- end -->", README, re.DOTALL))
 
 
+RESULTS = ROOT / "benchmarks" / "results"
+TABLES = {
+    "estimate": lambda told: estimate.tables(told),
+    "gate": lambda told: gate.table(told["scores"], told["transfers"]),
+    "zodi": lambda told: zodi.table(zodi.scores_of(told["scores"])),
+}
+"""What makes a table of the figures; of all others recipe.tables."""
+
+
 def test_every_measured_table_is_what_a_benchmark_wrote():
     assert SHOWN.keys() >= {"demo", "estimate", "zodi", "gate"}
     for name, shown in SHOWN.items():
-        assert shown.strip() == (ROOT / f"benchmarks/results/{name}.md").read_text().strip(), name
+        assert shown.strip() == (RESULTS / f"{name}.md").read_text().strip(), name
+
+
+def test_every_table_is_made_of_the_figures_beside_it():
+    names = {path.stem for path in RESULTS.iterdir()}
+    assert names >= SHOWN.keys()
+    for name in names:
+        told = runs.read_json(RESULTS / f"{name}.json")
+        made = TABLES.get(name, lambda told: recipe.tables(told["scores"], told["risk_coverage_area"]))(told)
+        assert made == (RESULTS / f"{name}.md").read_text(), name
+        assert {"machine", "versions", "date"} <= told.keys()
 
 
 def test_no_table_outside_of_those_has_measured_figures():
