@@ -52,13 +52,14 @@ def circumstances(*packages: str) -> dict[str, Any]:
 
 def by_checkpoint(scores: Scores) -> dict[str, dict[str, list[float]]]:
     """By "row | checkpoint", the first cells of a table's line: mIoU % of every seed by target. Rules by which a row has
-    the same scores everywhere share a line."""
+    the same scores everywhere share a line. The row "oracle" is trained on the target's labels."""
     lines: dict[str, dict[str, list[float]]] = {}
     for row in dict.fromkeys(row for row, _ in scores):
+        called = "trained on the target's labels (not attainable)" if row == "oracle" else row
         rules = [rule for name, rule in scores if name == row]
         while rules:
             alike = [rule for rule in rules if scores[row, rule] == scores[row, rules[0]]]
-            lines[f"{row} | {', '.join(CHECKPOINTS[rule] for rule in alike)}"] = scores[row, rules[0]]
+            lines[f"{called} | {', '.join(CHECKPOINTS[rule] for rule in alike)}"] = scores[row, rules[0]]
             rules = [rule for rule in rules if rule not in alike]
     return lines
 

@@ -71,7 +71,7 @@ def scores_of(lines: list[dict]) -> Scores:
 
 def table(scores: Scores) -> str:
     """Markdown: mIoU % mean ± standard deviation per row, rule and target, and the share of the gap that is closed by the
-    last checkpoint. The row "oracle" is trained on the target's labels."""
+    last checkpoint."""
     domains = tuple(scores["source only", "last"])
     lines = [f"| mIoU % | checkpoint | {' | '.join(domains)} | mean |", "|---|---|" + "---|" * (len(domains) + 1)]
     for cells, found in by_checkpoint(scores).items():

@@ -95,7 +95,7 @@ class EstimateConfig:
     """Resamples of the bootstrap, 100 or more."""
     transferred: str | None = None
     """Folder of the transferred frames, which do not depend on the network: estimates that name the same one share
-    them. None takes OUT/transferred."""
+    them (in <domain>-<strength>-<seed>, one transfer each). None takes OUT/transferred."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
     network: ForeignNetwork = None
