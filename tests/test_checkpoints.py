@@ -84,6 +84,14 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
 
 
+def test_what_a_killed_write_left_is_no_checkpoint(data, tmp_path):
+    train(config(data), tmp_path)
+    for name in (".tmp-x1.state", ".tmp-x2.safetensors"):
+        (tmp_path / "checkpoints" / name).write_bytes(b"half")
+    assert checkpoints.last_step(tmp_path) == 6
+    assert train(config(data), tmp_path) == tmp_path
+
+
 def test_the_checkpoint_before_is_kept_until_the_new_one_is_whole(data, tmp_path, monkeypatch):
     write = checkpoints._write
 

@@ -189,7 +189,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
         found.append([p.grad for m in (method, second) for network in m.networks.values() for p in network.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
-    assert kept[2] < 0.8 * kept[0] and kept[3] < 0.8 * kept[1]
+    assert kept[2] < 0.9 * kept[0] and kept[3] < 0.9 * kept[1]
 
 
 @pytest.mark.parametrize("reading", ["label", "image"])

@@ -180,7 +180,7 @@ def test_a_run_of_other_classes_and_other_weights_in_the_folder_are_refused(tmp_
     method = checkpoints.load_run(run)[0]
     next(method.parameters()).data += 1
     checkpoints.save_best(run, 9, method, None)
-    with pytest.raises(InputError, match=r"holds predictions of step 2 .* now of step 9"):
+    with pytest.raises(InputError, match=r"holds predictions of other weights of .* .step 2, now step 9"):
         predict(config, out)
     with pytest.raises(InputError, match="another configuration"):
         predict(replace(config, size=(16, 32)), out)

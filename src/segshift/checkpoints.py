@@ -175,7 +175,8 @@ def _version(name: str) -> str | None:
 
 def last_step(run: Path) -> int:
     """Steps done at the newest whole checkpoint; 0 where there is none."""
-    return max((int(path.stem) for path in (run / "checkpoints").glob("*.state")), default=0)
+    whole = (run / "checkpoints").glob("[0-9]*.state")  # and no .tmp- file of one that was killed while it wrote
+    return max((int(path.stem) for path in whole), default=0)
 
 
 def _weights(run: Path, step: int) -> Path:
