@@ -5,7 +5,7 @@
 
 Takes every network of the ZoDi benchmark but the oracles, and further runs that are named (`benchmarks/town.py` names two of
 ICCLD and one of another encoder); a domain whose labels a run was trained on is left out of its table. Writes
-OUT/estimate.md (the README's table, and the comparison) and OUT/estimate.json (every figure, machine, versions, date).
+OUT/<name of OUT>.md (the README's tables) and .json (every figure, machine, versions, date).
 The clear validation split is transferred once per domain, strength and draw, for all networks. Running it again
 continues.
 
@@ -229,6 +229,19 @@ def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def networks_table(pairs: Sequence[Pair]) -> str:
+    """Markdown: predicted and true mIoU % by network, the mean over its seeds."""
+    domains = list(dict.fromkeys(pair.domain for pair in pairs))
+    lines = [f"| predicted / true | {' | '.join(domains)} |", "|---|" + "---|" * len(domains)]
+    by_name: dict[str, dict[str, list[Pair]]] = {}
+    for pair in pairs:
+        by_name.setdefault(Path(pair.network).name, {}).setdefault(pair.domain, []).append(pair)
+    for name, there in by_name.items():
+        both = ((mean(p.corrected for p in there[d]), mean(p.true for p in there[d])) if d in there else None for d in domains)
+        lines.append(f"| {name} | {' | '.join('-' if two is None else f'{100 * two[0]:.1f} / {100 * two[1]:.1f}' for two in both)} |")
+    return "\n".join(lines) + "\n"
+
+
 def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
     """Markdown: every way to estimate, with its errors in mIoU points and its rank correlations."""
     lines = ["| estimate | mean absolute error | bias | rank over networks | rank over domains |", "|---|---|---|---|---|"]
@@ -254,7 +267,7 @@ def tables(told: dict[str, Any]) -> str:
     named = ", ".join(f"{key} {_percent(share)}" for key, share in told["failing_classes"].items())
     return "\n".join((
         predicted_table(pairs, list(dict.fromkeys(pair.domain for pair in pairs))), comparison_table(ways),
-        coverage_table(told["coverage_of_90_percent_intervals"]), f"Failing classes: {named}.\n",
+        coverage_table(told["coverage_of_90_percent_intervals"]), f"Failing classes: {named}.\n", networks_table(pairs),
     ))  # fmt: skip
 
 
@@ -339,7 +352,7 @@ def main(b: Benchmark) -> None:
         "pairs": [{key: value for key, value in vars(p).items() if key != "classes"} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
         "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
     }  # fmt: skip
-    write_results(out, "estimate", tables(told), told, "scipy")
+    write_results(out, out.name, tables(told), told, "scipy")
 
 
 if __name__ == "__main__":

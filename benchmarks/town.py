@@ -4,7 +4,7 @@
 
 Runs the other programs one after the other, each in a folder of its own, and gathers OUT/results/<table>.md and .json (every
 figure, machine, versions, date): what `benchmarks/results` holds and the README shows. All of it takes a day on two cores;
-running it again continues, and `--tables` takes a part. The estimate needs the runs of zodi and iccld-game.
+running it again continues, and `--tables` takes a part. The estimates need the runs of zodi and of both of ICCLD's ablations.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def _estimate(b: Benchmark, out: Path) -> None:
     estimate.main(estimate.Benchmark(b.out / "zodi", runs=(*steps, b.out / "mobilenet"), out=out, draws=1))
 
 
+def _estimate_night(b: Benchmark, out: Path) -> None:
+    """Of ICCLD's rows from day to night: does it tell, without a label, what self-training does there?"""
+    estimate.main(estimate.Benchmark(b.out / "iccld-town-night-ablations", out=out, domains=("night",), draws=1))
+
+
 TABLES: dict[str, Callable[[Benchmark, Path], None]] = {
     "demo": lambda b, out: recipe.main(recipe.Benchmark("demo", out, seeds=1)),
     "zodi": _zodi,
@@ -71,7 +76,9 @@ TABLES: dict[str, Callable[[Benchmark, Path], None]] = {
     "gate": _gate,
     "iccld-town-game-ablations": _recipe("iccld-town-game-ablations"),
     "iccld-town-night-ablations": _recipe("iccld-town-night-ablations"),
+    "iccld-town-night-from-zodi": _recipe("iccld-town-night-from-zodi"),
     "estimate": _estimate,
+    "estimate-night": _estimate_night,
 }
 
 

@@ -388,6 +388,10 @@ def test_the_tables_show_predicted_against_true(benchmark):
     assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
     assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
+    seeds = [*pairs, *(replace(p, network=p.network.replace("seed-0", "seed-1"), true=p.true + 0.02) for p in pairs)]
+    by_network = benchmark.networks_table([p for p in seeds if (p.network, p.domain) != ("seed-0/zodi", "fog")]).splitlines()
+    assert by_network[2] == "| source-only | 22.0 / 21.0 | 32.0 / 31.0 | 42.0 / 41.0 |"
+    assert by_network[4] == "| zodi | 42.0 / 41.0 | 52.0 / 52.0 | 62.0 / 61.0 |"
 
 
 def test_a_pair_is_read_from_an_estimate_and_the_truth(benchmark, home: Path, tmp_path: Path):

@@ -19,7 +19,8 @@ SHOWN = dict(re.findall(r"<!-- benchmarks/results/([\w-]+)\.md -->\n(.*?)<!-- en
 
 RESULTS = ROOT / "benchmarks" / "results"
 TABLES = {
-    "estimate": lambda told: estimate.tables(told),
+    "estimate": estimate.tables,
+    "estimate-night": estimate.tables,
     "gate": lambda told: gate.table(told["scores"], told["transfers"]),
     "zodi": lambda told: zodi.table(zodi.scores_of(told["scores"])),
 }
