@@ -215,7 +215,7 @@ def _result(
     model = everywhere[-1].told["model"]
     return {
         "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames transferred with {model}, "
-        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} as on the embedded town; classes without a labelled pixel are left out",
+        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%}) as on the embedded town; classes without a labelled pixel are left out",
         "setting": scored["setting"], "model": scored["model"], "classes": names, "colours": scored["colours"],
         "frames": len(ids), "draws": config.draws, "resamples": config.resamples, "level": bootstrap.LEVEL,
         "fails_below": bootstrap.FAILS_BELOW, "own_prompt": config.own_prompt,

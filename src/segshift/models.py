@@ -309,7 +309,7 @@ def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> No
             break
     encoder = getattr(segmenter.network, "encoder", None)
     encoder = encoder.model if isinstance(segmenter.network, LatentSegmenter) else encoder
-    if isinstance(encoder, nn.Module) and encoder.state_dict().keys() <= tensors.keys():
+    if not own <= tensors.keys() and isinstance(encoder, nn.Module) and encoder.state_dict().keys() <= tensors.keys():
         if whole:
             raise InputError(f"{path} holds weights of an encoder alone: name those of the whole trained network")
         load_tensors(encoder, {key: tensors[key] for key in encoder.state_dict()}, path)  # without its classifier
