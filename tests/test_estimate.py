@@ -252,12 +252,29 @@ def test_a_network_of_other_classes_costs_no_transfer(home: Path, tmp_path: Path
         ({"draws": 0}, "0 draws: expected 1 or more"),
         ({"resamples": 10}, "10 resamples: expected 100 or more"),
         ({"network": None}, "name the network it belongs to"),
+        ({"to": ("Driving in daylight",)}, "is the own domain, written otherwise"),
     ],
 )
 def test_wrong_settings_are_refused_in_a_sentence(home: Path, tmp_path: Path, changes: dict, message: str):
     with pytest.raises(InputError, match=message):
         estimate(config(home, **changes), tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_several_processes_are_refused(home: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="estimate goes through its stages in one process"):
+        estimate(config(home), tmp_path / "out")
+
+
+def test_frames_that_could_not_be_transferred_are_left_out_and_told(home: Path, tmp_path: Path, capsys):
+    """A label of another size than its image passes predict and evaluate, but not the transfer."""
+    day = trees.cityscapes(tmp_path / "day", [*IDS, "ulm_000010_000019"], (64, 64), split="val")
+    label = frames.load(f"cityscapes:{day}:val").frames[4].label
+    trees.save(label, np.full((32, 32), 7, np.uint8))
+    out = estimate(config(home, source=f"cityscapes:{day}:val", transferred=None), tmp_path / "out")
+    assert runs.read_json(out / "estimate.json")["frames"] == 10
+    assert [f["id"] for f in runs.failures(out)] == [frames.load(f"cityscapes:{day}:val").frames[4].id]
 
 
 def test_a_network_from_elsewhere_sees_all_frames_at_the_size_of_the_source(home: Path, tmp_path: Path):
