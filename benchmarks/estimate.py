@@ -23,7 +23,7 @@ What it is compared with, all from the same frames; no target image is used but 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -52,6 +52,8 @@ class Benchmark:
     """Further training runs on the same town."""
     out: Path | None = None
     """Folder to write; None takes TOWN/estimate."""
+    rows: tuple[str, ...] = ()
+    """Rows of the benchmark to take, by name; none takes all."""
     domains: tuple[str, ...] = TOWN_DOMAINS
     draws: int = 2
     """Noise draws per frame and domain."""
@@ -176,27 +178,43 @@ def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
     return {"precision": both / named if named else None, "recall": both / failed if failed else None}
 
 
-def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair]) -> dict[str, float]:
+def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair]) -> dict[str, float | None]:
     """Share of the true scores inside the interval (`all`), without an error of the generator, and with one that was
     fitted on the other domains, as the smallest whole percentage that holds LEVEL of theirs (`held_out`, and by domain): so
-    no domain is judged by itself. `of`: the scores of a pair."""
+    no domain is judged by itself; None where there is no other. `of`: the scores of a pair."""
 
     def share(hits: Iterable[bool]) -> float:
         return mean(map(float, hits))
 
     every = [one for pair in pairs for one in of(pair)]
+    found: dict[str, float | None] = {
+        "all": share(one.low <= one.true <= one.high for one in every),
+        "without_generator": share(one.inside(0) for one in every),
+        "held_out": None,
+    }
     held: dict[str, list[bool]] = {}
     for domain in dict.fromkeys(pair.domain for pair in pairs):
         others = [one for pair in pairs if pair.domain != domain for one in of(pair)]
-        fits = (g / 100 for g in range(100) if others and share(one.inside(g / 100) for one in others) >= LEVEL)
-        fitted = next(fits, 1.0)
-        held[domain] = [one.inside(fitted) for pair in pairs if pair.domain == domain for one in of(pair)]
+        if others:
+            fits = (g / 100 for g in range(100) if share(one.inside(g / 100) for one in others) >= LEVEL)
+            fitted = next(fits, 1.0)
+            held[domain] = [one.inside(fitted) for pair in pairs if pair.domain == domain for one in of(pair)]
+            found["held_out"] = share(hit for hits in held.values() for hit in hits)
+    return found | {domain: share(hits) for domain, hits in held.items()}
+
+
+def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Everything that is told of the pairs, but the networks' own scores."""
+    known = {"trained on transferred frames of the domain": True, "not trained on them": False}
+    groups = {name: [pair for pair in pairs if pair.trained_on == value] for name, value in known.items()}
     return {
-        "all": share(one.low <= one.true <= one.high for one in every),
-        "without_generator": share(one.inside(0) for one in every),
-        "held_out": share(hit for hits in held.values() for hit in hits),
-        **{domain: share(hits) for domain, hits in held.items()},
-    }
+        "results": {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()},
+        "networks": {name: accuracy(chosen, [pair.corrected for pair in chosen]) for name, chosen in groups.items() if chosen},
+        "failing_classes": failures(pairs),
+        "coverage_of_90_percent_intervals": {
+            "miou": coverage(lambda pair: (pair.whole,), pairs), "classes": coverage(lambda pair: pair.classes, pairs),
+        },
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -251,7 +269,7 @@ def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def coverage_table(covered: dict[str, dict[str, float]]) -> str:
+def coverage_table(covered: dict[str, dict[str, float | None]]) -> str:
     """Markdown: shares of true scores inside 90 % intervals, of the mIoU and of the classes' IoU."""
     columns = next(iter(covered.values()))
     heads = {"all": "inside", "without_generator": "without the generator's error", "held_out": "that error fitted on other domains"}
@@ -261,13 +279,14 @@ def coverage_table(covered: dict[str, dict[str, float]]) -> str:
 
 
 def tables(told: dict[str, Any]) -> str:
-    """Markdown of everything that estimate.json tells."""
-    pairs = [Pair(**{**pair, "classes": ()}) for pair in told["pairs"]]
-    ways = told["results"] | {f"segshift estimate, {name}": found for name, found in told["networks"].items()}
-    named = ", ".join(f"{key} {_percent(share)}" for key, share in told["failing_classes"].items())
+    """Markdown of what is told of the pairs."""
+    pairs = [Pair(**pair | {"classes": tuple(Interval(*one) for one in pair["classes"])}) for pair in told["pairs"]]
+    found = findings(pairs)
+    ways = found["results"] | {f"segshift estimate, {name}": of for name, of in found["networks"].items()}
+    named = ", ".join(f"{key} {_percent(share)}" for key, share in found["failing_classes"].items())
     return "\n".join((
         predicted_table(pairs, list(dict.fromkeys(pair.domain for pair in pairs))), comparison_table(ways),
-        coverage_table(told["coverage_of_90_percent_intervals"]), f"Failing classes: {named}.\n", networks_table(pairs),
+        coverage_table(found["coverage_of_90_percent_intervals"]), f"Failing classes: {named}.\n", networks_table(pairs),
     ))  # fmt: skip
 
 
@@ -281,7 +300,8 @@ def _percent(share: float | None) -> str:
 def networks(b: Benchmark) -> dict[str, Path]:
     """Every training run but the oracles, by name. Raises: InputError when there is none."""
     found = {str(path.parent.relative_to(b.town)): path.parent for path in sorted(b.town.glob("seed-*/*/config.json"))}
-    found = {name: run for name, run in found.items() if not run.name.startswith("oracle")}
+    rows = {slug(row) for row in b.rows}
+    found = {name: run for name, run in found.items() if (run.name in rows if rows else not run.name.startswith("oracle"))}
     found |= {str(run): run for run in b.runs}
     if not found:
         raise InputError(f"no run {b.town}/seed-*/<row>: run benchmarks/zodi.py {b.town} first, or name runs with --runs")
@@ -338,18 +358,8 @@ def main(b: Benchmark) -> None:
             true = truth(b, run, d)
             assert true["model"]["weights"] == estimated["model"]["weights"], f"{run} was trained on since it was evaluated"
             pairs += [] if knows(run, d) else [pair(name, d, estimated["domains"][d], true)]
-    results = {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()}
-    named = failures(pairs)
-    covered = {"miou": coverage(lambda pair: (pair.whole,), pairs), "classes": coverage(lambda pair: pair.classes, pairs)}
-    groups = {"trained on transferred frames of the domain": True, "not trained on them": False}
-    by_group = {}
-    for name, known in groups.items():
-        if chosen := [pair for pair in pairs if pair.trained_on == known]:
-            by_group[name] = accuracy(chosen, [pair.corrected for pair in chosen])
-    told = {
-        "results": results, "failing_classes": named,
-        "networks": by_group, "coverage_of_90_percent_intervals": covered,
-        "pairs": [{key: value for key, value in vars(p).items() if key != "classes"} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
+    told = findings(pairs) | {
+        "pairs": [vars(p) | {"classes": [astuple(one) for one in p.classes]} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
         "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
     }  # fmt: skip
     write_results(out, out.name, tables(told), told, "scipy")

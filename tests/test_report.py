@@ -249,7 +249,7 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
     domain["corrected"]["iou"] = domain["source"]["iou"] = dict.fromkeys(found["classes"], between)
     domains = {"night": {"name": "night", "failing": ["car"], **domain}, "sandstorm": {"name": "in a sandstorm", "failing": [], **domain}}
     runs.begin(run / "estimate", "estimate", EstimateConfig(run=str(run), source="cityscapes:day:val"))
-    told = {"protocol": "as told", "level": 0.9, "model": found["model"] | {"weights": weights}, "classes": found["classes"]}
+    told = {"protocol": "as told", "level": 0.9, "model": found["model"] | {"weights": weights, "input": "size 64x64"}, "classes": found["classes"]}
     runs.write_json(run / "estimate/estimate.json", told | {"domains": domains})
     return run / "estimate"
 

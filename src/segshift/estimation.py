@@ -224,12 +224,14 @@ def _result(
 
 
 def _trained_on(run: Path) -> set[str]:
-    """Domains whose transferred frames a run was trained on, by the names of their folders, which may be gone."""
+    """Domains whose transferred frames a run was trained on, or the run that it started from, by the names of their
+    folders; of sources, as far as these are still there."""
     if not run.is_dir():
         return set()
     config = runs.read_config(run / "config.json", TrainConfig)
-    more = [name for name in config.more_sources if (frames.split(name)[1] / "manifest.jsonl").exists()]
-    return {frames.split(name)[1].name for name in (*config.transferred, *more)}
+    sources = [name for name in (config.source, *config.more_sources) if (frames.split(name)[1] / "manifest.jsonl").exists()]
+    before = _trained_on(Path(config.from_run)) if config.from_run else set()
+    return before | {frames.split(name)[1].name for name in (*config.transferred, *sources)}
 
 
 def _with_intervals(values: np.ndarray, spread: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def town_rows(base: TrainConfig, domains: tuple[str, ...]) -> tuple[Row, ...]:
 
 
 def _town(domain: str) -> Experiment:
-    """The embedded town in full: what `benchmarks/town.py` measures, for one target."""
+    """The embedded town in full: what `benchmarks/zodi.py` measures, for one target."""
     rows = town_rows(town_training(steps=300, images=8), (domain,))
     return Experiment(
         name=f"zodi-town-{domain}",

@@ -159,7 +159,7 @@ def _sized(config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.nda
 def _histogram(
     config: EvaluateConfig, data: Dataset, frame: Frame, folder: Path, name: str, chosen: tuple[int, ...]
 ) -> np.ndarray:
-    """H [3, K] of one frame's map (`calibration`). Raises: InputError when there is none of the prediction's size."""
+    """H [2, K] of one frame's map (`calibration`). Raises: InputError when there is none of the prediction's size."""
     file = frames.place(data, frame, folder / "uncertainty" / name)
     values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.exists() else None
     label = frames.read_label(frame, data.space)

@@ -345,7 +345,7 @@ def _domain(lines: list[dict]) -> dict:
 def _same(result: dict, domain: str) -> tuple:
     """What an estimate and the evaluation that is its truth have in common."""
     model = result["model"]
-    return model["weights"], model.get("sampling"), model.get("input"), tuple(result["classes"]), domain
+    return model["weights"], model.get("sampling"), tuple(result["classes"]), domain
 
 
 def _truth(scores: list[float | None], what: str) -> float | None:

@@ -351,7 +351,7 @@ class _Keeper:
 
     @torch.inference_mode()
     def _judge(self, name: str) -> dict[str, Any]:
-        """mIoU and IoU by class, in [0, 1], of whole images at the training size: to choose by, not to report."""
+        """mIoU and IoU by class, in [0, 1], of whole images at the training size, or the target's: to choose by, not to report."""
         space, classes = self.data.source.space, self.data.source.space.classes
         matrix = np.zeros((classes, classes + 1), np.int64)
         self.method.eval()
