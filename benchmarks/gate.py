@@ -103,7 +103,7 @@ def main(b: Benchmark) -> None:
     told = {
         "scores": scores, "transfers": costs, "steps": b.steps, "images": b.images, "seeds": b.seeds, "precision": b.precision,
         "thresholds": {name: read_json(b.out / slug(name) / "gate.json") for name, (_, gated) in variants(b).items() if gated},
-        "protocol": protocol(b.town),
+        "protocol": f"{protocol(b.town)}, last checkpoint",
     }  # fmt: skip
     write_results(b.out, "gate", table(scores, costs), told)
 
