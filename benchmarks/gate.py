@@ -14,14 +14,14 @@ from pathlib import Path
 from statistics import mean
 
 import tyro
-from settings import Trainings, protocol, write_results
+from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
-from segshift.experiments import fill, run_experiment
+from segshift.experiments import Scores, by_checkpoint, fill, run_experiment
 from segshift.metrics import spread
-from segshift.recipes.experiment import Experiment, Row, Target
+from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
-from segshift.recipes.zodi import town_rows
+from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json, read_lines, slug
 from segshift.stages import train
 from segshift.town import writer
@@ -44,17 +44,20 @@ def variants(b: Benchmark) -> dict[str, tuple[int, bool]]:
 
 
 def experiment(b: Benchmark) -> Experiment:
-    """ZoDi on every variant's images, one training per domain."""
-    base = replace(town_training(steps=b.steps, images=b.images), validation=None, precision=b.precision)
-    transfers, rows = {}, []
+    """ZoDi on every variant's images, one training per domain. All are judged on the same transferred validation frames,
+    which are made as a user without a gate makes them."""
+    base = replace(town_training(steps=b.steps, images=b.images), precision=b.precision)
+    transfers = {"transferred-val": replace(town_transfer(*b.domains, split="val"), diffusion=b.diffusion)}
+    rows: tuple[Row, ...] = ()
     for name, (steps, gated) in variants(b).items():
         gate = b.gate if gated else None
         transfers[slug(name)] = replace(town_transfer(*b.domains), steps=steps, diffusion=b.diffusion, gate=gate)
         for domain, row in zip(b.domains, town_rows(base, b.domains)[2:], strict=True):
             images = (f"cityscapes:{{out}}/{slug(name)}/{domain}:train",)
-            rows.append(Row(f"{name}, {domain}", replace(row.train, transferred=images), targets=(domain,)))
+            row = Row(f"{name} {domain}", replace(row.train, transferred=images), targets=(domain,))
+            rows += judged((row,), oracle=(town_target(domain),), transferred=(transferred_val(domain),))
     targets = tuple(Target(domain, town_target(domain)) for domain in b.domains)
-    return Experiment("gate benchmark", tuple(rows), targets, transfers, b.town, b.seeds)
+    return Experiment("gate benchmark", rows, targets, transfers, b.town, b.seeds)
 
 
 def cost(tree: Path) -> dict[str, float]:
@@ -76,13 +79,13 @@ def cost(tree: Path) -> dict[str, float]:
     return {"seconds": mean(line["seconds"] for line in lines) + before / domains / len(lines), **numbers}
 
 
-def table(scores: dict[str, dict[str, list[float]]], costs: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: mIoU % mean ± standard deviation over seeds by variant and target, and what each variant cost."""
+def table(scores: Scores, costs: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Markdown: mIoU % mean ± standard deviation over seeds by variant, rule and target, and what each variant cost."""
     domains = list(next(iter(scores.values())))
-    lines = [f"| mIoU % | {' | '.join(domains)} | mean |", "|---|" + "---|" * (len(domains) + 1)]
-    for name, row in scores.items():
-        over = [mean(values) for values in zip(*(row[d] for d in domains), strict=True)]  # by seed
-        lines.append(f"| {name} | {' | '.join(spread(row[d]) for d in domains)} | {spread(over)} |")
+    lines = [f"| mIoU % | checkpoint | {' | '.join(domains)} | mean |", "|---|---|" + "---|" * (len(domains) + 1)]
+    for (row, rules), found in by_checkpoint(scores).items():
+        over = [mean(values) for values in zip(*(found[d] for d in domains), strict=True)]  # by seed
+        lines.append(f"| {row} | {rules} | {' | '.join(spread(found[d]) for d in domains)} | {spread(over)} |")
     lines += ["", "| transfer | s/frame, measuring included | draws/frame | redrawn | failed after all tries | dropped | pixels ignored |", "|---|" + "---|" * 6]
     for name, by_domain in costs.items():
         of = {key: mean(by_domain[d][key] for d in domains) for key in by_domain[domains[0]]}
@@ -96,16 +99,14 @@ def main(b: Benchmark) -> None:
     reference = replace(town_training(steps=b.steps, images=b.images), validation=None, jitter=JITTER, precision=b.precision)
     train.train(fill(reference, {"out": str(b.out)}), b.out / "reference")
     run_experiment(experiment(b), b.out)
-    scores: dict[str, dict[str, list[float]]] = {name: {} for name in variants(b)}
-    for line in read_json(b.out / "scores.json"):
-        scores[line["row"].rsplit(", ", 1)[0]] |= line["miou"]
-    costs = {name: {d: cost(b.out / slug(name) / d) for d in b.domains} for name in scores}
+    scores = read_json(b.out / "scores.json")
+    costs = {name: {d: cost(b.out / slug(name) / d) for d in b.domains} for name in variants(b)}
     told = {
         "scores": scores, "transfers": costs, "steps": b.steps, "images": b.images, "seeds": b.seeds, "precision": b.precision,
         "thresholds": {name: read_json(b.out / slug(name) / "gate.json") for name, (_, gated) in variants(b).items() if gated},
-        "protocol": f"{protocol(b.town)}, last checkpoint",
+        "protocol": protocol(b.town),
     }  # fmt: skip
-    write_results(b.out, "gate", table(scores, costs), told)
+    write_results(b.out, "gate", table(scores_of(scores), costs), told)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from settings import by_checkpoint, write_results
+from settings import scores_of, write_results
 
-from segshift.experiments import fill, run_experiment
+from segshift.experiments import by_checkpoint, fill, run_experiment
 from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row
@@ -86,7 +86,7 @@ def table(head: str, values: Values) -> str:
 
 def tables(scores: list[dict], risks: dict[str, Values]) -> str:
     """Markdown: mIoU % by row and checkpoint of the lines of scores.json, and what `areas` found by target."""
-    lines = by_checkpoint({(line["row"], line["checkpoint"]): line["miou"] for line in scores})
+    lines = {f"{row} | {rules}": found for (row, rules), found in by_checkpoint(scores_of(scores)).items()}
     return "\n".join([table("mIoU % | checkpoint", lines), *(table(f"risk-coverage area x 1000, {t}", v) for t, v in risks.items())])
 
 

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from segshift.config import TownConfig
-from segshift.experiments import CHECKPOINTS, Scores
+from segshift.experiments import Scores
 from segshift.recipes.town import TOWN_DOMAINS
 from segshift.runs import write_json
 
@@ -50,18 +50,14 @@ def circumstances(*packages: str) -> dict[str, Any]:
     }
 
 
-def by_checkpoint(scores: Scores) -> dict[str, dict[str, list[float]]]:
-    """By "row | checkpoint", the first cells of a table's line: mIoU % of every seed by target. Rules by which a row has
-    the same scores everywhere share a line. The row "oracle" is trained on the target's labels."""
-    lines: dict[str, dict[str, list[float]]] = {}
-    for row in dict.fromkeys(row for row, _ in scores):
-        called = "trained on the target's labels (not attainable)" if row == "oracle" else row
-        rules = [rule for name, rule in scores if name == row]
-        while rules:
-            alike = [rule for rule in rules if scores[row, rule] == scores[row, rules[0]]]
-            lines[f"{called} | {', '.join(CHECKPOINTS[rule] for rule in alike)}"] = scores[row, rules[0]]
-            rules = [rule for rule in rules if rule not in alike]
-    return lines
+def scores_of(lines: list[dict]) -> Scores:
+    """From the lines of scores.json, rows in the table's order; "ZoDi night" and its like, which know one domain, in one row."""
+    scores: Scores = {}
+    for line in lines:
+        only = next(iter(line["miou"])) if len(line["miou"]) == 1 else ""
+        found = scores.setdefault((line["row"].removesuffix(f" {only}"), line["checkpoint"]), {})
+        found |= line["miou"]
+    return scores
 
 
 def write_results(out: Path, name: str, table: str, told: dict[str, Any], *packages: str) -> None:

@@ -15,10 +15,10 @@ from statistics import mean
 from typing import Literal
 
 import tyro
-from settings import Trainings, by_checkpoint, protocol, write_results
+from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import TownConfig
-from segshift.experiments import Scores, run_experiment
+from segshift.experiments import Scores, by_checkpoint, run_experiment
 from segshift.metrics import spread
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
@@ -59,24 +59,14 @@ def experiment(b: Benchmark) -> Experiment:
     )
 
 
-def scores_of(lines: list[dict]) -> Scores:
-    """From the lines of scores.json: "ZoDi night" and its like in one row, rows in the table's order."""
-    scores: Scores = {}
-    for line in lines:
-        name = line["row"] if line["row"] in NAMES else line["row"].rsplit(" ", 1)[0]
-        found = scores.setdefault((name, line["checkpoint"]), {})
-        found |= line["miou"]
-    return scores
-
-
 def table(scores: Scores) -> str:
     """Markdown: mIoU % mean ± standard deviation per row, rule and target, and the share of the gap that is closed by the
     last checkpoint."""
     domains = tuple(scores["source only", "last"])
     lines = [f"| mIoU % | checkpoint | {' | '.join(domains)} | mean |", "|---|---|" + "---|" * (len(domains) + 1)]
-    for cells, found in by_checkpoint(scores).items():
+    for (row, rules), found in by_checkpoint(scores).items():
         values = " | ".join(spread(found[d]) for d in domains)
-        lines.append(f"| {cells} | {values} | {mean(mean(found[d]) for d in domains):.1f} |")
+        lines.append(f"| {row} | {rules} | {values} | {mean(mean(found[d]) for d in domains):.1f} |")
     source, *ours, oracle = ({d: mean(scores[name, "last"][d]) for d in domains} for name in NAMES)
     for name, row in zip(NAMES[1:3], ours, strict=True):
         gap = [100 * (row[d] - source[d]) / (oracle[d] - source[d]) for d in domains]

@@ -5,6 +5,7 @@ from pathlib import Path
 import gate
 import pytest
 import recipe
+import settings
 import zodi
 
 from segshift import runs
@@ -24,7 +25,7 @@ def test_the_share_of_the_gap_is_counted_by_domain_from_means_over_seeds():
         *({"row": f"ZoDi {d}", "checkpoint": "last", "miou": {d: [30.0, 40.0]}} for d in ("night", "game")),
         *({"row": f"oracle {d}", "checkpoint": "last", "miou": {d: [55.0, 55.0]}} for d in ("night", "game")),
     ]
-    text = zodi.table(zodi.scores_of(lines)).splitlines()
+    text = zodi.table(settings.scores_of(lines)).splitlines()
     assert text[2] == "| source only | last | 15.0 ± 7.1 | 40.0 ± 0.0 | 27.5 |"
     assert text[3] == "| source only | oracle (not attainable) | 15.0 ± 0.0 | 35.0 ± 0.0 | 25.0 |"
     assert text[-2] == "| gap closed, source + jitter | last | 0 % | -33 % | -17 % |"
@@ -39,6 +40,17 @@ def test_every_network_of_the_zodi_benchmark_is_chosen_by_what_it_is_judged_on()
     assert rows["ZoDi game"].train.oracle_validation == (game,) and rows["ZoDi game"].targets == ("game",)
     assert rows["ZoDi game"].train.transferred_validation == ("cityscapes:{out}/transferred-val/game:val",)
     assert rows["oracle night"].train.source == night.replace("val", "train")
+
+
+def test_every_variant_of_the_gates_benchmark_is_judged_by_the_same_frames():
+    e = gate.experiment(gate.Benchmark(Path("out"), domains=("night",)))
+    assert [row.name for row in e.rows][:2] == ["20 steps, gate off night", "20 steps, gate on night"]
+    assert {row.train.transferred_validation for row in e.rows} == {("cityscapes:{out}/transferred-val/night:val",)}
+    assert {row.train.oracle_validation for row in e.rows} == {(e.targets[0].data,)} and e.transfers["transferred-val"].gate is None
+    assert all(row.train.validation for row in e.rows)
+    lines = [{"row": row.name, "checkpoint": rule, "miou": {"night": [10.0, 12.0]}} for row in e.rows[:2] for rule in ("last", "oracle")]
+    text = gate.table(settings.scores_of(lines), {}).splitlines()
+    assert text[2] == "| 20 steps, gate off | last, oracle (not attainable) | 11.0 ± 1.4 | 11.0 ± 1.4 |"
 
 
 def test_a_transfers_cost_holds_every_draw_and_its_part_of_the_measuring(tmp_path):

@@ -96,12 +96,18 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
 def test_the_table_shows_every_rule_and_gains_within_a_rule():
     base = town_training(steps=1, images=2)
     e = Experiment("e", (Row("a", base), Row("b", base)), (Target("night", "x"),), seeds=2)
-    scores = {("a", "last"): {"night": [10.0, 20.0]}, ("b", "last"): {"night": [11.0, 23.0]}, ("b", "oracle"): {"night": [30.0, 30.0]}}
-    console = Console(width=120, file=StringIO())
+    scores = {
+        ("a", "last"): {"night": [10.0, 20.0]}, ("a", "source"): {"night": [10.0, 20.0]},
+        ("b", "last"): {"night": [11.0, 23.0]}, ("b", "source"): {"night": [12.0, 23.0]}, ("b", "oracle"): {"night": [30.0, 30.0]},
+        ("oracle", "last"): {"night": [50.0, 60.0]},
+    }  # fmt: skip
+    console = Console(width=140, file=StringIO())
     console.print(experiments.table(e, scores))
     lines = [" ".join(line.replace("│", " ").split()) for line in console.file.getvalue().splitlines()]
-    assert "a last 15.0 ± 7.1" in lines and "b oracle (not attainable) 30.0 ± 0.0" in lines
-    assert "b, gain last +2.0 ± 1.4" in lines and not any("gain oracle" in line for line in lines)
+    assert "a last, best on source 15.0 ± 7.1" in lines and "b oracle (not attainable) 30.0 ± 0.0" in lines
+    assert "trained on the target's labels (not attainable) last 55.0 ± 7.1" in lines
+    assert "b, gain last +2.0 ± 1.4" in lines and "b, gain best on source +2.5 ± 0.7" in lines
+    assert not any("gain oracle" in line for line in lines)
 
 
 def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tmp_path: Path):

@@ -7,6 +7,7 @@ import estimate
 import gate
 import pytest
 import recipe
+import settings
 import zodi
 
 from segshift import runs
@@ -21,8 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = {
     "estimate": estimate.tables,
     "estimate-night": estimate.tables,
-    "gate": lambda told: gate.table(told["scores"], told["transfers"]),
-    "zodi": lambda told: zodi.table(zodi.scores_of(told["scores"])),
+    "gate": lambda told: gate.table(settings.scores_of(told["scores"]), told["transfers"]),
+    "zodi": lambda told: zodi.table(settings.scores_of(told["scores"])),
 }
 """What makes a table of the figures; of all others recipe.tables."""
 

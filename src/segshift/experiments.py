@@ -188,12 +188,34 @@ def table(experiment: Experiment, scores: Scores) -> Table:
     view.add_column("checkpoint")
     for target in experiment.targets:
         view.add_column(target.name, justify="right")
-    for (row, rule), found in scores.items():
-        view.add_row(row, CHECKPOINTS[rule], *(spread(found.get(t.name, [])) for t in experiment.targets))
-    first = experiment.rows[0].name
-    for (row, rule), found in scores.items():
-        if row != first and (first, rule) in scores:
-            pairs = [zip(found.get(t.name, []), scores[first, rule].get(t.name, []), strict=False) for t in experiment.targets]
-            gains = ([ours - theirs for ours, theirs in pair] for pair in pairs)
-            view.add_row(f"{row}, gain", CHECKPOINTS[rule], *(spread(gain, "+") for gain in gains), style="bold")
+    for (row, rules), found in by_checkpoint(scores).items():
+        view.add_row(row, rules, *(spread(found.get(t.name, [])) for t in experiment.targets))
+    for (row, rules), found in by_checkpoint(gains(scores, experiment.rows[0].name)).items():
+        view.add_row(f"{row}, gain", rules, *(spread(found.get(t.name, []), "+") for t in experiment.targets), style="bold")
     return view
+
+
+def by_checkpoint(scores: Scores) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """By row and checkpoint, a line of a table each. Rules by which a row has the same scores everywhere share a line. The
+    row "oracle" is trained on the target's labels."""
+    lines: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in dict.fromkeys(row for row, _ in scores):
+        called = "trained on the target's labels (not attainable)" if row == "oracle" else row
+        rules = [rule for name, rule in scores if name == row]
+        while rules:
+            alike = [rule for rule in rules if scores[row, rule] == scores[row, rules[0]]]
+            lines[called, ", ".join(CHECKPOINTS[rule] for rule in alike)] = scores[row, rules[0]]
+            rules = [rule for rule in rules if rule not in alike]
+    return lines
+
+
+def gains(scores: Scores, first: str) -> Scores:
+    """Of every other row over the row `first` of the same rule, target and seed."""
+    return {
+        (row, rule): {
+            target: [ours - theirs for ours, theirs in zip(values, scores[first, rule].get(target, []), strict=False)]
+            for target, values in found.items()
+        }
+        for (row, rule), found in scores.items()
+        if row != first and (first, rule) in scores
+    }
