@@ -63,7 +63,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Interval:
-    """A true score, what was predicted for it, the ends of its interval, and its ends without an error of the generator."""
+    """A true score in [0, 1], what was predicted for it, the ends of its interval, and its ends without an error of the generator."""
 
     true: float
     value: float
@@ -84,16 +84,10 @@ class Pair:
 
     network: str
     domain: str
-    true: float
+    miou: Interval
     source: float
     own: float
     raw: float
-    corrected: float
-    low: float
-    high: float
-    """Ends of the interval of `corrected`."""
-    narrow: tuple[float, float]
-    """The same without an error of the generator."""
     source_confidence: float
     confidence: float
     """Mean confidences on the source frames and on those transferred to the domain, in [0, 1]."""
@@ -105,11 +99,6 @@ class Pair:
     """Whether the network was trained on transferred frames of the domain."""
     classes: tuple[Interval, ...]
     """The classes' IoU."""
-
-    @property
-    def whole(self) -> Interval:
-        """The mIoU."""
-        return Interval(self.true, self.corrected, self.low, self.high, *self.narrow)
 
 
 # ------------------------------------------------------------------------------------------ what is compared
@@ -128,16 +117,16 @@ def regression(pairs: Sequence[Pair]) -> list[float]:
     for pair in pairs:
         others = [p for p in pairs if p.network != pair.network]
         design = np.array([[1, difference(p)] for p in others]).reshape(-1, 2)
-        drops = np.array([p.source - p.true for p in others])
+        drops = np.array([p.source - p.miou.true for p in others])
         a, b = np.linalg.lstsq(design, drops, rcond=None)[0] if others else (np.nan, np.nan)
         predicted.append(float(pair.source - a - b * difference(pair)))
     return predicted
 
 
 ESTIMATES: dict[str, Callable[[Sequence[Pair]], list[float]]] = {
-    "segshift estimate": lambda pairs: [p.corrected for p in pairs],
+    "segshift estimate": lambda pairs: [p.miou.value for p in pairs],
     "uncorrected": lambda pairs: [p.raw for p in pairs],
-    "whole cost taken off": lambda pairs: [2 * p.corrected - p.raw for p in pairs],
+    "whole cost taken off": lambda pairs: [2 * p.miou.value - p.raw for p in pairs],
     "additive": lambda pairs: [p.source + p.raw - p.own for p in pairs],
     "source score": lambda pairs: [p.source for p in pairs],
     "confidence": lambda pairs: [p.source * p.confidence / p.source_confidence for p in pairs],
@@ -151,7 +140,7 @@ def accuracy(pairs: Sequence[Pair], predicted: Sequence[float]) -> dict[str, flo
     over_networks: networks ranked within a domain, the mean over domains; over_domains: domains ranked within a
     network, the mean over networks. Ranks of fewer than three, and of equal predictions, have no correlation.
     """
-    errors = [100 * (value - pair.true) for value, pair in zip(predicted, pairs, strict=True)]
+    errors = [100 * (value - pair.miou.true) for value, pair in zip(predicted, pairs, strict=True)]
     return {
         "error": float(np.mean(np.abs(errors))),
         "bias": float(np.mean(errors)),
@@ -163,7 +152,7 @@ def accuracy(pairs: Sequence[Pair], predicted: Sequence[float]) -> dict[str, flo
 def _mean_rank(pairs: Sequence[Pair], predicted: Sequence[float], group: Callable[[Pair], str]) -> float | None:
     groups: dict[str, list[tuple[float, float]]] = {}
     for value, pair in zip(predicted, pairs, strict=True):
-        groups.setdefault(group(pair), []).append((value, pair.true))
+        groups.setdefault(group(pair), []).append((value, pair.miou.true))
     columns = [tuple(zip(*members, strict=True)) for members in groups.values() if len(members) > 2]
     ranks = [spearmanr(*both).statistic for both in columns if all(len(set(values)) > 1 for values in both)]
     return float(mean(ranks)) if ranks else None
@@ -209,10 +198,10 @@ def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
     groups = {name: [pair for pair in pairs if pair.trained_on == value] for name, value in known.items()}
     return {
         "results": {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()},
-        "networks": {name: accuracy(chosen, [pair.corrected for pair in chosen]) for name, chosen in groups.items() if chosen},
+        "networks": {name: accuracy(chosen, [pair.miou.value for pair in chosen]) for name, chosen in groups.items() if chosen},
         "failing_classes": failures(pairs),
         "coverage_of_90_percent_intervals": {
-            "miou": coverage(lambda pair: (pair.whole,), pairs), "classes": coverage(lambda pair: pair.classes, pairs),
+            "miou": coverage(lambda pair: (pair.miou,), pairs), "classes": coverage(lambda pair: pair.classes, pairs),
         },
     }  # fmt: skip
 
@@ -235,13 +224,13 @@ def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
     if plain:
         [*one] = (p for p in pairs if p.network == plain[0])
         there = {p.domain: p for p in one}
-        spans = [f"{100 * p.corrected:.1f} ({100 * p.low:.1f} to {100 * p.high:.1f})" for p in map(there.get, domains)]
-        lines += [row("source only: predicted", spans), row("source only: true", [cell(lambda p: p.true, one, d) for d in domains])]
+        spans = [f"{100 * p.miou.value:.1f} ({100 * p.miou.low:.1f} to {100 * p.miou.high:.1f})" for p in map(there.get, domains)]
+        lines += [row("source only: predicted", spans), row("source only: true", [cell(lambda p: p.miou.true, one, d) for d in domains])]
     lines += [
         row(f"mean over networks: {name}", [cell(of, pairs, d) for d in domains])
         for name, of in (
-            ("source", lambda p: p.source), ("predicted", lambda p: p.corrected), ("true", lambda p: p.true),
-            ("error, absolute", lambda p: abs(p.corrected - p.true)),
+            ("source", lambda p: p.source), ("predicted", lambda p: p.miou.value), ("true", lambda p: p.miou.true),
+            ("error, absolute", lambda p: abs(p.miou.value - p.miou.true)),
         )
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -255,7 +244,7 @@ def networks_table(pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         by_name.setdefault(Path(pair.network).name, {}).setdefault(pair.domain, []).append(pair)
     for name, there in by_name.items():
-        both = ((mean(p.corrected for p in there[d]), mean(p.true for p in there[d])) if d in there else None for d in domains)
+        both = ((mean(p.miou.value for p in there[d]), mean(p.miou.true for p in there[d])) if d in there else None for d in domains)
         lines.append(f"| {name} | {' | '.join('-' if two is None else f'{100 * two[0]:.1f} / {100 * two[1]:.1f}' for two in both)} |")
     return "\n".join(lines) + "\n"
 
@@ -280,7 +269,10 @@ def coverage_table(covered: dict[str, dict[str, float | None]]) -> str:
 
 def tables(told: dict[str, Any]) -> str:
     """Markdown of what is told of the pairs."""
-    pairs = [Pair(**pair | {"classes": tuple(Interval(*one) for one in pair["classes"])}) for pair in told["pairs"]]
+    pairs = [
+        Pair(**pair | {"miou": Interval(*pair["miou"]), "classes": tuple(Interval(*one) for one in pair["classes"])})
+        for pair in told["pairs"]
+    ]
     found = findings(pairs)
     ways = found["results"] | {f"segshift estimate, {name}": of for name, of in found["networks"].items()}
     named = ", ".join(f"{key} {_percent(share)}" for key, share in found["failing_classes"].items())
@@ -330,15 +322,18 @@ def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, A
     """What estimate.json says of a domain, beside the truth's metrics.json."""
     source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
     failed = (n for n, s in source.items() if s and true["iou"].get(n) is not None and true["iou"][n] < FAILS_BELOW * s)
-    corrected, narrow, confidence = estimated["corrected"], estimated["without_generator"], estimated["confidence"]
+    predicted, narrow, confidence = estimated["corrected"], estimated["without_generator"], estimated["confidence"]
+
+    def compared(true: float, told: dict[str, float], narrow: dict[str, float]) -> Interval:
+        return Interval(true, told["value"], told["low"], told["high"], narrow["low"], narrow["high"])
+
     classes = (
-        Interval(true["iou"][name], told["value"], told["low"], told["high"], narrow["iou"][name]["low"], narrow["iou"][name]["high"])
-        for name, told in corrected["iou"].items() if told["value"] is not None and true["iou"].get(name) is not None
+        compared(true["iou"][name], told, narrow["iou"][name])
+        for name, told in predicted["iou"].items() if told["value"] is not None and true["iou"].get(name) is not None
     )  # fmt: skip
-    whole, ends = corrected["miou"], narrow["miou"]
     return Pair(
-        network, domain, true["miou"], *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")),
-        whole["value"], whole["low"], whole["high"], (ends["low"], ends["high"]), confidence["source"], confidence["target"],
+        network, domain, compared(true["miou"], predicted["miou"], narrow["miou"]),
+        *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")), confidence["source"], confidence["target"],
         tuple(estimated["failing"]), tuple(failed), estimated["trained_on"], tuple(classes),
     )  # fmt: skip
 
@@ -359,7 +354,7 @@ def main(b: Benchmark) -> None:
             assert true["model"]["weights"] == estimated["model"]["weights"], f"{run} was trained on since it was evaluated"
             pairs += [] if knows(run, d) else [pair(name, d, estimated["domains"][d], true)]
     told = findings(pairs) | {
-        "pairs": [vars(p) | {"classes": [astuple(one) for one in p.classes]} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
+        "pairs": [vars(p) | {"miou": astuple(p.miou), "classes": [astuple(one) for one in p.classes]} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
         "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
     }  # fmt: skip
     write_results(out, out.name, tables(told), told, "scipy")

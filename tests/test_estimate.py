@@ -321,13 +321,18 @@ def made_up(benchmark) -> list:
     drops = {"night": 0.3, "fog": 0.2, "game": 0.1}
     return [
         benchmark.Pair(
-            f"seed-0/{name}", domain, source - drop, source, source - 0.1, source - drop - 0.1, source - drop + 0.02,
-            source - drop, source - drop + 0.04, (source - drop + 0.01, source - drop + 0.03), 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"),
-            name == "zodi", (),
+            f"seed-0/{name}", domain,
+            benchmark.Interval(true := source - drop, true + 0.02, true, true + 0.04, true + 0.01, true + 0.03),
+            source, source - 0.1, true - 0.1, 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"), name == "zodi", (),
         )
         for name, source in (("source-only", 0.5), ("jitter", 0.6), ("zodi", 0.7))
         for domain, drop in drops.items()
     ]  # fmt: skip
+
+
+def but(pair, true: float):
+    """The pair with another truth."""
+    return replace(pair, miou=replace(pair.miou, true=true))
 
 
 @pytest.mark.parametrize(
@@ -356,25 +361,25 @@ def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     assert results["additive"] == pytest.approx(right)
     source = results["source score"]  # the same in every domain: domains have no rank
     assert source["over_domains"] is None and source["bias"] == pytest.approx(20) and source["over_networks"] == pytest.approx(1)
-    assert results["confidence"]["bias"] == pytest.approx(100 * np.mean([p.source * p.confidence / 0.9 - p.true for p in pairs]))
+    assert results["confidence"]["bias"] == pytest.approx(100 * np.mean([p.source * p.confidence / 0.9 - p.miou.true for p in pairs]))
     assert results["regression (needs target labels)"] == pytest.approx(right)
-    assert benchmark.accuracy(pairs, [-p.true for p in pairs])["over_networks"] == pytest.approx(-1)
+    assert benchmark.accuracy(pairs, [-p.miou.true for p in pairs])["over_networks"] == pytest.approx(-1)
     assert benchmark.failures(pairs) == pytest.approx({"precision": 1 / 2, "recall": 1 / 3})
 
 
 def test_coverage_is_counted_in_domains_that_the_generators_error_was_not_fitted_on(benchmark):
     def whole(pair):
-        return (pair.whole,)
+        return (pair.miou,)
 
     pairs = made_up(benchmark)
     # two points are a larger share of night's scores than of those that the error is fitted on there
     expected = {"all": 1, "without_generator": 0, "held_out": 8 / 9, "night": 2 / 3, "fog": 1, "game": 1}
     assert benchmark.coverage(whole, pairs) == pytest.approx(expected)
-    far = [replace(p, true=p.true - 0.2) if p.domain == "game" else p for p in pairs]
+    far = [but(p, p.miou.true - 0.2) if p.domain == "game" else p for p in pairs]
     held = benchmark.coverage(whole, far)
     assert held["game"] == 0 and held["night"] == held["fog"] == 1 and held["all"] == pytest.approx(2 / 3)
     assert benchmark.coverage(whole, pairs[:1]) == {"all": 1, "without_generator": 0, "held_out": None}
-    two = [replace(p, classes=(p.whole, replace(p.whole, true=0.99))) for p in pairs]
+    two = [replace(p, classes=(p.miou, replace(p.miou, true=0.99))) for p in pairs]
     assert benchmark.coverage(lambda pair: pair.classes, two)["all"] == 0.5
 
 
@@ -389,7 +394,7 @@ def test_a_further_error_widens_an_interval_by_its_quantile():
 def test_the_regression_never_sees_the_network_it_predicts(benchmark):
     pairs = made_up(benchmark)
     before = benchmark.regression(pairs)
-    changed = [replace(p, true=0.0) if p.network == "seed-0/zodi" else p for p in pairs]
+    changed = [but(p, 0.0) if p.network == "seed-0/zodi" else p for p in pairs]
     after = benchmark.regression(changed)
     assert after[6:] == pytest.approx(before[6:]) and after[:6] != pytest.approx(before[:6], abs=0.01)
     assert np.isnan(benchmark.regression(pairs[:3])).all()
@@ -405,7 +410,7 @@ def test_the_tables_show_predicted_against_true(benchmark):
     assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
     assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
-    seeds = [*pairs, *(replace(p, network=p.network.replace("seed-0", "seed-1"), true=p.true + 0.02) for p in pairs)]
+    seeds = [*pairs, *(replace(but(p, p.miou.true + 0.02), network=p.network.replace("seed-0", "seed-1")) for p in pairs)]
     by_network = benchmark.networks_table([p for p in seeds if (p.network, p.domain) != ("seed-0/zodi", "fog")]).splitlines()
     assert by_network[2] == "| source-only | 22.0 / 21.0 | 32.0 / 31.0 | 42.0 / 41.0 |"
     assert by_network[4] == "| zodi | 42.0 / 41.0 | 52.0 / 52.0 | 62.0 / 61.0 |"
@@ -416,7 +421,7 @@ def test_a_pair_is_read_from_an_estimate_and_the_truth(benchmark, home: Path, tm
     night = told["domains"]["night"]
     true = {"miou": 0.25, "iou": {name: 0.0 for name in CITYSCAPES.names} | {"sky": None}}
     pair = benchmark.pair("seed-0/mine", "night", night, true)
-    assert (pair.true, pair.raw, pair.corrected) == (0.25, night["raw"]["miou"]["value"], night["corrected"]["miou"]["value"])
-    assert pair.low < pair.high and pair.confidence == night["confidence"]["target"]
+    assert (pair.miou.true, pair.raw, pair.miou.value) == (0.25, night["raw"]["miou"]["value"], night["corrected"]["miou"]["value"])
+    assert pair.miou.low < pair.miou.high and pair.confidence == night["confidence"]["target"]
     scored = {name for name, value in night["source"]["iou"].items() if value["value"]}
     assert set(pair.failed) == scored - {"sky"}
