@@ -88,7 +88,7 @@ def predict(b: Benchmark, run: str, spec: str, out: Path) -> None:
     """Labels with wrong patches, and maps that know most of them."""
     data = frames.load(spec)
     runs.begin(out, "predict", PredictConfig(run=str(b.out / run), data=spec))
-    runs.write_json(out / "model.json", {"run": str(b.out / run), "selection": "checkpoint of the last step", "weights": run})
+    runs.write_json(out / "model.json", {"run": str(b.out / run), "rules": ["last"], "selection": "checkpoint: last", "weights": run})
     for i, frame in enumerate(data.frames):
         rng = np.random.default_rng([i, len(run)])
         label = frames.read_label(frame, data.space)

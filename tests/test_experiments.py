@@ -84,6 +84,8 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
     assert read_config(out / "config.json", Experiment).seeds == 2
     found = {(line["row"], line["checkpoint"]): line["miou"] for line in read_json(out / "scores.json")}
     assert {rule for _, rule in found} == {"last", "source"} and len(found["source only", "last"]["clear"]) == 2
+    assert found["source only", "last"] == found["source only", "source"]  # one checkpoint, predicted once
+    assert [path.name for path in (out / "seed-0" / "source-only" / "predictions").iterdir()] == ["last"]
     assert "clear" not in found["ZoDi", "last"]  # a row with targets of its own
     page = (out / "index.html").read_text()
     assert metrics.spread(found["source only", "last"]["clear"]) in page and "over seeds" in page

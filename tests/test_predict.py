@@ -65,7 +65,7 @@ def test_a_prediction_is_the_argmax_of_the_resized_logits_in_official_ids(tmp_pa
     assert all((out / line["file"]).is_file() and 0 < line["confidence"] <= 1 for line in lines)
     evaluate(EvaluateConfig(str(out), config.data), tmp_path / "score")
     result = runs.read_json(tmp_path / "score/metrics.json")
-    assert result["protocol"].endswith("; checkpoint of the last step") and result["model"]["step"] == 2
+    assert result["protocol"].endswith("; checkpoint: last") and result["model"]["step"] == 2
 
 
 def test_cityscapesscripts_finds_every_prediction(tmp_path: Path, day: str):
@@ -152,8 +152,8 @@ def test_every_selection_rule_predicts_from_its_own_checkpoint(tmp_path: Path, d
         out = predict(PredictConfig(str(run), day, checkpoint=rule, device="cpu"), tmp_path / rule)
         told[rule] = runs.read_json(out / "model.json")
     assert {rule: model["step"] for rule, model in told.items()} == {"best": 2, "source": 2, "oracle": 4, "last": 5}
-    assert told["best"]["selection"] == told["source"]["selection"] == "checkpoint best on source validation"
-    assert told["oracle"]["selection"].endswith("(oracle: not attainable)") and told["last"]["selection"].endswith("last step")
+    assert told["best"]["selection"] == told["source"]["selection"] == "checkpoint: best on source"
+    assert told["oracle"]["selection"].endswith("oracle (not attainable)") and told["last"]["selection"] == "checkpoint: last"
     assert told["best"]["weights"] == told["last"]["weights"] != told["oracle"]["weights"]
     with pytest.raises(InputError, match="has no checkpoint 'transferred'"):
         predict(PredictConfig(str(run), day, checkpoint="transferred", device="cpu"), tmp_path / "none")

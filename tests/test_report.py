@@ -83,7 +83,7 @@ def evaluated(run: Path, name: str, spec: str, right: float) -> Path:
     """Predictions of a run that are right on a share of the pixels, and their evaluation."""
     data, folder = frames.load(spec), run / "predictions" / name
     runs.begin(folder, "predict", PredictConfig(run=str(run), data=spec))
-    runs.write_json(folder / "model.json", {"run": str(run), "selection": "checkpoint of the last step", "sampling": None, "weights": str(run)})
+    runs.write_json(folder / "model.json", {"run": str(run), "rules": ["last"], "selection": "checkpoint: last", "sampling": None, "weights": str(run)})
     rng = np.random.default_rng(0)
     for frame in data.frames:
         label = frames.read_label(frame, data.space)
@@ -209,7 +209,7 @@ def test_samplings_of_one_network_are_columns_of_their_own_with_their_entropy(tm
         file.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(file), np.full((8, 16), 65535, np.uint16))
     page = write(tmp_path / "out", world["source_only/night"], world["night-1"], world["night-3"])
-    assert "checkpoint of the last step, 1 DDIM steps, 1 draw" in page.text
+    assert "checkpoint: last, 1 DDIM steps, 1 draw" in page.text
     [shown] = page.galleries
     assert len(shown["columns"]) == 3
     for row in shown["rows"]:
@@ -318,18 +318,43 @@ def test_experiments_are_never_pooled_and_gains_stay_within_a_seed_and_a_rule(tm
     text = " ".join(re.sub(r"<[^>]*>", " ", seeds).split())
     zodi, plain = ([of["a", seed, row] for seed in (0, 1)] for row in ("zodi", "source-only"))
     gains = [z - p for z, p in zip(zodi, plain, strict=True)]
-    assert f"ZoDi checkpoint of the last step {metrics.spread(zodi)} gain {metrics.spread(gains, '+')}" in text
-    assert f"Source only checkpoint of the last step {metrics.spread(plain)}" in text and text.count("±") == 4  # b has one seed
+    assert f"ZoDi checkpoint: last {metrics.spread(zodi)} gain {metrics.spread(gains, '+')}" in text
+    assert f"Source only checkpoint: last {metrics.spread(plain)}" in text and text.count("±") == 4  # b has one seed
     text = " ".join(re.sub(r"<[^>]*>", " ", headline).split())
     for (name, seed, row), value in of.items():
         shown = {"zodi": "ZoDi", "source-only": "Source only"}[row]
         gain = "" if row == "source-only" else f" {value - of[name, seed, 'source-only']:+.1f}"
         home = f"{name}/" if seed == 0 else ""  # there is but one seed-1
-        assert f" {home}seed-{seed}/{shown} checkpoint of the last step {value:.1f}{gain}" in text
+        assert f" {home}seed-{seed}/{shown} checkpoint: last {value:.1f}{gain}" in text
 
 
-def test_two_evaluations_of_the_same_predictions_are_refused(tmp_path: Path, world: dict):
+def test_rules_that_choose_the_same_checkpoint_in_every_seed_share_a_line(tmp_path: Path, world: dict):
+    def chosen(seed: int, row: str, right: float, *rules: str) -> Path:
+        run = training(tmp_path / "a" / f"seed-{seed}" / row, world["day"], "zodi")
+        made = evaluated(run, "-".join(rules), world["night"], right)
+        told = runs.read_json(made / "metrics.json")
+        told["model"] |= {"rules": list(rules), "selection": predictions.selection(rules)}
+        runs.write_json(made / "metrics.json", told)
+        return made
+
+    every = ("last", "source", "oracle")
+    made = [chosen(seed, "source-only", 0.3, *every) for seed in (0, 1)]
+    made += [chosen(0, "zodi", 0.6, *every), chosen(1, "zodi", 0.5, "last", "oracle"), chosen(1, "zodi", 0.4, "source")]
+    page = write(tmp_path / "out", *made)
+    seeds, headline = (" ".join(re.sub(r"<[^>]*>", " ", t).split()) for t in re.findall(r'<table class="headline.*?</table>', page.raw, re.S))
+    plain, apart = ([miou(made[i]) for i in where] for where in ((0, 1), (2, 4)))
+    assert f"Source only checkpoint: last, best on source, oracle (not attainable) {metrics.spread(plain)}" in seeds
+    assert "ZoDi checkpoint: last, oracle (not attainable)" in seeds and f"ZoDi checkpoint: best on source {metrics.spread(apart)}" in seeds
+    gain = apart[1] - plain[1]
+    assert f"seed-1/ZoDi checkpoint: best on source {apart[1]:.1f} {gain:+.1f}" in headline  # over the same rule's, whose line is shared
+
+
+def test_two_evaluations_of_the_same_predictions_are_shown_once_and_refused_where_they_differ(tmp_path: Path, world: dict):
     again = evaluate(EvaluateConfig(str(world["zodi"] / "predictions/night"), str(world["night"])), tmp_path / "again")
+    assert len(write(tmp_path / "out", world["zodi/night"], again).galleries[0]["columns"]) == 1  # the same scores: once
+    told = runs.read_json(again / "metrics.json")
+    told["domains"]["night"]["miou"] += 0.01
+    runs.write_json(again / "metrics.json", told)
     with pytest.raises(InputError, match="evaluate the same predictions of ZoDi on night: name one of them"):
         write(tmp_path / "out", world["zodi/night"], again)
 

@@ -159,6 +159,13 @@ def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str,
         return json.loads(file.metadata()["segshift"])
 
 
+def chosen_steps(run: Path) -> dict[Select, int]:
+    """Steps done at the checkpoint of every selection rule that has chosen one."""
+    config = runs.read_config(run / "config.json", TrainConfig)
+    best = (rule for rule in rules(config)[1:] if _best(run, rule, config.select).exists())
+    return {"last": last_step(run)} | {rule: best_record(run, rule)["step"] for rule in best}
+
+
 def describe(run: Path, space: LabelSpace, device: torch.device) -> None:
     """Write labels.json and environment.json."""
     runs.write_json(run / "labels.json", space)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from segshift import checkpoints, estimation
 from segshift.config import (
+    CHECKPOINTS,
     EstimateConfig,
     EvaluateConfig,
     PredictConfig,
@@ -45,13 +46,6 @@ from segshift.town import writer
 T = TypeVar("T")
 Scores = dict[tuple[str, Select], dict[str, list[float]]]
 """By row and selection rule: mIoU % by target, one for each seed."""
-CHECKPOINTS: dict[Select, str] = {
-    "last": "last",
-    "source": "best on source",
-    "transferred": "best on transferred",
-    "oracle": "oracle (not attainable)",
-}
-"""What the table calls the selection rules."""
 
 _STAGES = {
     "town": (TownConfig, writer.town),
@@ -152,14 +146,19 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
 
 
 def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: Scores) -> list[str]:
-    """Train a row on a seed and add its `scores`; returns the folders to report on."""
+    """Train a row on a seed and add its `scores`; returns the folders to report on. A checkpoint that several rules choose
+    is predicted and evaluated once, in the folder of the first of them."""
     config = replace(row.train, seed=row.train.seed + seed)
     train.train(config, folder)
     shown = [str(folder)]
     chosen = [target for target in targets if not row.targets or target.name in row.targets]
-    jobs = [(rule, target, None) for rule, target in product(checkpoints.rules(config), chosen)]
-    jobs += [("last", chosen[0], sampling) for sampling in row.samplings]
-    for rule, target, sampling in jobs:
+    steps_of, alike = checkpoints.chosen_steps(folder), {}
+    for rule in checkpoints.rules(config):
+        alike.setdefault(steps_of.get(rule), []).append(rule)  # rules that choose the same step, by it
+    jobs = [(tuple(rules), target, None) for rules, target in product(alike.values(), chosen)]
+    jobs += [(("last",), chosen[0], sampling) for sampling in row.samplings]
+    for rules, target, sampling in jobs:
+        rule = rules[0]
         steps, draws = sampling or (None, None)
         name = row.name if sampling is None else f"{row.name}, DDIM steps {steps}, draws {draws}"
         place = target.name if sampling is None else f"{target.name}-steps-{steps}-draws-{draws}"
@@ -172,8 +171,9 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
         evaluate.evaluate(
             EvaluateConfig(predictions=str(predictions), data=target.data, classes=config.classes), evaluation
         )
-        found = scores.setdefault((name, rule), {}).setdefault(target.name, [])
-        found.append(100 * read_json(evaluation / "metrics.json")["miou"])
+        miou = 100 * read_json(evaluation / "metrics.json")["miou"]
+        for rule in rules:
+            scores.setdefault((name, rule), {}).setdefault(target.name, []).append(miou)
         shown.append(str(evaluation))
     return shown
 

@@ -8,6 +8,7 @@ serves its subsets. Values are the data set's official ids, at the label's size,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from segshift import runs
+from segshift.config import CHECKPOINTS
 from segshift.labels import LabelSpace
 
 
@@ -67,4 +69,14 @@ def how(model: dict[str, Any] | None) -> str:
     size, window and seed where they were chosen."""
     if model is None:
         return "selection of the checkpoint unknown"
-    return ", ".join(filter(None, (model["selection"], model.get("sampling"), model.get("input"))))
+    return ", ".join(filter(None, (model["selection"], details(model))))
+
+
+def selection(rules: Sequence[str]) -> str:
+    """What a checkpoint is called that these selection rules choose."""
+    return "checkpoint: " + ", ".join(CHECKPOINTS.get(rule, rule) for rule in rules)
+
+
+def details(model: dict[str, Any]) -> str:
+    """`how`, but for the checkpoint."""
+    return ", ".join(filter(None, (model.get("sampling"), model.get("input"))))

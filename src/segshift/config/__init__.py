@@ -3,7 +3,7 @@
 The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone repeats it.
 """
 
-from segshift.config.common import Device, Select
+from segshift.config.common import CHECKPOINTS, Device, Select
 from segshift.config.judging import CheckConfig, EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
@@ -16,6 +16,7 @@ from segshift.config.training import (
 from segshift.config.transfer import DiffusionConfig, GateConfig, OptionalGate, TransferConfig
 
 __all__ = [
+    "CHECKPOINTS",
     "CheckConfig",
     "Device",
     "DiffusionConfig",

@@ -129,12 +129,12 @@ def _town_ablations() -> Experiment:
 
 def _demo() -> Experiment:
     """Small enough for five minutes on two cores."""
-    rows = town_rows(replace(town_training(steps=160, images=12), validation=None), ("night",))
+    source, _, zodi = town_rows(town_training(steps=160, images=12), ("night",))
     return Experiment(
         name="demo",
         town=TownConfig(source_train=96, source_val=20, target_train=1, target_val=30),
-        transfers={"transferred": town_transfer("night")},
-        rows=(rows[0], replace(rows[2], name="ZoDi")),
+        transfers={"transferred": town_transfer("night"), "transferred-val": town_transfer("night", split="val")},
+        rows=judged((source, replace(zodi, name="ZoDi")), oracle=(town_target("night"),), transferred=(transferred_val("night"),)),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )
 

@@ -2,8 +2,8 @@
 
     OUT/<path of the image in its data set>.png     the prediction (`frames.place`)
     OUT/config.json                                 the configuration (runs.begin)
-    OUT/model.json                                  what predicted: run, method, network, how its checkpoint was
-                                                    selected, step, hash of its weights
+    OUT/model.json                                  what predicted: run, method, network, step, which selection rules
+                                                    choose it, hash of its weights
     OUT/predictions.jsonl                           a line a frame: id, file, confidence
     OUT/failures.jsonl                              frames that could not be read, where there are any: id, error
     OUT/uncertainty/<map>/<the same path>           confidence, entropy, of several draws spread, on request: 16-bit PNG, value / 65535
@@ -42,12 +42,6 @@ B = TypeVar("B")
 
 AHEAD = 2
 """Batches that are read while one is computed."""
-_SELECTION = {
-    "last": "checkpoint of the last step",
-    "source": "checkpoint best on source validation",
-    "transferred": "checkpoint best on transferred validation",
-    "oracle": "checkpoint best on the target's labels (oracle: not attainable)",
-}
 
 
 def predict(config: PredictConfig, out: Path) -> Path:
@@ -113,7 +107,7 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
         network = models.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True)
         told = {
             "run": config.run, "method": None, "network": asdict(config.network), "step": None,
-            "selection": f"weights {path.name}", "sampling": None, "input": _input(config, False),
+            "rules": [], "selection": f"weights {path.name}", "sampling": None, "input": _input(config, False),
         }  # fmt: skip
         return SourceOnly(network).eval(), config.size, told | {"weights": _hash(network)}
     if config.network is not None:
@@ -132,11 +126,13 @@ def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, i
             raise InputError(f"{name} is {value}, expected " + (f"1 to {most}" if most else "1 or more"))
         if value is not None:
             setattr(method, name, value)
-    chosen = config.checkpoint
+    steps = checkpoints.chosen_steps(path)
+    step = checkpoints.best_record(path)["step"] if config.checkpoint == "best" else steps[config.checkpoint]
+    # none: `best` of a training that was killed between writing it and writing the last
+    rules = [rule for rule in checkpoints.rules(trained) if steps.get(rule) == step] or [trained.select]
     told = {
         "run": config.run, "method": trained.method, "network": asdict(trained.network),
-        "step": checkpoints.last_step(path) if chosen == "last" else checkpoints.best_record(path, chosen)["step"],
-        "selection": _SELECTION[trained.select if chosen == "best" else chosen],
+        "step": step, "rules": rules, "selection": predictions.selection(rules),
         "sampling": f"{_count(method.sampling_steps, 'DDIM step')}, {_count(method.draws, 'draw')}" if hasattr(method, "draws") else None,
         "input": _input(config, hasattr(method, "draws")),
     }  # fmt: skip

@@ -11,6 +11,7 @@ import json
 import logging
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,8 +50,11 @@ class Model:
     key: str
     name: str
     about: str
-    selection: str
-    """Which checkpoint; `about` is that and what was sampled."""
+    """Which checkpoint, and what was sampled."""
+    rules: tuple[str, ...]
+    """Selection rules that choose this checkpoint; of predictions from elsewhere, what is known instead."""
+    details: str
+    """`about` without the checkpoint."""
     seed: Path | None = None
     """The folder seed-<n> of an experiment, of a run in it."""
     row: str | None = None
@@ -59,7 +63,7 @@ class Model:
     @property
     def oracle(self) -> bool:
         """Whether it saw labels of the target: its checkpoint was chosen by them, or it is called the oracle."""
-        return "(oracle" in self.about or self.name.lower().split("/")[-1].startswith("oracle")
+        return self.rules == ("oracle",) or self.name.lower().split("/")[-1].startswith("oracle")
 
 
 @dataclass
@@ -86,7 +90,7 @@ class Column:
         """Keys of the models whose confidence was evaluated."""
         return {key for key, scores in self.scores.items() if scores.get("calibration")}
 
-    def values(self, models: list[Model]) -> list[float]:
+    def values(self, models: Sequence[Model]) -> list[float]:
         """mIoU % of the models that have one here."""
         found = [self.scores[m.key]["miou"] for m in models if m.key in self.scores]
         return [100 * miou for miou in found if miou is not None]
@@ -108,27 +112,36 @@ class Group:
     columns: list[Column] = field(default_factory=list)
 
     def first(self, model: Model) -> Model | None:
-        """What a model's gain is counted from: the first one of its seed by the same selection rule. Of a run outside an
-        experiment, the first of all where none shares its rule."""
-        alike = [m for m in self.models if (m.seed, m.selection) == (model.seed, model.selection)]
+        """What a model's gain is counted from: the first one of its seed that a same selection rule chooses. Of a run
+        outside an experiment, the first of all where none shares its rule."""
+        alike = [m for m in self.models if m.seed == model.seed and set(m.rules) & set(model.rules)]
         found = alike[0] if model.seed or alike[0] != model else self.models[0]
         return None if found == model else found
 
     @property
     def over_seeds(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
-        """Name, selection, and of every column mIoU % and gain (mean ± standard deviation), of rows with several seeds."""
-        rows: dict[tuple[Path, str, str], list[Model]] = {}
+        """Name, checkpoint, and of every column mIoU % and gain (mean ± standard deviation), of rows with several seeds.
+        Rules that choose the same checkpoint in every seed share a line."""
+        by_rule: dict[tuple[Path, str, str], dict[str, list[Model]]] = {}
         for model in self.models:
-            if model.seed:
-                rows.setdefault((model.seed.parent, model.row, model.about), []).append(model)
-        rows = {key: models for key, models in rows.items() if len(models) > 1}
-        several = len({home for home, *_ in rows}) > 1
+            for rule in model.rules if model.seed else ():
+                by_rule.setdefault((model.seed.parent, model.row, model.details), {}).setdefault(rule, []).append(model)
+        lines: dict[tuple, list[str]] = {}
+        for key, found in by_rule.items():
+            seeds = max(map(len, found.values()))
+            for rule, models in found.items():
+                if 1 < len(models) == seeds:  # of one sampling, other rules may choose its checkpoint in some seeds
+                    lines.setdefault((*key, tuple(models)), []).append(rule)
+        several = len({home for home, *_ in lines}) > 1
         return [
-            (f"{home.name}/{name}" if several else name, about, [self._spread(column, models) for column in self.columns])
-            for (home, name, about), models in rows.items()
-        ]
+            (
+                f"{home.name}/{name}" if several else name, ", ".join(filter(None, (predictions.selection(rules), details))),
+                [self._spread(column, models) for column in self.columns],
+            )
+            for (home, name, details, models), rules in lines.items()
+        ]  # fmt: skip
 
-    def _spread(self, column: Column, models: list[Model]) -> tuple[str, str]:
+    def _spread(self, column: Column, models: Sequence[Model]) -> tuple[str, str]:
         gains = [column.difference(model, first) for model in models if (first := self.first(model))]
         return spread(column.values(models)), spread([gain for gain in gains if gain is not None], "+")
 
@@ -225,11 +238,13 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         classes = tuple(result["classes"])
         key = (result["data"]["space"], classes)
         group = groups.setdefault(key, Group(classes, result["colours"]))
-        selection = predictions.how(result["model"]) if result["model"] else "predictions from elsewhere"
+        made = result["model"] or {"selection": "predictions from elsewhere"}
+        about = predictions.how(made)
         run = Path(home).resolve()
         seed = run.parent if re.fullmatch(r"seed-\d+", run.parent.name) else None
-        chosen = result["model"]["selection"] if result["model"] else selection
-        model = Model(f"{run} {selection}", name, selection, chosen, seed, seed and _NAMES.get(run.name, run.name))
+        rules = tuple(made.get("rules") or [made["selection"]])
+        row = seed and _NAMES.get(run.name, run.name)
+        model = Model(f"{run} {about}", name, about, rules, predictions.details(made), seed, row)
         if model not in group.models:
             group.models.append(model)
         tree = f"{Path(folder.config['data'].split(':')[1]).name}, transferred"  # its frames kept their source's domain
@@ -238,12 +253,14 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         if len(parts) > 1:
             parts["all"] = (result, None)
         for title, (scores, domain) in parts.items():
-            about = result["setting"]  # the selection of the checkpoint belongs to the row
-            place = (key, title, about, folder.config["data"])
+            setting = result["setting"]  # the selection of the checkpoint belongs to the row
+            place = (key, title, setting, folder.config["data"])
             if place not in columns:
-                columns[place] = Column(title, about, classes)
+                columns[place] = Column(title, setting, classes)
                 group.columns.append(columns[place])
             column = columns[place]
+            if column.scores.get(model.key) == scores:
+                continue  # of another rule that chooses the same checkpoint
             if model.key in column.scores:
                 other = column.sources[model.key][0].path
                 raise InputError(f"{other} and {folder.path} evaluate the same predictions of {name} on {title}: name one of them")
