@@ -196,11 +196,11 @@ def table(experiment: Experiment, scores: Scores) -> Table:
 
 
 def by_checkpoint(scores: Scores) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """By row and checkpoint, a line of a table each. Rules by which a row has the same scores everywhere share a line. The
-    row "oracle" is trained on the target's labels."""
+    """By row and checkpoint, a line of a table each. Rules by which a row has the same scores everywhere share a line. Rows
+    called oracle are trained on the target's labels."""
     lines: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in dict.fromkeys(row for row, _ in scores):
-        called = "trained on the target's labels (not attainable)" if row == "oracle" else row
+        called = re.sub("^oracle", "trained on the target's labels (not attainable)", row)
         rules = [rule for name, rule in scores if name == row]
         while rules:
             alike = [rule for rule in rules if scores[row, rule] == scores[row, rules[0]]]

@@ -32,20 +32,27 @@ def steps(source: TrainConfig, target: str, second: Changes, *, name: str = "", 
 def ablation_rows(source: TrainConfig, target: str, second: Changes, samplings: Samplings = ()) -> tuple[Row, ...]:
     """Every row of the ablation table. The oracle is trained on the target's labels, which no other row reads.
 
-    "full" has both steps behind it: what step 2 adds is its difference from "step 1, equal steps".
+    "full" has both steps behind it: what step 2 adds is its difference from "step 1, equal steps". The rows of equal
+    steps are a comparison of their own too, of trainings that are longer by step 2.
     """
     step1, full = steps(source, target, second)
-    longer = replace(step1.train, steps=step1.train.steps + full.train.steps)
     plain = replace(source, network=replace(source.network, inter_coder=False))
+    oracle = replace(source, source=target, size=source.target_size or source.size, validation=None)
+
+    def longer(config: TrainConfig) -> TrainConfig:
+        return replace(config, steps=config.steps + full.train.steps)
+
     return (
         Row("source only", source),
         replace(step1, uncertainty=True),
-        Row("step 1, equal steps", longer, uncertainty=True),
+        Row("step 1, equal steps", longer(step1.train), uncertainty=True),
         Row("step 1 + diffusion", replace(full.train, iccld=replace(full.train.iccld, adversarial_weight=0.0))),
         replace(full, uncertainty=True, samplings=samplings),
         *steps(plain, target, second, name=" without inter-coder connections"),
         *steps(source, target, second, name=", label latent", diffused="label"),
-        Row("oracle", replace(source, source=target, size=source.target_size or source.size, validation=None)),
+        Row("oracle", oracle),
+        Row("source only, equal steps", longer(source)),
+        Row("oracle, equal steps", longer(oracle)),
     )
 
 
