@@ -17,6 +17,7 @@ from typing import Literal
 
 import estimate
 import gate
+import memory
 import recipe
 import tyro
 import zodi
@@ -80,6 +81,7 @@ TABLES: dict[str, Callable[[Benchmark, Path], None]] = {
     "iccld-town-night-from-zodi": _recipe("iccld-town-night-from-zodi"),
     "estimate": _estimate,
     "estimate-night": _estimate_night,
+    "memory": lambda b, out: memory.main(memory.Benchmark(out)),
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import estimate
 import gate
+import memory
 import pytest
 import recipe
 import settings
@@ -22,6 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = {
     "estimate": estimate.tables,
     "estimate-night": estimate.tables,
+    "memory": lambda told: memory.table(told["peaks"]),
     "gate": lambda told: gate.table(settings.scores_of(told["scores"]), told["transfers"]),
     "zodi": lambda told: zodi.table(settings.scores_of(told["scores"])),
 }
