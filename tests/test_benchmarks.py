@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gate
+import memory
 import pytest
 import recipe
 import settings
@@ -92,6 +93,17 @@ def test_a_recipes_table_has_a_line_for_every_rule():
         "| a | last, oracle (not attainable) | 15.0 ± 7.1 |", "| a | best on source | 14.0 ± 5.7 |", "",
     ]  # fmt: skip
     assert text[5:] == ["| risk-coverage area x 1000, night | entropy |", "|---|---|", "| a | 30.5 ± 0.7 |"]
+
+
+def test_memory_is_measured_of_the_published_settings():
+    made = memory.trainings(memory.Benchmark(Path("out")), "resnet50", True)
+    (step1, home), (full, _) = made["step 1"], made["full"]
+    assert full.from_run == str(home) and step1.source.startswith("gta5:out/town/") and step1.target.startswith("cityscapes:out/town/")
+    assert made["source only"][0].target is None
+    for config, _ in made.values():
+        assert (config.batch_size, config.crop, config.precision) == (2, (512, 512), "bf16") and not config.oracle_validation
+        assert config.network.encoder == "resnet50" and not config.network.pretrained and config.iccld.gradient_checkpointing
+    assert "| a | 1.2 | 3.0 |" in memory.table({"a": {"step 1": 1.23, "full": 3.0}})
 
 
 def test_rows_are_chosen_by_name():
