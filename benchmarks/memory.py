@@ -6,12 +6,13 @@
 Source only, step 1 and step 2 of the recipe iccld-gta5-cityscapes, three steps each on frames of the embedded town at
 512x1024, with random weights. On a GPU it is what torch allocated there at most. On a CPU, which has no such count, it is how
 much a process of its own grew: the same tensors, with what the libraries of the CPU need besides and without CUDA's
-context. Writes OUT/memory.md and OUT/memory.json.
+context. The adversary acts from the first step. Writes OUT/memory.md and OUT/memory.json; running it again continues.
 """
 
 from __future__ import annotations
 
 import resource
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -28,7 +29,7 @@ from segshift.config.common import Device
 from segshift.experiments import fill
 from segshift.recipes import RECIPES
 from segshift.recipes.town import town_target
-from segshift.runs import slug
+from segshift.runs import read_json, slug, write_json
 from segshift.stages import train
 from segshift.town import writer
 
@@ -52,6 +53,7 @@ def peak(config: TrainConfig, out: Path, threads: int) -> float:
     """GiB that a training takes at most, in a process that has done nothing before."""
     torch.set_num_threads(threads)
     device = devices.pick(config.device)
+    shutil.rmtree(out, ignore_errors=True)  # a training that was stopped has another peak when it continues
     before = psutil.Process().memory_info().rss
     train.train(config, out)
     if device.type == "cuda":
@@ -68,7 +70,7 @@ def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tupl
         settings = replace(
             row.train, **{name: data for name, data in town.items() if getattr(row.train, name)}, size=(512, 1024), validation=None,
             oracle_validation=(), steps=STEPS, device=b.device, network=replace(row.train.network, encoder=encoder, pretrained=False),
-            iccld=replace(row.train.iccld, gradient_checkpointing=checkpointing),
+            iccld=replace(row.train.iccld, gradient_checkpointing=checkpointing, adversary_warmup=0), workers=2,
         )  # fmt: skip
         made[row.name] = fill(settings, {"out": str(b.out), "rows": str(home)}), home / slug(row.name)
     return made
@@ -89,8 +91,11 @@ def main(b: Benchmark) -> None:
         for checkpointing in (False, True):
             row = peaks.setdefault(encoder + (", gradient checkpointing" if checkpointing else ""), {})
             for name, (config, out) in trainings(b, encoder, checkpointing).items():
-                with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                    row[name] = alone.submit(peak, config, out, b.threads).result()
+                known = out / "peak.json"
+                if not known.exists():
+                    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                        write_json(known, alone.submit(peak, config, out, b.threads).result())
+                row[name] = read_json(known)
     write_results(b.out, "memory", table(peaks), {"peaks": peaks, "device": str(devices.pick(b.device)), "steps": STEPS}, "timm")
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from training import config, dropping, last, logged, same, start, stop_in_step, trees_of
 
 from segshift import checkpoints, frames, runs
-from segshift.config import NetworkConfig
+from segshift.config import ICCLDConfig, NetworkConfig, TrainConfig
+from segshift.labels import CITYSCAPES
 from segshift.methods.zodi_adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
@@ -174,3 +175,10 @@ def test_a_run_without_a_checkpoint_is_refused(data, tmp_path, monkeypatch):
         checkpoints.load_run(tmp_path / "run")
     with pytest.raises(InputError, match="expected a folder that segshift wrote"):
         checkpoints.load_run(tmp_path / "nowhere")
+
+
+def test_the_baseline_of_iccld_checkpoints_gradients_too():
+    network = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False)
+    for switch in (False, True):
+        config = TrainConfig(source="x", method="source_only", network=network, iccld=ICCLDConfig(gradient_checkpointing=switch))
+        assert checkpoints.method_of(config, CITYSCAPES).segmenter.network.encoder.model.grad_checkpointing == switch

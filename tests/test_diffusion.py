@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_diffusion
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -179,9 +179,14 @@ def test_a_hub_name_is_fetched_at_its_pinned_revision_without_the_safety_checker
     assert asked[-1][1] == "other"
 
 
-def test_a_download_that_fails_says_which_files_where_from_and_the_cure(monkeypatch):
+class ProxyError(HTTPError):
+    """As a wrong proxy ends a download: what the hub's client raises is no OSError."""
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError, ProxyError])
+def test_a_download_that_fails_says_which_files_where_from_and_the_cure(monkeypatch, error):
     def offline(*args, **kwargs):
-        raise LocalEntryNotFoundError("no connection")
+        raise error("no connection")
 
     monkeypatch.setattr(diffusion, "snapshot_download", offline)
     with pytest.raises(InputError) as caught:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny_diffusion
+import trees
 from rich.console import Console
 
 from segshift import experiments, metrics
-from segshift.config import DiffusionConfig, NetworkConfig, TownConfig
+from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.iccld import ablation_rows, town_source
@@ -93,6 +94,32 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
         experiments.run(str(out / "config.json"), seeds=0)
     with pytest.raises(InputError, match="only recipes run over seeds"):
         experiments.run(str(out / "town" / "config.json"), seeds=2)
+
+
+def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_path: Path, monkeypatch):
+    trees.cityscapes(tmp_path / "cityscapes")
+    trees.acdc(tmp_path / "acdc")
+    base = TrainConfig(source="cityscapes:{cityscapes}:train", network=NetworkConfig(encoder="resnet18"))
+    e = Experiment("mine", (Row("a", base), Row("b", base)), (Target("night", "acdc:{acdc}:night/val"),))
+    there = {name: str(tmp_path / name) for name in ("cityscapes", "acdc")}
+    with pytest.raises(InputError, match=r"no folder .*typo"):
+        experiments.run_experiment(experiments.fill(e, there | {"acdc": str(tmp_path / "typo")}), tmp_path / "out")
+    built = []
+
+    def offline(network, classes):
+        built.append((network.encoder, classes))
+        raise InputError("cannot download")
+
+    monkeypatch.setattr(experiments.models, "build", offline)
+    with pytest.raises(InputError, match="cannot download"):
+        experiments.run_experiment(experiments.fill(e, there), tmp_path / "out")
+    assert built == [("resnet18", 19)] and not (tmp_path / "out").exists()
+
+
+def test_what_only_its_own_command_repeats_is_said(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"stage": "check", "config": {}}')
+    with pytest.raises(InputError, match=r"of stage .check., expected run, town, .* give its own command again"):
+        experiments.run(str(tmp_path / "config.json"))
 
 
 def test_the_table_shows_every_rule_and_gains_within_a_rule():

@@ -1,10 +1,12 @@
 """Run folders: atomic files and configurations that cannot be mixed up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from segshift.config import TransferConfig
+from segshift.config import TrainConfig, TransferConfig
+from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.runs import InputError, atomic, begin, read_config, read_lines, slug
 
 
@@ -22,6 +24,20 @@ def test_config_round_trips_and_another_one_is_refused(tmp_path: Path):
     begin(tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), batch_size=1), free=("batch_size",))
     with pytest.raises(InputError, match="seed 42 there, 7 asked for"):
         begin(tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), seed=7))
+
+
+def test_of_nested_settings_that_differ_the_inner_ones_are_told(tmp_path: Path):
+    def town(*names: str) -> Experiment:
+        rows = tuple(Row(name, TrainConfig(source=f"cityscapes:/{name}:train")) for name in names)
+        return Experiment("mine", rows, (Target("night", "acdc:/acdc:night/val"),))
+
+    begin(tmp_path, "run", town("a", "b"))
+    with pytest.raises(InputError) as caught:
+        begin(tmp_path, "run", replace(town("a", "c"), seeds=2))
+    told = "(rows.1.name 'b' there, 'c' asked for, rows.1.train.source 'cityscapes:/b:train' there, 'cityscapes:/c:train' asked for, seeds 1"
+    assert told in str(caught.value)
+    with pytest.raises(InputError, match="and 3 more"):
+        begin(tmp_path, "run", replace(town("c", "d"), seeds=2, published="x"))
 
 
 def test_a_line_cut_short_is_left_out(tmp_path: Path):

@@ -78,7 +78,7 @@ def evaluate(out: Out, config: Annotated[EvaluateConfig, FLAT]) -> Path:
 
 def estimate(
     config: Annotated[EstimateConfig, FLAT],
-    out: Annotated[Path | None, tyro.conf.arg(help="Folder to write; default RUN/estimate.")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="Folder to write; default RUN/estimate, beside a weights file <its name>-estimate.")] = None,
 ) -> Path:
     """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will fail."""
     from segshift import estimation

@@ -74,6 +74,8 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
     segmenter = models.build(config.network, space.classes)
     excluded = sorted(set(range(space.classes)) - set(class_set(config, space)))
     if config.method == "source_only":
+        if config.network.name == "iccld" and config.iccld.gradient_checkpointing:
+            segmenter.network.checkpoint_gradients()
         # the baseline of ICCLD learns as its step 1 does
         return SourceOnly(segmenter, excluded, config.iccld.head_lr if config.network.name == "iccld" else 1.0)
     if config.method in ("self_training", "adversarial_diffusion"):

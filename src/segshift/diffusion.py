@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -175,7 +175,7 @@ def _folder(
         if home is None or not all((home / file).exists() for file in wanted):
             wanted = [f"{stem}.safetensors" for stem in stems.values()]
             home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted]))
-    except (OSError, HfHubHTTPError, HFValidationError, ConnectionError) as error:
+    except (OSError, HfHubHTTPError, HTTPError, HFValidationError) as error:
         raise InputError(
             f"cannot download {', '.join((*configs, *wanted, *more))} of {name} (revision {revision or 'main'}) from "
             f"the Hugging Face hub ({_line(error)}): go online once, or point to a local copy with {option} /path"

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, estimation
+from segshift import checkpoints, estimation, frames, models
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -78,6 +78,8 @@ def run(name: str, out: Path | None = None, data: dict[str, str] | None = None, 
         if stage in _STAGES:
             kind, function = _STAGES[stage]
             return function(read_config(path, kind), out)
+        if stage != "run":
+            raise InputError(f"{path} is of stage '{stage}', expected run, {', '.join(_STAGES)}: give its own command again")
         experiment = read_config(path, Experiment)
     elif name in RECIPES:
         experiment, out = fill(RECIPES[name], data or {}, keep=("out", "rows")), out or Path("runs") / name
@@ -114,11 +116,13 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every seed by row, checkpoint and target.
 
     Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds. Frames that failed
-    in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment.
+    in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment; before
+    anything is written for data sets that are not there.
     """
     one_process("run")
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
+    _look(experiment)
     begin(out, "run", experiment, free=("seeds",))
     write_json(out / "config.json", {"stage": "run", "config": to_plain(experiment)})  # with the seeds of this time
     e = fill(experiment, {"out": str(out)}, keep=("rows",))
@@ -143,6 +147,20 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     page = report.report(ReportConfig(runs=tuple(shown), title=e.name), out)
     say.print(f"page: {page / 'index.html' if page.is_dir() else page}")
     return out
+
+
+def _look(experiment: Experiment) -> None:
+    """Whether the user's data sets are there, and the weights that encoders start from, which are downloaded here: all
+    that a later stage would miss, before the first one has taken its days. Raises: InputError."""
+    trainings = [row.train for row in experiment.rows]
+    given = [config.source for config in experiment.transfers.values()] + [target.data for target in experiment.targets]
+    for t in trainings:
+        given += [t.source, *t.more_sources, *t.transferred, t.target, t.validation, *t.transferred_validation, *t.oracle_validation]
+    data = {name: frames.load(name) for name in dict.fromkeys(filter(None, given)) if "{out}" not in name}
+    networks = [(t.network, data[t.source].space.classes) for t in trainings if t.source in data and t.network.pretrained]
+    for i, (network, classes) in enumerate(networks):
+        if (network, classes) not in networks[:i]:
+            models.build(network, classes)
 
 
 def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: Scores) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
@@ -200,7 +201,7 @@ def _smp(name: str, encoder: str, pretrained: bool, classes: int) -> nn.Module:
             network = RefineNet(encoder, weights, classes)
         else:
             network = smp.create_model(name, encoder, encoder_weights=weights, classes=classes, **more)
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise InputError(
             f"cannot download model.safetensors of {_encoder_home(encoder)} from the hub "
             f"({_first_line(error)}): set network.pretrained to False to start from random weights, or "
@@ -225,7 +226,7 @@ def _latent(config: NetworkConfig, pretrained: bool, classes: int) -> nn.Module:
         )  # fmt: skip
     except InputError:
         raise
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise InputError(
             f"cannot download the weights of timm's {encoder} from the hub ({_first_line(error)}): set "
             "network.pretrained to False to start from random weights, or network.weights to a local copy"

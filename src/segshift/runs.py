@@ -118,12 +118,21 @@ def begin(out: Path, stage: str, config: Any, *, free: tuple[str, ...] = ()) -> 
         if before.get("stage") != stage:
             raise InputError(f"{out} holds a run of stage '{before.get('stage')}', not '{stage}': name a new folder")
         old, new = before["config"], plain["config"]
-        differ = [key for key in new if key not in free and old.get(key) != new[key]]
+        differ = [told for key in new if key not in free for told in _differences(key, old.get(key), new[key])]
         if differ:
-            what = ", ".join(f"{key} {old.get(key)!r} there, {new[key]!r} asked for" for key in differ)
+            what = ", ".join(differ[:3]) + (f", and {len(differ) - 3} more" if len(differ) > 3 else "")
             raise InputError(f"{out} holds a run of another configuration ({what}): name a new folder, or delete it")
         return
     write_json(path, plain)
+
+
+def _differences(name: str, old: Any, new: Any) -> list[str]:
+    """Where two plain values differ; of nested ones where inside."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and all(isinstance(i, dict) for i in [*old, *new]):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [told for key in new for told in _differences(f"{name}.{key}", old.get(key), new[key])]
+    return [] if old == new else [f"{name} {old!r} there, {new!r} asked for"]
 
 
 def one_process(command: str) -> None:

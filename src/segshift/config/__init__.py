@@ -1,6 +1,7 @@
 """The configuration of every stage: frozen dataclasses, one field a decision, a docstring under each.
 
-The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone repeats it.
+The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone repeats it
+(`segshift run CONFIG.JSON`; a check, a report and a training of the prior take their own commands again).
 """
 
 from segshift.config.common import CHECKPOINTS, Device, Select

@@ -115,7 +115,7 @@ class ICCLDConfig:
     unfreeze_decoder: bool = True
     """Step 2: train a copy of the decoder with the UNet, so that it learns how far to trust a denoised latent."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them."""
+    """Compute activations twice to hold fewer of them; also of source_only with network iccld."""
 
 
 @dataclass(frozen=True)

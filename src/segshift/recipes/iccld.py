@@ -1,6 +1,7 @@
 """Recipes of ICCLD: GTA5 and SYNTHIA to Cityscapes, Cityscapes to ACDC, and the embedded town.
 
-The settings are DAFormer's where the paper's are not known (methods/iccld.py). The published numbers are the paper's, for
+The settings are DAFormer's where the paper's are not known (methods/iccld.py); but GTA5's part `train` is the source, half of what
+the relatives train on, so that its part `val` can judge. The published numbers are the paper's, for
 comparison alone: nothing here is known to reproduce them.
 """
 
@@ -78,7 +79,7 @@ def _training(source: str, size: tuple[int, int], validation: str | None = None)
     return TrainConfig(
         source=source, validation=validation, method="source_only", select="last", network=NetworkConfig(name="iccld", encoder="resnet101"),
         size=size, target_size=(512, 1024), crop=(512, 512), jitter=(0.0, 0.0, 0.0, 0.0), batch_size=2, steps=40_000,
-        optimizer="adamw", lr=6e-5, weight_decay=0.01, warmup=1500, poly_power=1.0, precision="bf16",
+        optimizer="adamw", lr=6e-5, weight_decay=0.01, warmup=1500, poly_power=1.0, precision="bf16", workers=8,
         validate_every=8000,  # GTA5's split holds thousands of frames
     )  # fmt: skip
 

@@ -38,6 +38,7 @@ def _published(domain: str, network: str) -> Experiment:
         validation="cityscapes:{cityscapes}:val",
         transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",),
         network=_NETWORKS[network],
+        workers=8,
         validate_every=7440 if domain == "game" else 744,  # ten epochs, for GTA5's split holds thousands of frames; one
     )
     transfer = TransferConfig(
