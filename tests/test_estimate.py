@@ -277,6 +277,14 @@ def test_frames_that_could_not_be_transferred_are_left_out_and_told(home: Path, 
     assert [f["id"] for f in runs.failures(out)] == [frames.load(f"cityscapes:{day}:val").frames[4].id]
 
 
+def test_an_estimate_without_a_single_transferred_frame_is_refused(home: Path, tmp_path: Path):
+    day = f"cityscapes:{trees.cityscapes(tmp_path / 'day', IDS, (64, 64), split='val')}:val"
+    for frame in frames.load(day).frames:
+        trees.save(frame.label, np.full((32, 32), 7, np.uint8))
+    with pytest.raises(InputError, match=r"no frame of .* could be transferred to .*; the first: .*32"):
+        estimate(config(home, source=day, transferred=None), tmp_path / "out")
+
+
 def test_a_network_from_elsewhere_sees_all_frames_at_the_size_of_the_source(home: Path, tmp_path: Path):
     out = estimate(config(home, short_side=32, transferred=None), tmp_path / "out")
     told = sorted(out.glob("*/predictions/model.json"))

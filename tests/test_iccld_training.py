@@ -98,6 +98,36 @@ def test_either_step_resumes_bitwise(step: int, diffused: str, data: Path, first
     assert training.logged(whole) == training.logged(tmp_path / "killed")
 
 
+def test_transferred_frames_are_one_more_labelled_source(data: Path, first: Path, tmp_path: Path, monkeypatch):
+    trees.mark_transferred(trees.cityscapes(tmp_path / "moved/night", training.IDS[:3]), training.IDS[:3])
+    config = step1(data, more_sources=(f"cityscapes:{tmp_path}/moved/night:train",))
+    drawn = []
+    read = batches.Pictures.label
+    monkeypatch.setattr(batches.Pictures, "label", lambda self, frame: drawn.append(frame.label) or read(self, frame))
+    whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
+    assert {(tmp_path / "moved/night") in path.parents for path in drawn} == {False, True}
+    assert training.logged(whole) != training.logged(first)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
+        train(config, stopped)
+    train(config, stopped)
+    assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
+    trees.synthia(tmp_path / "synthia")
+    with pytest.raises(InputError, match="writes its labels in another way"):
+        train(step1(data, more_sources=(f"synthia:{tmp_path}/synthia",)), tmp_path / "other")
+    with pytest.raises(InputError, match="takes no more_sources"):
+        train(training.config(data, more_sources=config.more_sources), tmp_path / "zodi")
+
+
+def test_sixteen_classes_go_through_both_steps_and_are_all_that_is_predicted(data: Path, tmp_path: Path):
+    begun = train(step1(data, classes=16, steps=2), tmp_path / "first")
+    run = train(step2(data, begun, classes=16, steps=2), tmp_path / "second")
+    out = predict(PredictConfig(str(run), f"cityscapes:{data}/day:train", device="cpu"), tmp_path / "out")
+    found = {value for file in out.rglob("*leftImg8bit.png") for value in np.unique(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)).tolist()}
+    left_out = {CITYSCAPES.ids[CITYSCAPES.names.index(name)] for name in ("terrain", "truck", "train")}
+    assert found and found <= set(CITYSCAPES.ids) - left_out
+
+
 def test_step_2_follows_its_own_settings_before_and_after_an_interruption(data: Path, first: Path, tmp_path: Path, monkeypatch):
     settings = replace(SETTINGS, threshold=0.0, confidence_weighted=True, augmentation=StrongAugmentation(jitter_probability=0.0))
     config = step2(data, first, iccld=settings)

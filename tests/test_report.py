@@ -291,7 +291,11 @@ def test_the_same_folders_give_the_same_page(tmp_path: Path, world: dict):
 def test_label_spaces_are_shown_apart(tmp_path: Path, world: dict):
     mine = f"folder:{trees.folder(tmp_path / 'mine')}:train"
     other = evaluated(training(tmp_path / "mine-run", mine, "source_only"), "mine", mine, 0.5)
-    page = write(tmp_path / "out", world["zodi/night"], other)
+    for run, (name, count) in {world["zodi"]: ("cityscapes", 19), tmp_path / "mine-run": ("mine", 3)}.items():
+        runs.write_json(run / "labels.json", {"name": name, "names": ["road"] * count})
+    page = write(tmp_path / "out", world["zodi/night"], other, world["zodi"], tmp_path / "mine-run")
+    charts = [svg["aria-label"] for svg in page.of("svg")]
+    assert {"mIoU on source, % (cityscapes, 19 classes)", "mIoU on source, % (mine, 3 classes)"} <= set(charts)
     tables = re.findall(r'<table class="headline">.*?</table>', page.raw, re.S)
     assert len(tables) == 2
     assert "acdc" in tables[0] and "folder" not in tables[0] and "folder" in tables[1] and "acdc" not in tables[1]
@@ -413,7 +417,15 @@ def test_predictions_without_labels_are_shown_beside_their_images(tmp_path: Path
     page = write(tmp_path / "out", folder)
     [shown] = page.galleries
     assert "Predictions without labels" in page.text and shown["score"] == "confidence"
+    assert {tag["name"] for tag in page.of("select")} == {"order"}  # no class is known to be there
+    assert [tag["value"] for tag in page.of("input") if tag["name"] == "view"] == []
     assert [(row["id"], row["truth"], row["cells"][0]["s"]) for row in shown["rows"]] == [(id, None, 0.5) for id in ids]
+    for frame in frames.load(world["night"]).frames:
+        file = frames.place(frames.load(world["night"]), frame, folder / "uncertainty/entropy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), np.full((8, 16), 65535, np.uint16))
+    page = write(tmp_path / "out", folder)
+    assert [tag["value"] for tag in page.of("input") if tag["name"] == "view"] == ["classes", "uncertainty"]
 
 
 def test_a_transferred_domain_can_be_named_by_itself(tmp_path: Path, world: dict):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import trees
-from training import config, logged, trees_of
+from training import config, last, logged, trees_of
 
 from segshift import checkpoints
 from segshift.config import NetworkConfig
@@ -144,6 +144,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_frames(data, tmp_pat
         train(config(data), tmp_path / "run")
     assert checkpoints.last_step(tmp_path / "run") == 2
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 3]
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(data, tmp_path, monkeypatch):
+    after_step = ZoDi.after_step
+
+    def poison(self, step):
+        after_step(self, step)
+        if step == 3:  # as a gradient that overflows where the loss did not
+            next(self.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(ZoDi, "after_step", poison)
+    with pytest.raises(InputError, match=r"is not finite after step 4, .*the last checkpoint is kept"):
+        train(config(data), tmp_path / "run")
+    assert checkpoints.last_step(tmp_path / "run") == 2 and all(t.isfinite().all() for t in last(tmp_path / "run").values())
 
 
 def test_an_unwritable_output_is_refused(data, tmp_path):

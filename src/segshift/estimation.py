@@ -130,7 +130,10 @@ def _require_frames(name: str, count: int) -> None:
 def _transferred(
     config: EstimateConfig, data: Dataset, prompt: str, strength: float, seed: int, tree: Path, out: Path
 ) -> Scored:
-    """Transfer the source frames to one domain with one seed, or find that done, and score the network on them."""
+    """Transfer the source frames to one domain with one seed, or find that done, and score the network on them.
+
+    Raises: InputError where no frame could be transferred.
+    """
     told = TransferConfig(
         source=config.source, to=(prompt,), strength=strength, seed=seed, mode=config.mode, control=config.control,
         steps=config.steps, guidance=config.guidance, short_side=config.short_side, batch_size=config.batch_size,
@@ -140,6 +143,8 @@ def _transferred(
     name = f"{goal.slug}-{strength:g}-{seed}"
     folder = transfer.transfer(told, tree / name) / goal.slug
     lines = runs.read_lines(folder / "manifest.jsonl")
+    if not lines:
+        raise InputError(f"no frame of {data.name} could be transferred to '{prompt}'; the first: {runs.failures(tree / name)[0]['error']}")
     digest = hashlib.sha256("".join(f"{line['id']} {line['sha256']}\n" for line in lines).encode()).hexdigest()
     what = {
         "seed": seed, "transferred": str(folder), "model": lines[0]["model"], "weights": lines[0]["weights"],

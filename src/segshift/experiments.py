@@ -189,9 +189,11 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
         evaluate.evaluate(
             EvaluateConfig(predictions=str(predictions), data=target.data, classes=config.classes), evaluation
         )
-        miou = 100 * read_json(evaluation / "metrics.json")["miou"]
+        miou = read_json(evaluation / "metrics.json")["miou"]
+        if miou is None:
+            raise InputError(f"{target.data} has no labelled pixel and no score: name labelled frames as the target '{target.name}'")
         for rule in rules:
-            scores.setdefault((name, rule), {}).setdefault(target.name, []).append(miou)
+            scores.setdefault((name, rule), {}).setdefault(target.name, []).append(100 * miou)
         shown.append(str(evaluation))
     return shown
 

@@ -67,6 +67,11 @@ class Gallery:
     """Of all data sets that will be added, where there are several."""
 
     @property
+    def labelled(self) -> bool:
+        """Whether some row tells which classes it shows."""
+        return any(row["has"] for row in self.rows)
+
+    @property
     def uncertain(self) -> bool:
         """Whether some prediction comes with a picture of its entropy."""
         return any(cell and cell.get("u") is not None for row in self.rows for cell in row["cells"])

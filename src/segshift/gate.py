@@ -302,7 +302,10 @@ class Gate:
 
 def draw(seed: int, strength: float, verdict: Verdict) -> dict:
     """What the manifest tells of one draw."""
-    return {"seed": seed, "strength": strength, "passed": verdict.passed, "score": _finite(verdict.score), "failed_regions": verdict.failed}
+    return {
+        "seed": seed, "strength": strength, "passed": verdict.passed, "score": _finite(verdict.score),
+        "failed_regions": verdict.failed, "movement": round(verdict.movement, 8),
+    }  # fmt: skip
 
 
 def _finite(score: float) -> float | None:

@@ -39,7 +39,7 @@ STATISTICS_MOMENTUM = 0.02
 
 
 class Encoder(nn.Module):
-    """Any timm backbone, as four maps at strides 4, 8, 16 and 32."""
+    """Any timm backbone that takes images of any size, as four maps at strides 4, 8, 16 and 32."""
 
     def __init__(self, name: str, pretrained: bool):
         """`name`: a convolutional or hierarchical backbone, or a plain vision transformer such as DINOv2's.

@@ -40,6 +40,7 @@ Decisions where the paper leaves a choice:
   steps went into learning z_x -> z_y anew (LOG.md).
 - A copy of D is trained with eps_theta (`unfreeze_decoder`): D has seen no zhat_0. With "label" it has learnt from z_y,
   which is always right, to trust a label latent blindly.
+- Cross entropies and noise terms weigh 1; what has a weight of its own in ICCLDConfig weighs that.
 - One DDIM step from pure noise is the default: the mean of the masks. With "label" more steps draw one of them, which is
   sharper and scored lower; with "image" all draws are nearly one (LOG.md).
 - Step 1 runs all images of a step as one batch: batch statistics are those of source and mixed images together.

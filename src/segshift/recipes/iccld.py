@@ -64,8 +64,8 @@ SAMPLINGS: Samplings = ((3, 1), (10, 1), (50, 1), (1, 5), (1, 10))
 # ------------------------------------------------------------------------------------------- published protocols
 
 _PUBLISHED = {
-    "gta5": "74.4 mIoU % (ICCLD's authors, 19 classes; DACS 52.1, DAFormer 68.3, HRDA 73.8, MIC 75.9)",
-    "synthia": "67.2 mIoU % (ICCLD's authors, most likely 16 classes; DACS 48.3, DAFormer 60.9, HRDA 65.8, MIC 67.3)",
+    "gta5": "74.4 mIoU % (ICCLD's authors, 19 classes; DACS 52.1, DAFormer 68.3, HRDA 73.8, PiPa 75.6, MIC 75.9; with DINOv2-L VFM-UDA 78.4)",
+    "synthia": "67.2 mIoU % (ICCLD's authors, most likely 16 classes; DACS 48.3, DAFormer 60.9, HRDA 65.8, MIC 67.3, PiPa 68.2)",
     "synthia-13": "not known for ICCLD over 13 classes",
     "acdc": "not known for ICCLD (a DINOv2-L with adapters, source only: 77.6 on ACDC's test set)",
 }

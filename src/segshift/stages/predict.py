@@ -52,6 +52,9 @@ def predict(config: PredictConfig, out: Path) -> Path:
     configuration or of other weights.
     """
     data = frames.load(config.data)
+    for name in ("size", "window"):
+        if min(getattr(config, name) or (1,)) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}, expected a height and a width of 1 pixel or more")
     network, size, told = _network(config, data)
     runs.begin(out, "predict", config, free=("batch_size", "device"))
     _claim(out, told)

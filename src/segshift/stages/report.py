@@ -405,13 +405,17 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
 
 
 def _curves(folders: list[Folder]) -> dict:
-    """Line charts of what the trainings logged (`segshift.checkpoints`), all runs in one chart of a name."""
+    """Line charts of what the trainings logged (`segshift.checkpoints`), all runs in one chart of a name; scores over
+    other classes in charts of their own."""
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    files = [folder.path / "labels.json" for folder in folders]
+    spaces = [(s["name"], len(s["names"])) if (s := runs.read_json(f) if f.exists() else None) else None for f in files]
     for index, folder in enumerate(folders):
+        over = "" if len(set(spaces)) == 1 else " ({}, {} classes)".format(*spaces[index] or ("", "unknown"))
         for line in runs.read_lines(folder.path / "metrics.jsonl"):
             values = {f"loss: {name}": value for name, value in line.items() if name not in _NO_LOSS}
             judged = {name: told["miou"] for name, told in line.get("validation", {}).items() if told["miou"] is not None}
-            values |= {f"mIoU on {name}, %": 100 * miou for name, miou in judged.items()}
+            values |= {f"mIoU on {name}, %{over}": 100 * miou for name, miou in judged.items()}
             values |= {"learning rate": line["lr"]} if "lr" in line else {}
             for name, value in values.items():
                 found.setdefault(name, {}).setdefault(index, []).append((line["step"], value))

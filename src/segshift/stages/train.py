@@ -325,6 +325,7 @@ class _Keeper:
         if judging:
             self._validate(step)
         if saving and self.accelerator.is_main_process:
+            self._require_finite(step)
             scaler = self.accelerator.scaler
             state = {
                 "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
@@ -334,6 +335,15 @@ class _Keeper:
             if self.config.select == "last":
                 checkpoints.save_best(self.out, step, self.method, None)
             checkpoints.save(self.out, step, self.method, state)
+
+    def _require_finite(self, step: int) -> None:
+        """Raises: InputError where the weights are not: the checkpoint before stays."""
+        for name, tensor in self.method.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise InputError(
+                    f"'{name}' is not finite after step {step}, though the losses were: take a lower lr or precision bf16 "
+                    "in a new folder; the last checkpoint is kept"
+                )
 
     def _validate(self, step: int) -> None:
         found = {name: self._judge(name) for name in self.judges}
