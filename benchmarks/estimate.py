@@ -170,24 +170,28 @@ def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
 def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair]) -> dict[str, float | None]:
     """Share of the true scores inside the interval (`all`), without an error of the generator, and with one that was
     fitted on the other domains, as the smallest whole percentage that holds LEVEL of theirs (`held_out`, and by domain): so
-    no domain is judged by itself; None where there is no other. `of`: the scores of a pair."""
+    no domain is judged by itself; None where there is no other. `fitted`: that percentage on all domains, which
+    `bootstrap` has. `of`: the scores of a pair."""
 
     def share(hits: Iterable[bool]) -> float:
         return mean(map(float, hits))
+
+    def fitted(scores: Sequence[Interval]) -> float:
+        return next((g / 100 for g in range(100) if share(one.inside(g / 100) for one in scores) >= LEVEL), 1.0)
 
     every = [one for pair in pairs for one in of(pair)]
     found: dict[str, float | None] = {
         "all": share(one.low <= one.true <= one.high for one in every),
         "without_generator": share(one.inside(0) for one in every),
+        "fitted": fitted(every),
         "held_out": None,
     }
     held: dict[str, list[bool]] = {}
     for domain in dict.fromkeys(pair.domain for pair in pairs):
         others = [one for pair in pairs if pair.domain != domain for one in of(pair)]
         if others:
-            fits = (g / 100 for g in range(100) if share(one.inside(g / 100) for one in others) >= LEVEL)
-            fitted = next(fits, 1.0)
-            held[domain] = [one.inside(fitted) for pair in pairs if pair.domain == domain for one in of(pair)]
+            error = fitted(others)
+            held[domain] = [one.inside(error) for pair in pairs if pair.domain == domain for one in of(pair)]
             found["held_out"] = share(hit for hits in held.values() for hit in hits)
     return found | {domain: share(hits) for domain, hits in held.items()}
 
@@ -259,9 +263,9 @@ def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
 
 
 def coverage_table(covered: dict[str, dict[str, float | None]]) -> str:
-    """Markdown: shares of true scores inside 90 % intervals, of the mIoU and of the classes' IoU."""
+    """Markdown: shares of true scores inside 90 % intervals, of the mIoU and of the classes' IoU, and the fitted error."""
     columns = next(iter(covered.values()))
-    heads = {"all": "inside", "without_generator": "without the generator's error", "held_out": "that error fitted on other domains"}
+    heads = {"all": "inside", "without_generator": "without the generator's error", "fitted": "error that holds 90 %", "held_out": "that error fitted on other domains"}
     lines = ["| truths in 90 % intervals | " + " | ".join(heads.get(name, name) for name in columns) + " |", "|---|" + "---|" * len(columns)]
     lines += [f"| {what} | " + " | ".join(map(_percent, shares.values())) + " |" for what, shares in covered.items()]
     return "\n".join(lines) + "\n"

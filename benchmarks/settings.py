@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -15,7 +16,7 @@ import tyro
 from segshift.config import TownConfig
 from segshift.experiments import Scores
 from segshift.recipes.town import TOWN_DOMAINS
-from segshift.runs import write_json
+from segshift.runs import cpus, write_json
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,18 @@ def protocol(town: TownConfig) -> str:
     )
 
 
+def _models() -> list[str]:
+    """Of the processor and of the GPU, where there is one."""
+    told = Path("/proc/cpuinfo")
+    named = re.findall(r"^model name\s*: (.*)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    gpus = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return [*(named[:1] or [platform.processor() or platform.machine()]), *gpus]
+
+
 def circumstances(*packages: str) -> dict[str, Any]:
     """Machine, versions of torch, diffusers and `packages`, and date."""
     return {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": ", ".join((*_models(), f"{cpus()} cores, {torch.get_num_threads()} of them by torch")),
         "versions": {p: version(p) for p in ("torch", "diffusers", "segmentation-models-pytorch", *packages)},
         "date": date.today().isoformat(),
     }

@@ -182,3 +182,14 @@ def test_the_baseline_of_iccld_checkpoints_gradients_too():
     for switch in (False, True):
         config = TrainConfig(source="x", method="source_only", network=network, iccld=ICCLDConfig(gradient_checkpointing=switch))
         assert checkpoints.method_of(config, CITYSCAPES).segmenter.network.encoder.model.grad_checkpointing == switch
+
+
+def test_a_checkpoint_that_cannot_be_read_is_wrong_input_and_newer_ones_of_another_process_stay(data, tmp_path):
+    run = train(config(data, steps=2), tmp_path / "run")
+    method = checkpoints.load_run(run)[0]
+    checkpoints.save(run, 6, method, {})
+    checkpoints.save(run, 4, method, {})
+    assert checkpoints.last_step(run) == 6 and not list(run.glob("checkpoints/00000002.*"))
+    (run / "checkpoints/00000006.state").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot read .*00000006\.state"):
+        checkpoints.load(run, 6, method)

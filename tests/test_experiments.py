@@ -69,7 +69,7 @@ def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refuse
     [line] = failures(tmp_path / "out")
     assert str(image) in line["error"]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="start them under torchrun one after the other"):
+    with pytest.raises(InputError, match="start its stages under torchrun one after the other"):
         experiments.run_experiment(experiment, tmp_path / "two")
 
 
@@ -104,6 +104,11 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
     there = {name: str(tmp_path / name) for name in ("cityscapes", "acdc")}
     with pytest.raises(InputError, match=r"no folder .*typo"):
         experiments.run_experiment(experiments.fill(e, there | {"acdc": str(tmp_path / "typo")}), tmp_path / "out")
+    labels = tmp_path / "acdc" / "gt"
+    labels.rename(tmp_path / "not unpacked")
+    with pytest.raises(InputError, match="no label for frame"):
+        experiments.run_experiment(experiments.fill(e, there), tmp_path / "out")
+    (tmp_path / "not unpacked").rename(labels)
     built = []
 
     def offline(network, classes):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from segshift import runs
 from segshift.config import TrainConfig, TransferConfig
 from segshift.recipes.experiment import Experiment, Row, Target
-from segshift.runs import InputError, atomic, begin, read_config, read_lines, slug
+from segshift.runs import InputError, atomic, begin, read_config, read_lines, slug, write_lines
 
 
 def test_a_failing_write_leaves_nothing(tmp_path: Path):
@@ -43,6 +44,33 @@ def test_of_nested_settings_that_differ_the_inner_ones_are_told(tmp_path: Path):
 def test_a_line_cut_short_is_left_out(tmp_path: Path):
     (tmp_path / "lines.jsonl").write_text('{"id": "a"}\n{"id": ')
     assert read_lines(tmp_path / "lines.jsonl") == [{"id": "a"}]
+
+
+def test_lines_hold_any_letter_and_one_cut_within_a_letter_costs_no_other(tmp_path: Path):
+    lines = [{"id": "a", "prompt": "夜の運転"}, {"id": "b\u2028c", "prompt": "Fährt"}]
+    write_lines(tmp_path / "lines.jsonl", lines)
+    assert read_lines(tmp_path / "lines.jsonl") == lines
+    whole = (tmp_path / "lines.jsonl").read_bytes()
+    (tmp_path / "lines.jsonl").write_bytes(whole[: whole.index("運".encode()) + 1] + b"\n" + whole)
+    assert read_lines(tmp_path / "lines.jsonl") == lines
+
+
+def test_a_path_may_be_written_in_another_way(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begin(tmp_path / "run", "transfer", TransferConfig(source="cityscapes:data/:train"))
+    begin(tmp_path / "run", "transfer", TransferConfig(source=f"cityscapes:{tmp_path}/data:train"))
+    with pytest.raises(InputError, match="source"):
+        begin(tmp_path / "run", "transfer", TransferConfig(source=f"cityscapes:{tmp_path}/other:train"))
+
+
+def test_progress_is_told_by_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(runs, "LOG_EVERY", 0.0)
+    with runs.progress("transfer on cpu", 3, done=1) as bar:
+        bar.advance()
+        assert "transfer on cpu: 2 of 3" in capsys.readouterr().out
+        monkeypatch.setattr(runs, "LOG_EVERY", 1000.0)
+        bar.advance()
+    assert "3 of 3" not in capsys.readouterr().out
 
 
 def test_a_folder_name_keeps_letters_of_any_alphabet_and_the_known_domains():

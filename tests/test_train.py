@@ -160,6 +160,11 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(data, tmp_path, 
     assert checkpoints.last_step(tmp_path / "run") == 2 and all(t.isfinite().all() for t in last(tmp_path / "run").values())
 
 
+def test_frames_that_are_trained_on_and_validated_on_are_told(data, tmp_path, caplog):
+    train(config(data, validation=f"cityscapes:{data}/day:train", steps=1), tmp_path / "run")
+    assert "5 of 5 frames of cityscapes:" in caplog.text and "scores on source mean nothing" in caplog.text
+
+
 def test_an_unwritable_output_is_refused(data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=f"cannot write {tmp_path / 'file'}"):

@@ -60,9 +60,34 @@ def test_a_killed_run_continues_to_the_same_bytes(config, tmp_path, monkeypatch)
 def test_a_picture_that_is_gone_is_made_again(config, tmp_path):
     out = stage.transfer(config, tmp_path / "out")
     before = pictures(out)
-    frames.load(f"cityscapes:{out}/night").frames[2].image.unlink()
+    made = frames.load(f"cityscapes:{out}/night").frames
+    made[2].image.unlink()
+    made[1].image.write_bytes(b"")  # as after a power cut
     stage.transfer(config, out)
     assert pictures(out) == before
+
+
+@pytest.mark.parametrize("labels", ["link", "copy"])
+def test_labels_that_are_gone_are_placed_again_beside_finished_pictures(config, tmp_path, source, monkeypatch, labels):
+    out = stage.transfer(replace(config, labels=labels), tmp_path / "out")
+    before = pictures(out)
+    first, second, *_ = (frame.label for frame in frames.load(f"cityscapes:{out}/night").frames)
+    first.unlink()
+    second.unlink()
+    second.symlink_to(tmp_path / "moved away")
+    monkeypatch.setattr(stage, "_write", None)  # nothing is drawn again
+    stage.transfer(replace(config, labels=labels), out)
+    assert pictures(out) == before and second.is_symlink() == (labels == "link")
+
+
+def test_a_frame_that_failed_and_was_removed_is_no_failure_any_more(config, tmp_path, source):
+    image = source / f"leftImg8bit/train/aachen/{IDS[0]}_leftImg8bit.png"
+    image.write_bytes(b"")
+    out = stage.transfer(config, tmp_path / "out")
+    assert [line["id"] for line in runs.failures(out)] == [IDS[0]]
+    image.unlink()
+    (source / f"gtFine/train/aachen/{IDS[0]}_gtFine_labelIds.png").unlink()
+    assert not runs.failures(stage.transfer(config, out)) and len(manifest(out)) == len(IDS) - 1
 
 
 def test_frames_that_cannot_be_read_are_listed_and_the_others_finish(config, tmp_path, source):
@@ -149,11 +174,11 @@ def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypat
             first.append(path)
             quick.add({"id": "b", "domain": "night"})
             quick.add({"finished": True})
-            quick.merge()
+            quick.merge({"a", "b"})
         write(path, lines)
 
     monkeypatch.setattr(runs, "write_lines", interrupted)
-    slow.merge()
+    slow.merge({"a", "b"})
     assert [line["id"] for line in runs.read_lines(tmp_path / "night" / "manifest.jsonl")] == ["a", "b"]
 
 

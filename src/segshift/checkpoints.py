@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import platform
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -204,9 +206,11 @@ def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     _write(path.with_suffix(".state"), buffer.getvalue())
-    for old in (*path.parent.glob("[0-9]*.*"), *path.parent.glob(".tmp-*")):  # .tmp-: of a run that was killed
-        if old.stem != path.stem:
-            old.unlink()
+    for old in path.parent.glob("[0-9]*.*"):
+        if old.stem < path.stem:
+            old.unlink(missing_ok=True)
+    for old in path.parent.glob(".tmp-*"):  # of a run that was killed
+        old.unlink(missing_ok=True)
 
 
 def save_best(
@@ -222,7 +226,10 @@ def load(run: Path, step: int, method: Method) -> dict[str, Any]:
     """Load the checkpoint of `step` into `method`; returns its state. Raises: InputError."""
     path = _weights(run, step)
     models.load_tensors(method, models.read_tensors(path), path)
-    return torch.load(path.with_suffix(".state"), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path.with_suffix(".state"), map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"cannot read {path.with_suffix('.state')} ({error}): delete the run and train it again") from error
 
 
 def _tensors(method: Method) -> dict[str, Tensor]:
@@ -230,5 +237,7 @@ def _tensors(method: Method) -> dict[str, Tensor]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(content)
+    with runs.atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave it empty, with the one before deleted

@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from segshift.runs import InputError
+
 SERIES = 6
 """Colours of series that the page defines; more series begin again."""
 VOID = (58, 60, 66)
@@ -50,6 +52,8 @@ def paint(label: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndar
 def heat(file: Path) -> np.ndarray:
     """A 16-bit map of [0, 1] as a picture [H, W, 3]: dark where it is 0, through red to bright yellow where it is 1."""
     values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise InputError(f"cannot read the map {file}: predict again with --uncertainty into a new folder")
     return cv2.cvtColor(cv2.applyColorMap((values >> 8).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 

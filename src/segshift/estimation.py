@@ -61,7 +61,7 @@ def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
     classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried on the source
     frames first, so a wrong one costs no transfer.
     """
-    runs.one_process("estimate")
+    runs.one_process("estimate", runs.STAGES_FIRST)
     run = Path(config.run)
     out = out or (run.with_name(f"{run.stem}-estimate") if run.is_file() else run / "estimate")
     data = frames.load(config.source)

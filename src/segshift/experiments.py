@@ -28,6 +28,7 @@ from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.runs import (
+    STAGES_FIRST,
     InputError,
     begin,
     failures,
@@ -119,7 +120,7 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment; before
     anything is written for data sets that are not there.
     """
-    one_process("run")
+    one_process("run", STAGES_FIRST)
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
     _look(experiment)
@@ -155,8 +156,11 @@ def _look(experiment: Experiment) -> None:
     trainings = [row.train for row in experiment.rows]
     given = [config.source for config in experiment.transfers.values()] + [target.data for target in experiment.targets]
     for t in trainings:
-        given += [t.source, *t.more_sources, *t.transferred, t.target, t.validation, *t.transferred_validation, *t.oracle_validation]
-    data = {name: frames.load(name) for name in dict.fromkeys(filter(None, given)) if "{out}" not in name}
+        given += [t.source, *t.more_sources, t.validation, *t.transferred_validation, *t.oracle_validation]
+    unlabelled = [name for t in trainings for name in (t.target, *t.transferred)]
+    data = {name: frames.load(name) for name in dict.fromkeys(filter(None, given + unlabelled)) if "{out}" not in name}
+    for name in data.keys() & set(given):
+        frames.require_labels(data[name])
     networks = [(t.network, data[t.source].space.classes) for t in trainings if t.source in data and t.network.pretrained]
     for i, (network, classes) in enumerate(networks):
         if (network, classes) not in networks[:i]:

@@ -140,6 +140,8 @@ def _uneven(found: Iterable[Frame]) -> list[tuple[str, str]]:
         try:
             (h, w), (label_h, label_w) = image_size(frame.image), image_size(frame.label)
         except InputError as error:
+            if getattr(error.__cause__, "errno", None) is not None:
+                raise  # a disk that does not answer says nothing about the frame
             return str(error)
         return None if (h, w) == (label_h, label_w) else f"{frame.image} is {w}x{h}, its label {label_w}x{label_h}"
 

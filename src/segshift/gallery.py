@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from segshift import drawing, frames, predictions, runs
@@ -241,7 +242,8 @@ def _classes(label: np.ndarray, train_ids: Sequence[int]) -> list[int]:
 
 
 def _painted(label: np.ndarray, data: Dataset, size: tuple[int, int]) -> str:
-    return drawing.thumbnail(drawing.paint(label, data.space.colours), size, flat=True)
+    small = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    return drawing.thumbnail(drawing.paint(small, data.space.colours), size, flat=True)
 
 
 def _short(value: float | None) -> float | None:

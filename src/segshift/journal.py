@@ -38,23 +38,28 @@ class Journal:
 
     def finished(self, dataset: Dataset) -> set[tuple[str, str]]:
         """(domain, frame id) of what has a line and an image, or a line that says it was dropped."""
+
+        def there(path: Path) -> bool:
+            return path.exists() and path.stat().st_size > 0  # empty after a power cut
+
         by_id = {frame.id: frame for frame in dataset.frames}
         made = {(line["domain"], line["id"]): line for line in self.read() if "domain" in line}
         return {
             (s, id)
             for (s, id), line in made.items()
-            if id in by_id and (frames.was_dropped(line) or frames.place(dataset, by_id[id], self.out / s).exists())
+            if id in by_id and (frames.was_dropped(line) or there(frames.place(dataset, by_id[id], self.out / s)))
         }
 
-    def merge(self) -> None:
-        """Make manifest.jsonl and failures.jsonl of all lines.
+    def merge(self, known: set[str]) -> None:
+        """Make manifest.jsonl and failures.jsonl of all lines; a frame that failed and is not `known`, for it was
+        removed, is no failure any more.
 
         Two processes may do this at the same time, and the one with older lines write last. Whoever finishes says so
         in its journal first; so if nobody has in the meantime, what was just written holds all of the finished.
         """
         while True:
             lines = self.read()
-            failed = {line["id"]: line for line in lines if "error" in line}
+            failed = {line["id"]: line for line in lines if "error" in line and line["id"] in known}
             missing: dict[str, dict] = {}
             for slug in self.slugs:
                 made = {line["id"]: line for line in lines if line.get("domain") == slug}

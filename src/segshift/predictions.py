@@ -47,8 +47,11 @@ def read(file: Path, space: LabelSpace) -> np.ndarray:
 
 def read_plain(file: Path) -> np.ndarray | None:
     """Values [H, W] uint8 of an 8-bit grey PNG, which predictions and most labels are; None for any other file and
-    for a broken one. Nothing is checked."""
-    content = np.fromfile(file, np.uint8)
+    for a broken one or none. Nothing is checked."""
+    try:
+        content = np.fromfile(file, np.uint8)
+    except OSError:
+        return None
     if content[24:26].tolist() != [8, 0]:  # bit depth and colour type in the header
         return None
     return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +28,11 @@ from rich.progress import (
 from rich.text import Text
 
 T = TypeVar("T")
+LOG_EVERY = 60.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+os.umask(_UMASK := os.umask(0o022))  # it can only be read by setting it
 
 
 class InputError(Exception):
@@ -46,10 +54,10 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
+        os.chmod(temporary, 0o666 & ~_UMASK)  # as any other file: mkstemp's 0600 would hide results from colleagues
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (28, 122):  # no space left, quota exceeded
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"disk full while writing {path}: free some space and run the same command again") from error
         raise
     finally:
@@ -67,7 +75,7 @@ def slug(text: str) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or plain value as indented JSON, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def to_plain(value: Any) -> Any:
@@ -78,10 +86,10 @@ def to_plain(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Raises: InputError when the file is missing or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"no file {path}: expected a folder that segshift wrote") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}): restore it or start again in a new folder") from error
 
 
@@ -127,21 +135,27 @@ def begin(out: Path, stage: str, config: Any, *, free: tuple[str, ...] = ()) -> 
 
 
 def _differences(name: str, old: Any, new: Any) -> list[str]:
-    """Where two plain values differ; of nested ones where inside."""
+    """Where two plain values differ; of nested ones where inside. A path may be written in another way."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and all(isinstance(i, dict) for i in [*old, *new]):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         return [told for key in new for told in _differences(f"{name}.{key}", old.get(key), new[key])]
+    if isinstance(old, str) and isinstance(new, str) and "/" in old + new:
+        old, new = (":".join(os.path.abspath(part) if "/" in part else part for part in text.split(":")) for text in (old, new))
     return [] if old == new else [f"{name} {old!r} there, {new!r} asked for"]
 
 
-def one_process(command: str) -> None:
-    """Raises: InputError under torchrun, where every process would go through all stages at once."""
+def one_process(command: str, instead: str = "start it without torchrun") -> None:
+    """Raises: InputError under torchrun, where every process would do the whole of it at once."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(
-            f"{command} goes through its stages in one process: start them under torchrun one after the other, with the "
-            "settings of their config.json, and then this, which finds them finished"
-        )
+        raise InputError(f"{command} is one process: {instead}")
+
+
+STAGES_FIRST = (
+    "start its stages under torchrun one after the other, with the settings of their config.json, and then this, which finds "
+    "them finished"
+)
+"""What one does with `one_process` of several stages."""
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -149,10 +163,10 @@ def read_lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # cut, perhaps within a letter
             continue
     return lines
 
@@ -160,7 +174,7 @@ def read_lines(path: Path) -> list[dict]:
 def write_lines(path: Path, lines: list[dict]) -> None:
     """Write JSON lines atomically."""
     with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def write_failures(out: Path, failed: Iterable[dict]) -> None:
@@ -186,6 +200,26 @@ def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
     """A progress bar with rate and ETA; call `.advance()` on the yielded object after every item."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        bar.advance = lambda by=1, _advance=bar.advance: _advance(task, by)  # one bar, one task
+        bar.add_task(what, total=total, completed=done)
+        bar.advance = _advance(bar)
         yield bar
+
+
+def _advance(bar: Progress) -> Callable[..., None]:
+    """`bar.advance` of its one task; where nobody watches, as in a job's log, it says a line every LOG_EVERY seconds."""
+    [task], advance, told = bar.tasks, bar.advance, time.monotonic()
+
+    def step(by: int = 1) -> None:
+        nonlocal told
+        advance(task.id, by)
+        if not bar.console.is_terminal and time.monotonic() - told >= LOG_EVERY:
+            told = time.monotonic()
+            left = "" if task.time_remaining is None else f", {timedelta(seconds=round(task.time_remaining))} left"
+            bar.console.print(f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}", highlight=False)
+
+    return step
+
+
+def cpus() -> int:
+    """Cores that this process may use: on a cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -119,7 +118,7 @@ def _without_label(dataset: Dataset) -> list[tuple[str, str]]:
 def _walk(dataset: Dataset, workers: int) -> Iterator[tuple[str | None, np.ndarray | None, list[str]]]:
     """`_inspect` of every frame, in order."""
     inspect = partial(_inspect, space=dataset.space, transferred=dataset.transferred)
-    workers = min(workers or os.cpu_count() or 1, -(-len(dataset.frames) // _CHUNK))
+    workers = min(workers or runs.cpus(), -(-len(dataset.frames) // _CHUNK))
     if workers == 1:
         yield from map(inspect, dataset.frames)
         return

@@ -11,7 +11,7 @@ uncertainty, metrics.json also holds the calibration of the confidence and each 
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from math import isnan
@@ -36,6 +36,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
     Raises: InputError on missing, unreadable or mis-sized predictions, on a data set without labels, and on a class
     set that the label space has not.
     """
+    runs.one_process("evaluate")
     data, folder = frames.load(config.data), Path(config.predictions)
     chosen = _class_set(config, data)
     kept, left_out = _labelled(config, data, folder)
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
 
     def count(frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         matrix = _matrix(config, frame, frames.place(data, frame, folder), data.space)
-        histograms = {name: _histogram(config, data, frame, folder, name, chosen) for name in maps}
+        histograms = _histograms(config, data, frame, folder, maps, chosen) if maps else {}
         return metrics.restrict(matrix, chosen), histograms
 
     names = [data.space.names[c] for c in chosen]
@@ -53,7 +54,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
     trust: dict[str, dict[str, np.ndarray]] = {}
     per_frame, matrices = [], []
     # Threads: OpenCV decodes and counts outside the interpreter lock, and nothing has to be started or pickled.
-    with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool, runs.progress("evaluate", len(kept)) as bar:
+    with ThreadPoolExecutor(config.workers or runs.cpus()) as pool, runs.progress("evaluate", len(kept)) as bar:
         for frame, (matrix, histograms) in zip(kept, pool.map(count, kept), strict=True):
             totals[frame.domain] = totals.get(frame.domain, 0) + matrix
             trust[frame.domain] = _sum(trust.get(frame.domain, {}), histograms)
@@ -156,24 +157,26 @@ def _sized(config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.nda
     return tuple(cv2.resize(a, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for a in (label, pred))
 
 
-def _histogram(
-    config: EvaluateConfig, data: Dataset, frame: Frame, folder: Path, name: str, chosen: tuple[int, ...]
-) -> np.ndarray:
-    """H [2, K] of one frame's map (`calibration`). Raises: InputError when there is none of the prediction's size."""
-    file = frames.place(data, frame, folder / "uncertainty" / name)
-    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.exists() else None
-    label = frames.read_label(frame, data.space)
+def _histograms(
+    config: EvaluateConfig, data: Dataset, frame: Frame, folder: Path, maps: Sequence[str], chosen: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """H [2, K] of every map of a frame (`calibration`). Raises: InputError when there is none of the prediction's size."""
     pred = predictions.read(frames.place(data, frame, folder), data.space)
-    if values is None or values.dtype != np.uint16 or values.shape != pred.shape:
-        found = "missing or no picture" if values is None else f"{values.dtype} of shape {values.shape}"
-        raise runs.InputError(
-            f"the map of {name} of frame '{frame.id}' is {found}, expected 16 bits of shape {pred.shape} in {file}: "
-            f"predict again with --uncertainty into a new folder, or delete {folder / 'uncertainty'}"
-        )
-    label, pred = _sized(config, frame, label, pred)
-    if values.shape != label.shape:  # of the published size
-        values = cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return calibration.histogram(values, label, pred, chosen)
+    label, sized = _sized(config, frame, frames.read_label(frame, data.space), pred)
+    found = {}
+    for name in maps:
+        file = frames.place(data, frame, folder / "uncertainty" / name)
+        values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.exists() else None
+        if values is None or values.dtype != np.uint16 or values.shape != pred.shape:
+            what = "missing or no picture" if values is None else f"{values.dtype} of shape {values.shape}"
+            raise runs.InputError(
+                f"the map of {name} of frame '{frame.id}' is {what}, expected 16 bits of shape {pred.shape} in {file}: "
+                f"predict again with --uncertainty into a new folder, or delete {folder / 'uncertainty'}"
+            )
+        if values.shape != label.shape:  # of the published size
+            values = cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        found[name] = calibration.histogram(values, label, sized, chosen)
+    return found
 
 
 def _sum(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -51,6 +51,7 @@ def predict(config: PredictConfig, out: Path) -> Path:
     Raises: InputError when the run and the data set do not fit, and when `out` holds predictions of another
     configuration or of other weights.
     """
+    runs.one_process("predict")
     data = frames.load(config.data)
     for name in ("size", "window"):
         if min(getattr(config, name) or (1,)) < 1:

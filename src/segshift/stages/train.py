@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from segshift.config import TrainConfig
 from segshift.frames import Dataset
 from segshift.methods import Method
 from segshift.runs import InputError
+
+_log = logging.getLogger(__name__)
 
 FREE = ("workers", "device", "checkpoint_every")
 """Fields that may change when a run is continued."""
@@ -224,6 +227,10 @@ def _open(config: TrainConfig) -> _Data:
         if dataset is not target:
             frames.require_labels(dataset)
             frames.require_sizes(dataset)
+    trained = {frame.image for dataset in (source, *more) for frame in dataset.frames}
+    for name, dataset in validation.items():
+        if seen := sum(frame.image in trained for frame in dataset.frames):
+            _log.warning("%d of %d frames of %s are trained on too: scores on %s mean nothing", seen, len(dataset.frames), dataset.name, name)
     pairs = batches.pair_up(source, [frames.load(name) for name in config.transferred])
     pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
     return _Data(config, source, pairs, target, validation, checkpoints.class_set(config, source.space))
@@ -301,7 +308,7 @@ class _Keeper:
             share = dataset.frames[accelerator.process_index :: accelerator.num_processes]
             size = config.target_size if name.startswith("oracle/") else None  # as it is predicted
             whole = batches.Whole(share, data.pictures(dataset, size))
-            self.judges[name] = _loader(whole, config, accelerator, batch_size=4, persistent_workers=config.workers > 0)
+            self.judges[name] = _loader(whole, config, accelerator, batch_size=4)
 
     @contextmanager
     def log(self, start: int) -> Iterator[None]:
@@ -322,10 +329,11 @@ class _Keeper:
         last = step == self.config.steps
         judging = bool(self.judges) and (last or step % self.config.validate_every == 0)
         saving = last or step % self.config.checkpoint_every == 0
+        if judging or saving:
+            self._require_finite(step)
         if judging:
             self._validate(step)
         if saving and self.accelerator.is_main_process:
-            self._require_finite(step)
             scaler = self.accelerator.scaler
             state = {
                 "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 
@@ -63,13 +64,14 @@ def transfer(config: TransferConfig, out: Path) -> Path:
     if (out / "config.json").exists():
         claim()
     journal = Journal(out, f"{index}-of-{count}", tuple(goal.slug for goal in goals))
-    finished = journal.finished(dataset)
+    finished, known = journal.finished(dataset), {frame.id for frame in dataset.frames}
     wanted = {
         frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
+    _mend_labels(config, dataset, [f for f in dataset.frames[index::count] if f.label], finished, journal)
     if not any(wanted.values()):
-        journal.merge()  # a run may have been killed just before it did
+        journal.merge(known)  # a run may have been killed just before it did
     else:
         worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
         if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
@@ -82,7 +84,7 @@ def transfer(config: TransferConfig, out: Path) -> Path:
             worker.gate, told = judge
             runs.write_json(out / "gate.json", told)
         _warn_of_the_town(config, dataset, worker)
-        journal.merge()
+        journal.merge(known)
         total = len(wanted) * len(goals)
         done = total - sum(map(len, wanted.values()))
         first = int(os.environ.get("RANK", 0)) == 0
@@ -91,8 +93,18 @@ def transfer(config: TransferConfig, out: Path) -> Path:
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
         finally:
             journal.add({"finished": True})
-            journal.merge()
+            journal.merge(known)
     return out
+
+
+def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: list[Frame], finished: set, journal: Journal) -> None:
+    """Link or copy the labels of finished frames again that are gone, as where the data set was moved."""
+    own = {(line["domain"], line["id"]) for line in journal.read() if line.get("gate", {}).get("decision") in ("ignored", "dropped")}
+    for slug, frame in product(journal.slugs, chosen):
+        if (slug, frame.id) in finished and (slug, frame.id) not in own:
+            path = frames.place(dataset, frame, journal.out / slug, "label")
+            if not path.exists():
+                _place_label(config, frame.label, path)
 
 
 def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
@@ -322,7 +334,7 @@ def _place_label(config: TransferConfig, label: Path, path: Path) -> None:
             with runs.atomic(path) as temporary:
                 shutil.copyfile(label, temporary)
         return
-    goal = label.resolve()
+    goal = label.absolute()
     if path.is_symlink() and path.readlink() == goal:
         return
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")

@@ -11,7 +11,6 @@ changes a byte. Source: ours; the trees are those of the data sets' own archives
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -142,7 +141,7 @@ def write(
     todo = [job for job in jobs if not job.done()]
     if counts.get("gta5/train") or counts.get("gta5/val"):
         _save(out / "gta5/split.mat", _split(counts.get("gta5/train", 0), counts.get("gta5/val", 0)))
-    workers = min(workers or os.cpu_count() or 1, -(-len(todo) // 32))  # a process takes a second to start
+    workers = min(workers or runs.cpus(), -(-len(todo) // 32))  # a process takes a second to start
     with runs.progress("town", len(jobs), done=len(jobs) - len(todo)) as bar:
         if workers <= 1:
             for job in todo:
