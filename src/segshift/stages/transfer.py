@@ -191,6 +191,8 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
             raise InputError(f"{path} was measured with other weights of {run}: name a new folder")
     else:
         told = {"weights": weights, **_measure(config, dataset, worker, judge)}
+        if path.exists():  # of another process, which on another kind of GPU measures not quite the same
+            told = runs.read_json(path)
     judge.limits = Thresholds(**told["thresholds"])
     judge.kept = {slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()}
     for slug, k in told["kept_agreement"].items():
