@@ -111,17 +111,18 @@ class Group:
     models: list[Model] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
 
-    def first(self, model: Model) -> Model | None:
-        """What a model's gain is counted from: the first one of its seed that a same selection rule chooses. Of a run
-        outside an experiment, the first of all where none shares its rule."""
-        alike = [m for m in self.models if m.seed == model.seed and set(m.rules) & set(model.rules)]
+    def first(self, model: Model, rule: str | None = None) -> Model | None:
+        """What a model's gain is counted from: the first one of its seed that the same `rule` chooses, or one of the rules
+        that choose it. Of a run outside an experiment, the first of all where none shares its rule."""
+        rules = {rule} if rule else set(model.rules)
+        alike = [m for m in self.models if m.seed == model.seed and rules & set(m.rules)]
         found = alike[0] if model.seed or alike[0] != model else self.models[0]
         return None if found == model else found
 
     @property
     def over_seeds(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
         """Name, checkpoint, and of every column mIoU % and gain (mean ± standard deviation), of rows with several seeds.
-        Rules that choose the same checkpoint in every seed share a line."""
+        Rules that choose the same checkpoint in every seed, and the same to gain over, share a line."""
         by_rule: dict[tuple[Path, str, str], dict[str, list[Model]]] = {}
         for model in self.models:
             for rule in model.rules if model.seed else ():
@@ -131,19 +132,21 @@ class Group:
             seeds = max(map(len, found.values()))
             for rule, models in found.items():
                 if 1 < len(models) == seeds:  # of one sampling, other rules may choose its checkpoint in some seeds
-                    lines.setdefault((*key, tuple(models)), []).append(rule)
+                    pairs = tuple((model, self.first(model, rule)) for model in models)
+                    lines.setdefault((*key, pairs), []).append(rule)
         several = len({home for home, *_ in lines}) > 1
         return [
             (
                 f"{home.name}/{name}" if several else name, ", ".join(filter(None, (predictions.selection(rules), details))),
-                [self._spread(column, models) for column in self.columns],
+                [self._spread(column, pairs) for column in self.columns],
             )
-            for (home, name, details, models), rules in lines.items()
+            for (home, name, details, pairs), rules in lines.items()
         ]  # fmt: skip
 
-    def _spread(self, column: Column, models: Sequence[Model]) -> tuple[str, str]:
-        gains = [column.difference(model, first) for model in models if (first := self.first(model))]
-        return spread(column.values(models)), spread([gain for gain in gains if gain is not None], "+")
+    def _spread(self, column: Column, pairs: Sequence[tuple[Model, Model | None]]) -> tuple[str, str]:
+        gains = [column.difference(model, first) for model, first in pairs if first]
+        values = column.values([model for model, _ in pairs])
+        return spread(values), spread([gain for gain in gains if gain is not None], "+")
 
     def risks(self, column: Column) -> list[tuple[str, Markup]]:
         """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
