@@ -159,6 +159,7 @@ def measure(page: Path) -> list[tuple[str, str]]:
           field.dispatchEvent(new Event('input', { bubbles: true }));
           return performance.now() - start;
         }""")
+        tab.wait_for_selector("#frames .strip")  # drawn with the next frame
         nodes = tab.evaluate("document.querySelectorAll('.strip').length")
         chromium.close()
     return [

@@ -57,10 +57,15 @@ def test_lines_hold_any_letter_and_one_cut_within_a_letter_costs_no_other(tmp_pa
 
 def test_a_path_may_be_written_in_another_way(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    begin(tmp_path / "run", "transfer", TransferConfig(source="cityscapes:data/:train"))
-    begin(tmp_path / "run", "transfer", TransferConfig(source=f"cityscapes:{tmp_path}/data:train"))
+
+    def config(root: str) -> TrainConfig:
+        return TrainConfig(source=f"cityscapes:{root}:train", transferred=(f"cityscapes:{root}/night:train",), from_run=root)
+
+    begin(tmp_path / "run", "train", config("data/"))
+    begin(tmp_path / "run", "train", config(f"{tmp_path}/data"))
+    begin(tmp_path / "run", "train", config("data"))
     with pytest.raises(InputError, match="source"):
-        begin(tmp_path / "run", "transfer", TransferConfig(source=f"cityscapes:{tmp_path}/other:train"))
+        begin(tmp_path / "run", "train", config(f"{tmp_path}/other"))
 
 
 def test_progress_is_told_by_lines_where_there_is_no_terminal(capsys, monkeypatch):

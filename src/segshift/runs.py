@@ -140,9 +140,16 @@ def _differences(name: str, old: Any, new: Any) -> list[str]:
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         return [told for key in new for told in _differences(f"{name}.{key}", old.get(key), new[key])]
-    if isinstance(old, str) and isinstance(new, str) and "/" in old + new:
-        old, new = (":".join(os.path.abspath(part) if "/" in part else part for part in text.split(":")) for text in (old, new))
-    return [] if old == new else [f"{name} {old!r} there, {new!r} asked for"]
+    return [] if _spelled_out(old) == _spelled_out(new) else [f"{name} {old!r} there, {new!r} asked for"]
+
+
+def _spelled_out(value: Any) -> Any:
+    """A text, or a list of such, with all that could be a path in it absolute: the same path is then the same text."""
+    if isinstance(value, list):
+        return [_spelled_out(item) for item in value]
+    if isinstance(value, str):
+        return ":".join(os.path.abspath(part) if part else part for part in value.split(":"))
+    return value
 
 
 def one_process(command: str, instead: str = "start it without torchrun") -> None:
