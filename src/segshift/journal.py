@@ -36,14 +36,14 @@ class Journal:
         """The lines of every process."""
         return [line for path in sorted(self.path.parent.glob("*.jsonl")) for line in runs.read_lines(path)]
 
-    def finished(self, dataset: Dataset) -> set[tuple[str, str]]:
-        """(domain, frame id) of what has a line and an image, or a line that says it was dropped."""
+    def finished(self, dataset: Dataset, lines: list[dict]) -> set[tuple[str, str]]:
+        """(domain, frame id) of what has one of the `lines` and an image, or a line that says it was dropped."""
 
         def there(path: Path) -> bool:
             return path.exists() and path.stat().st_size > 0  # empty after a power cut
 
         by_id = {frame.id: frame for frame in dataset.frames}
-        made = {(line["domain"], line["id"]): line for line in self.read() if "domain" in line}
+        made = {(line["domain"], line["id"]): line for line in lines if "domain" in line}
         return {
             (s, id)
             for (s, id), line in made.items()

@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from time import perf_counter
 
@@ -64,12 +63,14 @@ def transfer(config: TransferConfig, out: Path) -> Path:
     if (out / "config.json").exists():
         claim()
     journal = Journal(out, f"{index}-of-{count}", tuple(goal.slug for goal in goals))
-    finished, known = journal.finished(dataset), {frame.id for frame in dataset.frames}
+    lines = journal.read()
+    finished, known = journal.finished(dataset, lines), {frame.id for frame in dataset.frames}
     wanted = {
         frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
-    _mend_labels(config, dataset, [f for f in dataset.frames[index::count] if f.label], finished, journal)
+    own = {(line["domain"], line["id"]) for line in lines if line.get("gate", {}).get("decision") in ("ignored", "dropped")}
+    _mend_labels(config, dataset, dataset.frames[index::count], finished - own, out)
     if not any(wanted.values()):
         journal.merge(known)  # a run may have been killed just before it did
     else:
@@ -97,14 +98,13 @@ def transfer(config: TransferConfig, out: Path) -> Path:
     return out
 
 
-def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: list[Frame], finished: set, journal: Journal) -> None:
-    """Link or copy the labels of finished frames again that are gone, as where the data set was moved."""
-    own = {(line["domain"], line["id"]) for line in journal.read() if line.get("gate", {}).get("decision") in ("ignored", "dropped")}
-    for slug, frame in product(journal.slugs, chosen):
-        if (slug, frame.id) in finished and (slug, frame.id) not in own:
-            path = frames.place(dataset, frame, journal.out / slug, "label")
-            if not path.exists():
-                _place_label(config, frame.label, path)
+def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Frame], finished: set[tuple[str, str]], out: Path) -> None:
+    """Link or copy the source's labels again where those beside the `finished` (domain, frame id) are gone, as after the
+    data set was moved."""
+    by_id = {frame.id: frame for frame in chosen if frame.label}
+    for slug, id in sorted(finished):
+        if id in by_id and not (path := frames.place(dataset, by_id[id], out / slug, "label")).exists():
+            _place_label(config, by_id[id].label, path)
 
 
 def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
