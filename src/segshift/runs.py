@@ -139,7 +139,7 @@ def _differences(name: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and all(isinstance(i, dict) for i in [*old, *new]):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
-        return [told for key in new for told in _differences(f"{name}.{key}", old.get(key), new[key])]
+        return [told for key in old | new for told in _differences(f"{name}.{key}", old.get(key), new.get(key))]
     return [] if _spelled_out(old) == _spelled_out(new) else [f"{name} {old!r} there, {new!r} asked for"]
 
 
