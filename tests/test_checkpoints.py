@@ -85,6 +85,52 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
 
 
+def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
+    settings = config(data, **dropping(steps=2000, checkpoint_every=20))
+    (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
+    process = start(tmp_path / "settings.json", tmp_path / "run")
+    try:
+        deadline = time.monotonic() + 240
+        while not checkpoints.last_step(tmp_path / "run") and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.005)
+        before = (tmp_path / "run" / "metrics.jsonl").stat().st_ino
+        with pytest.raises(InputError, match="another process is training in"):
+            train(settings, tmp_path / "run")
+        assert (tmp_path / "run" / "metrics.jsonl").stat().st_ino == before  # not written anew
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_in_step(patch, checkpoints.last_step(tmp_path / "run") + 1)
+        train(settings, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", ["source", "transferred"])
+def test_a_run_is_not_continued_on_other_frames(data, tmp_path, monkeypatch, change):
+    settings = config(data)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_in_step(patch, 3)
+        train(settings, tmp_path / "run")
+    lost = next((data / {"source": "day", "transferred": "fog"}[change] / "leftImg8bit/train").rglob("*.png"))
+    held = lost.read_bytes()
+    lost.unlink()
+    if change == "source":
+        for tree in ("day", "night", "fog"):
+            for path in (data / tree).rglob(f"{lost.name.removesuffix('_leftImg8bit.png')}*"):
+                path.unlink()
+    else:  # as where a transfer was repeated with another result
+        told = {"id": lost.name.removesuffix("_leftImg8bit.png"), "error": "lost"}
+        runs.write_failures(data / "fog", [told])
+    with pytest.raises(InputError, match="began with other frames"):
+        train(settings, tmp_path / "run")
+    assert checkpoints.last_step(tmp_path / "run") == 2
+    if change == "transferred":
+        lost.write_bytes(held)
+        runs.write_failures(data / "fog", [])
+        assert train(settings, tmp_path / "run") and checkpoints.last_step(tmp_path / "run") == 6
+
+
 def test_what_a_killed_write_left_is_no_checkpoint(data, tmp_path):
     train(config(data), tmp_path)
     for name in (".tmp-x1.state", ".tmp-x2.safetensors"):

@@ -82,6 +82,17 @@ def test_step_2_starts_from_the_teacher_of_step_1(data: Path, first: Path, tmp_p
     assert not torch.equal(before.predict(x), after.predict(x))
 
 
+def test_a_run_is_not_continued_on_other_target_frames(data: Path, tmp_path: Path, monkeypatch):
+    target = trees.cityscapes(tmp_path / "target", training.IDS[:4], labelled=False)
+    config = step1(data, target=f"cityscapes:{target}:train")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
+        train(config, tmp_path / "run")
+    trees.cityscapes(target, training.IDS[4:], labelled=False)
+    with pytest.raises(InputError, match=r"began with other frames than are there now \(5 labelled, 5 of the target"):
+        train(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize("diffused", ["label", "image"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_either_step_resumes_bitwise(step: int, diffused: str, data: Path, first: Path, tmp_path: Path, monkeypatch):

@@ -11,7 +11,8 @@
                                        the same by every other rule that has a validation set
     RUN/checkpoints/00000500.safetensors and .state
                                        the method, and what continuing needs: optimizers, gradient scaler, best
-                                       scores; tensors and numbers only, read with weights_only=True
+                                       scores, digest of the frames; tensors, numbers and text only, read with
+                                       weights_only=True
 
 A checkpoint is whole once its .state is there, which is written last; the one before is deleted after that. The
 learning rate, the samples and all random states are functions of the step number.

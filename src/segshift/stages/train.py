@@ -7,6 +7,7 @@ CPU the result is bitwise that of a run which was not.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -49,6 +50,11 @@ def train(config: TrainConfig, out: Path) -> Path:
         runs.begin(out, "train", config, free=FREE)
         checkpoints.describe(out, data.source.space, accelerator.device)
     accelerator.wait_for_everyone()
+    with _alone(out) if accelerator.is_main_process else nullcontext():
+        return _train(config, out, accelerator, data)
+
+
+def _train(config: TrainConfig, out: Path, accelerator: Accelerator, data: _Data) -> Path:
     start = checkpoints.last_step(out)
     if start == config.steps:
         return out
@@ -64,7 +70,7 @@ def train(config: TrainConfig, out: Path) -> Path:
         player: accelerator.prepare_optimizer(_optimizer(config, method.parameter_groups(player)))
         for player in method.networks
     }
-    best = _resume(out, start, method, optimizers, accelerator) if start else {}
+    best = _resume(out, start, method, optimizers, accelerator, data) if start else {}
     keeper = _Keeper(config, out, method, optimizers, accelerator, data, best)
     samples = batches.Samples(
         data.pairs, data.pictures(data.source), crop=config.crop, jitter=config.jitter, seed=config.seed,
@@ -192,7 +198,13 @@ class _Data:
     target: Dataset | None
     validation: dict[str, Dataset]
     """By name: source, transferred/<its folder>/<its subset>, oracle/<the same>."""
+    trained: tuple[Dataset, ...]
+    """Source, more sources, transferred trees, target."""
     kept: tuple[int, ...]
+
+    def frames(self) -> str:
+        """A digest of what is trained on: the ids of every data set's frames, in order."""
+        return hashlib.sha256(repr([[frame.id for frame in d.frames] for d in self.trained]).encode()).hexdigest()
 
     def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
         others = [*self.validation.values(), *([self.target] if self.target else [])]
@@ -231,9 +243,11 @@ def _open(config: TrainConfig) -> _Data:
     for name, dataset in validation.items():
         if seen := sum(frame.image in trained for frame in dataset.frames):
             _log.warning("%d of %d frames of %s are trained on too: scores on %s mean nothing", seen, len(dataset.frames), dataset.name, name)
-    pairs = batches.pair_up(source, [frames.load(name) for name in config.transferred])
+    transferred = [frames.load(name) for name in config.transferred]
+    pairs = batches.pair_up(source, transferred)
     pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
-    return _Data(config, source, pairs, target, validation, checkpoints.class_set(config, source.space))
+    read = (source, *more, *transferred, *([target] if target else []))
+    return _Data(config, source, pairs, target, validation, read, checkpoints.class_set(config, source.space))
 
 
 def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | None:
@@ -262,10 +276,19 @@ def _optimizer(config: TrainConfig, groups: list[tuple[list[torch.nn.Parameter],
 
 
 def _resume(
-    out: Path, step: int, method: Method, optimizers: dict[str, Optimizer], accelerator: Accelerator
+    out: Path, step: int, method: Method, optimizers: dict[str, Optimizer], accelerator: Accelerator, data: _Data
 ) -> dict[str, float]:
-    """Load the checkpoint of `step`; returns the best score so far of every selection rule."""
+    """Load the checkpoint of `step`; returns the best score so far of every selection rule.
+
+    Raises: InputError, also when the frames are not those that the run began with: the same step would draw others.
+    """
     state = checkpoints.load(out, step, method)
+    if state["frames"] != data.frames():
+        raise InputError(
+            f"{out} began with other frames than are there now ({len(data.pairs)} labelled"
+            + (f", {len(data.target.frames)} of the target" if data.target else "")
+            + "): bring back what was added, lost or renamed, or train in a new folder"
+        )
     for player, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][player])
     if accelerator.scaler is not None and state["scaler"] is not None:
@@ -339,6 +362,7 @@ class _Keeper:
                 "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "best": self.best,
+                "frames": self.data.frames(),
             }
             if self.config.select == "last":
                 checkpoints.save_best(self.out, step, self.method, None)
@@ -391,6 +415,22 @@ class _Keeper:
 def _plain(value: float) -> float | None:
     """JSON has no nan."""
     return None if isnan(value) else float(value)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises: InputError while
+    another process trains there: both would write the same log and checkpoints."""
+    with (out / ".lock").open("w") as file:
+        try:
+            import fcntl  # which Windows lacks
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit it and outlive a kill
+        except (ImportError, OSError) as error:
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"another process is training in {out}: wait for it, or name a new folder") from error
+            _log.warning("cannot tell whether another process trains in %s (%s): start it once only", out, error)
+        yield
 
 
 @contextmanager
