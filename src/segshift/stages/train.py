@@ -283,7 +283,7 @@ def _resume(
     Raises: InputError, also when the frames are not those that the run began with: the same step would draw others.
     """
     state = checkpoints.load(out, step, method)
-    if state["frames"] != data.frames():
+    if state.get("frames") != data.frames():
         raise InputError(
             f"{out} began with other frames than are there now ({len(data.pairs)} labelled"
             + (f", {len(data.target.frames)} of the target" if data.target else "")
