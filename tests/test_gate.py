@@ -23,6 +23,27 @@ def test_regions_are_connected_pixels_of_one_class_of_a_least_size():
     assert not gate.regions(np.full((2, 2), 255, np.uint8), 0.0).any()
 
 
+def test_the_reference_sees_rgb_in_0_to_1_at_its_own_size():
+    seen = []
+
+    class Reds(torch.nn.Module):
+        """Class 0 where red is over a half, class 2 where blue is."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def predict(self, images):
+            seen.append(images)
+            return images - 0.5
+
+    picture = np.zeros((4, 8, 3), np.uint8)
+    picture[:, :4, 0], picture[:, 4:, 2] = 200, 255
+    judge = gate.Gate(GateConfig("run"), Reds(), (8, 16), CITYSCAPES)
+    assert judge.predict(picture, (2, 4)).tolist() == [[0, 0, 2, 2]] * 2
+    assert seen[0].shape == (1, 3, 8, 16) and seen[0].amax((0, 2, 3)).tolist() == pytest.approx([200 / 255, 0, 1])
+
+
 def test_agreement_is_the_share_of_right_pixels_by_class_and_by_region():
     pred = np.zeros_like(LABEL)
     pred[0, 2:] = 13

@@ -113,9 +113,7 @@ def test_the_players_of_a_step_share_the_mix_and_the_next_step_draws_anew():
 def test_frozen_networks_stay_as_they_are_in_training():
     method, data = step2(), batch()
     before = copy.deepcopy(method.adapted.state_dict())
-    for player in method.networks:
-        sum(method.losses(player, data, 0).values()).backward()
-    method.train().after_step(0)
+    fit(method.train(), data, 2)
     assert not any(module.training for module in [*method.adapted.modules(), *method.average.modules()])
     assert all(torch.equal(value, before[name]) for name, value in method.adapted.state_dict().items())
 

@@ -21,13 +21,16 @@ IDS = tuple(f"aachen_{i:06d}_000019" for i in range(5))
 
 
 def trees_of(root: Path) -> Path:
-    """A day tree (train and val) and two transferred trees of it under `root`, which is returned."""
+    """A day tree (train and val) and two transferred trees of it under `root`, which is returned. Their val pictures differ."""
     trees.cityscapes(root / "day", IDS)
     trees.cityscapes(root / "day", ("ulm_000000_000019",), split="val")
     for name in ("night", "fog"):
         trees.cityscapes(root / name, IDS)
         trees.cityscapes(root / name, ("ulm_000000_000019",), split="val")
         (root / name / "manifest.jsonl").touch()
+    for name, change in (("night", 16), ("fog", 4)):
+        for path in (root / name / "leftImg8bit/val").rglob("*.png"):
+            trees.save(path, 255 - trees.picture(name) // change)
     return root
 
 
