@@ -229,7 +229,7 @@ def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
         [*one] = (p for p in pairs if p.network == plain[0])
         there = {p.domain: p for p in one}
         spans = [f"{100 * p.miou.value:.1f} ({100 * p.miou.low:.1f} to {100 * p.miou.high:.1f})" for p in map(there.get, domains)]
-        lines += [row("source only: predicted", spans), row("source only: true", [cell(lambda p: p.miou.true, one, d) for d in domains])]
+        lines += [row("one network (source only): predicted", spans), row("one network (source only): true", [cell(lambda p: p.miou.true, one, d) for d in domains])]
     lines += [
         row(f"mean over networks: {name}", [cell(of, pairs, d) for d in domains])
         for name, of in (

@@ -119,7 +119,7 @@ def _to_acdc() -> tuple[Experiment, ...]:
 
 
 STEPS = 600
-"""Of source only and of step 1 on the town: twenty minutes for both steps and source only on two cores."""
+"""Of source only and of step 1 on the town: seventeen minutes for both steps and source only on two cores."""
 
 
 def town_second(steps: int = STEPS) -> Changes:
