@@ -55,3 +55,7 @@ def of_one_size(classes: int) -> nn.Module:
 
 def no_network(classes: int) -> int:
     return classes
+
+
+def of_another_name(num_classes):
+    return nn.Conv2d(3, num_classes, 1)

@@ -37,6 +37,16 @@ def test_town_then_check_from_the_command_line(tmp_path: Path):
     assert main(["check", f"gta5:{tmp_path}/gta5", "--workers", "1"]) == 1
 
 
+def test_failed_frames_are_an_exit_code_but_under_torchrun(tmp_path: Path, monkeypatch, capsys):
+    small = "--height 32 --width 64 --source-train 1 --source-val 1 --target-train 1 --target-val 1 --workers 1"
+    assert main(["town", str(tmp_path), *small.split()]) == 0
+    next((tmp_path / "gta5" / "labels").glob("*.png")).write_bytes(b"no png")
+    check = ["check", f"gta5:{tmp_path}/gta5", "--workers", "1"]
+    assert main(check) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(check) == 0 and "failed" in capsys.readouterr().err  # or it would stop all other processes
+
+
 def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: Path):
     for recipe in RECIPES.values():
         kept = {name: f"/data/{name}" for name in ("cityscapes", "acdc", "gta5", "synthia")}

@@ -78,6 +78,10 @@ def test_transformers_networks_are_read_from_a_folder(tmp_path):
     logits, features = segmenter.eval().forward_with_features(torch.rand(1, 3, 64, 96))
     assert logits.shape == (1, 7, 64, 96) and features.shape[:2] == (1, 16) and segmenter.feature_channels == 16
     assert build(NetworkConfig(name=f"hf:{tmp_path}", pretrained=False), 7).classes == 7
+    saved.half().save_pretrained(tmp_path / "half")  # as many are published
+    for pretrained in (True, False):
+        weights = build(NetworkConfig(name=f"hf:{tmp_path}/half", pretrained=pretrained), 7).parameters()
+        assert {parameter.dtype for parameter in weights} == {torch.float32}
 
 
 def test_features_of_transformers_output_objects():
@@ -114,6 +118,7 @@ def test_the_users_own_layer_is_compared_by_name():
         (own("not_there"), "cannot import network 'networks:not_there'"),
         (NetworkConfig(name="no_such_module:make"), "cannot import network 'no_such_module:make'"),
         (own("of_one_size"), "the network fails on a picture of 128x128 .RuntimeError: .*mat1 and mat2"),
+        (own("of_another_name"), r"cannot be called as of_another_name\(classes=5\) .missing a required argument: 'num_classes"),
         (own("no_network"), "made a int, expected a torch.nn.Module"),
         (own(feature_layer="nowhere"), "no layer 'nowhere' in the network: .* such as encoder"),
         (own(weights="nowhere.safetensors"), "no weights at nowhere.safetensors"),

@@ -14,6 +14,7 @@ from segshift import checkpoints, frames, predictions, runs
 from segshift.config import EvaluateConfig, NetworkConfig, PredictConfig, TrainConfig
 from segshift.labels import CITYSCAPES, CLASS_SETS
 from segshift.runs import InputError
+from segshift.stages import predict as stage
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
 
@@ -107,6 +108,30 @@ def test_resuming_skips_finished_frames_and_ends_with_the_same_bytes(tmp_path: P
     predict(config, out)
     assert bytes_of(out) == whole and first.stat().st_mtime_ns == kept
     assert third.stat().st_mtime_ns != kept
+
+
+def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
+    config = PredictConfig(str(trained(tmp_path / "run", day)), day, device="cpu", uncertainty=True)
+    whole = predict(config, tmp_path / "whole")
+    scores, rows = stage._scores, []
+
+    def small_device(method, images, *more):
+        rows.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scores(method, images, *more)
+
+    monkeypatch.setattr(stage, "_scores", small_device)
+    out = predict(config, tmp_path / "out")
+    assert rows == [3, 1, 2, 1, 1]
+    for path in whole.rglob("*.png"):
+        ours, theirs = (cv2.imread(str(root / path.relative_to(whole)), -1).astype(int) for root in (out, whole))
+        assert abs(ours - theirs).max() <= ("uncertainty" in str(path))  # of 65535
+    monkeypatch.setattr(stage, "_scores", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(InputError, match=r"too little memory for one image of \(32, 64\): give a --window"):
+        predict(config, tmp_path / "none")
+    with pytest.raises(InputError, match="batch_size is 0, expected 1 or more"):
+        predict(replace(config, batch_size=0), tmp_path / "none")
 
 
 def test_a_corrupt_image_is_listed_and_the_others_are_done(tmp_path: Path, day: str):

@@ -77,6 +77,13 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
         ({"crop": (64, 64)}, r"crop \(64, 64\) is larger than size \(32, 64\)"),
         ({"accumulate": 3}, "batch_size 4 cannot be divided into 3 micro-batches"),
         ({"steps": 0}, "steps is 0"),
+        ({"workers": -1}, "workers is -1, expected 0 or more"),
+        ({"warmup": -1}, "warmup is -1, expected 0 or more"),
+        ({"poly_power": float("nan")}, "poly_power is nan, expected 0 or more"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1, expected 0 or more"),
+        ({"lr": 0.0}, "lr is 0.0, expected more than 0"),
+        ({"momentum": 1.0}, "momentum is 1.0, expected at least 0 and under 1"),
+        ({"crop": (0, 0)}, r"crop is \(0, 0\), expected a height and a width of 1 pixel or more"),
         ({"jitter": (0.5, 0.5, 0.5, 0.6)}, "of hue 0.5 at most"),
         ({"precision": "fp16"}, "precision fp16 needs a GPU"),
         ({"network": NetworkConfig(name="networks:one_class_too_many")}, "one channel for each of the 19 classes"),
@@ -87,6 +94,14 @@ def test_settings_that_do_not_fit_together_are_refused(data, tmp_path, changes, 
     with pytest.raises(InputError, match=message) as caught:
         train(config(data, **changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_processes_that_see_another_folder_are_refused(data, tmp_path, monkeypatch):
+    train(config(data, steps=2), tmp_path / "run")
+    first = "segshift.stages.train.broadcast_object_list"
+    monkeypatch.setattr(first, lambda told: [0])  # where nothing is there, as on another node's own disk
+    with pytest.raises(InputError, match="is at step 2 where process 0 runs and at step 0 where the first one"):
+        train(config(data, steps=2), tmp_path / "run")
 
 
 def test_a_device_that_is_not_there_is_refused(data, tmp_path, monkeypatch):

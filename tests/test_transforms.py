@@ -59,6 +59,19 @@ def test_hue_is_torchvisions(turns):
     torch.testing.assert_close(transforms.turn_hue(image, turns), F.adjust_hue(image, turns), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.7])
+def test_contrast_is_torchvisions_on_any_number_of_threads(factor):
+    crop, large = (torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) for size in ((128, 128), (384, 768)))
+    assert torch.equal(transforms.turn_contrast(crop, factor), F.adjust_contrast(crop, factor))
+    torch.testing.assert_close(transforms.turn_contrast(large, factor), F.adjust_contrast(large, factor), atol=1e-6, rtol=0)
+    threads, made = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append(transforms.turn_contrast(large, factor))
+    torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 def test_jitter_of_nothing_changes_nothing():
     image = torch.rand(3, 5, 7)
     assert torch.equal(transforms.colour_jitter(image, (0, 0, 0, 0), transforms.generator(0)), image)

@@ -47,7 +47,7 @@ from segshift.methods.zodi_adaptation import ZoDi
 from segshift.runs import InputError
 
 LIBRARIES = (
-    "segshift", "torch", "torchvision", "accelerate", "segmentation-models-pytorch", "timm", "transformers",
+    "segshift", "torch", "torchvision", "accelerate", "diffusers", "segmentation-models-pytorch", "timm", "transformers",
     "safetensors", "numpy", "pillow", "opencv-python-headless",
 )  # fmt: skip
 

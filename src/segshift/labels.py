@@ -132,9 +132,6 @@ CITYSCAPES = LabelSpace(
 )
 """Cityscapes `labelIds` (0 to 33); ACDC and GTA5 write the same, GTA5 also 34 (licence plate, void)."""
 
-TRAIN_IDS = LabelSpace("train ids", _NAMES, _COLOURS, tuple(range(19)))
-"""Files that hold train ids already (`gt_labelTrainIds`)."""
-
 SYNTHIA = LabelSpace(
     "synthia", _NAMES, _COLOURS, _SYNTHIA_IDS, tuple(i for i in range(23) if i not in _SYNTHIA_IDS),
     red_channel=True,

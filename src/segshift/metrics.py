@@ -15,6 +15,7 @@ a labelled pixel is a miss (FN) of the pixel's class and a false alarm of no cla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from statistics import mean, stdev
 
 import cv2
@@ -54,6 +55,11 @@ def from_counts(counts: np.ndarray, classes: int, to_train: np.ndarray | None = 
         counts = mapped
     labelled = counts[:classes]
     return np.concatenate([labelled[:, :classes], labelled[:, classes:].sum(1, keepdims=True)], axis=1)
+
+
+def plain(value: float) -> float | None:
+    """As JSON has it, which knows no nan."""
+    return None if isnan(value) else float(value)
 
 
 def restrict(matrix: np.ndarray, classes: Sequence[int]) -> np.ndarray:

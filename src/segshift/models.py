@@ -11,6 +11,7 @@ The names a user can give, and where the networks come from: `NetworkConfig`.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import pickle
@@ -266,6 +267,7 @@ def _transformers(name: str, pretrained: bool, classes: int) -> tuple[nn.Module,
             f"'{name}' is no semantic segmentation network of transformers ({_first_line(error)}): name "
             "one that AutoModelForSemanticSegmentation reads"
         ) from error
+    network = network.float()  # a file may hold half precision
     if isinstance(getattr(network, "backbone", None), nn.Module):
         return network, "backbone"
     return network, network.base_model_prefix if hasattr(network, network.base_model_prefix) else None
@@ -281,6 +283,15 @@ def _imported(name: str, classes: int) -> nn.Module:
         raise InputError(
             f"cannot import network '{name}' ({_first_line(error)}): expected <module>:<factory>, "
             f"importable from {here} or installed"
+        ) from error
+    try:
+        inspect.signature(factory).bind(classes=classes)
+    except ValueError:
+        pass  # written in C, it has none to look at
+    except TypeError as error:
+        raise InputError(
+            f"network '{name}' cannot be called as {factory_name}(classes={classes}) ({_first_line(error)}): give it an "
+            "argument `classes`, and defaults for all others"
         ) from error
     network = factory(classes=classes)
     if not isinstance(network, nn.Module):

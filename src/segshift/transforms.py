@@ -72,12 +72,22 @@ def colour_jitter(image: Tensor, jitter: Jitter, rng: torch.Generator) -> Tensor
     image: [3, H, W] float in [0, 1]; the result too. As torchvision's `ColorJitter`, whose numbers come from the
     global generator.
     """
-    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, turn_hue)
+    changes = (F.adjust_brightness, turn_contrast, F.adjust_saturation, turn_hue)
     amounts = torch.rand(4, generator=rng).mul(2).sub(1).mul(torch.tensor(jitter)).tolist()
     for index in torch.randperm(4, generator=rng).tolist():
         if jitter[index]:
             image = changes[index](image, amounts[index] if index == 3 else max(0.0, 1 + amounts[index]))
     return image
+
+
+def turn_contrast(image: Tensor, factor: float) -> Tensor:
+    """Contrast of an image [3, H, W] float in [0, 1] times a factor of 0 or more, around its mean grey.
+
+    torchvision's `adjust_contrast`, whose mean of a large image is summed in another order for every number of threads.
+    """
+    grey = F.rgb_to_grayscale(image).flatten()
+    mean = torch.stack([part.sum() for part in grey.split(2**14)]).sum() / len(grey)  # parts that torch sums on one thread
+    return image.mul(factor).add_(mean, alpha=1 - factor).clamp_(0, 1)
 
 
 def turn_hue(image: Tensor, turns: float) -> Tensor:

@@ -173,9 +173,18 @@ class Worker:
         return zodi.working_size(height, width, self.short_side)
 
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
-        """D(E(x)) [h, w, 3] uint8 at the working size, of an image [H, W, 3] uint8."""
-        z0 = zodi.encode(self.model, self._stack([zodi.resize(image, self.size(*image.shape[:2]))], 1))
-        return _pictures(zodi.decode(self.model, z0))[0]
+        """D(E(x)) [h, w, 3] uint8 at the working size, of an image [H, W, 3] uint8. Raises: InputError out of memory."""
+        try:
+            z0 = zodi.encode(self.model, self._stack([zodi.resize(image, self.size(*image.shape[:2]))], 1))
+            return _pictures(zodi.decode(self.model, z0))[0]
+        except torch.OutOfMemoryError as error:
+            raise self._too_little(image) from error
+
+    def _too_little(self, image: np.ndarray) -> InputError:
+        return InputError(
+            f"{self.model.device} has too little memory for one image of {image.shape[:2]}: "
+            "give a smaller --short-side, --diffusion.dtype float16, or another device"
+        )
 
     def run(self, samples: list[Sample], rows: int) -> Iterator[Made]:
         """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs out.
@@ -189,10 +198,7 @@ class Worker:
                 continue
             except torch.OutOfMemoryError as error:
                 if rows == 1:
-                    raise InputError(
-                        f"{self.model.device} has too little memory for one image of {waiting[0].image.shape[:2]}: "
-                        "give a smaller --short-side, --diffusion.dtype float16, or another device"
-                    ) from error
+                    raise self._too_little(waiting[0].image) from error
             # outside the handler, which keeps the tensors of the failed batch alive
             self.limit = rows // 2
             _log.warning("out of memory with %d images at once, going on with %d", rows, self.limit)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-from math import isnan
 from pathlib import Path
 
 import cv2
@@ -61,7 +60,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
             matrices.append(matrix)
             score, accuracy = metrics.miou(matrix), metrics.pixel_accuracy(matrix)
             per_frame.append(
-                {"id": frame.id, "domain": frame.domain, "miou": _plain(score), "pixel_accuracy": _plain(accuracy)}
+                {"id": frame.id, "domain": frame.domain, "miou": metrics.plain(score), "pixel_accuracy": metrics.plain(accuracy)}
             )
             bar.advance()
     model = runs.read_json(folder / "model.json") if (folder / "model.json").exists() else None
@@ -194,16 +193,11 @@ def _trust(histograms: dict[str, np.ndarray]) -> dict:
     return told
 
 
-def _plain(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if isnan(value) else float(value)
-
-
 def _scores(matrix: np.ndarray, names: list[str]) -> dict:
     return {
-        "miou": _plain(metrics.miou(matrix)),
-        "pixel_accuracy": _plain(metrics.pixel_accuracy(matrix)),
-        "iou": {name: _plain(score) for name, score in zip(names, metrics.iou(matrix), strict=True)},
+        "miou": metrics.plain(metrics.miou(matrix)),
+        "pixel_accuracy": metrics.plain(metrics.pixel_accuracy(matrix)),
+        "iou": {name: metrics.plain(score) for name, score in zip(names, metrics.iou(matrix), strict=True)},
         "confusion": matrix.tolist(),
     }
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ from segshift.runs import InputError
 A = TypeVar("A")
 B = TypeVar("B")
 
+_log = logging.getLogger(__name__)
+
 AHEAD = 2
 """Batches that are read while one is computed."""
 
@@ -56,6 +59,8 @@ def predict(config: PredictConfig, out: Path) -> Path:
     for name in ("size", "window"):
         if min(getattr(config, name) or (1,)) < 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected a height and a width of 1 pixel or more")
+    if config.batch_size < 1:
+        raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
     network, size, told = _network(config, data)
     runs.begin(out, "predict", config, free=("batch_size", "device"))
     _claim(out, told)
@@ -85,7 +90,7 @@ def predict(config: PredictConfig, out: Path) -> Path:
         for batch in _batches(items, config.batch_size, bar.advance):
             images = torch.stack([image for _, image, _ in batch]).to(device)
             seeds = [transforms.key_seed(config.seed, "predict", frame.id) for frame, _, _ in batch]
-            logits, maps = _sliding(network, images, seeds, config)
+            logits, maps = _in_memory(network, images, seeds, config)
             for i, ((frame, _, native), frame_logits) in enumerate(zip(batch, logits, strict=True)):
                 file = frames.place(data, frame, out)
                 if config.uncertainty:
@@ -210,6 +215,26 @@ def _scores(method: Method, images: Tensor, seeds: list[int], uncertainty: bool)
     # Finite: bilinear resizing of -inf gives nan, which argmax takes for the largest.
     logits = logits.float().clamp(min=-1e9)
     return logits, {"confidence": logits.softmax(1).amax(1), **maps}
+
+
+def _in_memory(
+    method: Method, images: Tensor, seeds: list[int], config: PredictConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`_sliding`, in halves where memory does not suffice for all images. Raises: InputError where it does not for one."""
+    try:
+        return _sliding(method, images, seeds, config)
+    except torch.OutOfMemoryError as error:
+        if len(images) == 1:
+            raise InputError(
+                f"{images.device} has too little memory for one image of {tuple(images.shape[2:])}: give a --window or a smaller "
+                "--size; what is predicted is kept"
+            ) from error
+    # outside the handler, which keeps the tensors of the failed batch alive
+    half = len(images) // 2
+    _log.warning("out of memory with %d images at once, going on in halves: a smaller --batch-size is faster", len(images))
+    parts = [_in_memory(method, images[part], seeds[part], config) for part in (slice(half), slice(half, None))]
+    logits, maps = zip(*parts, strict=True)
+    return torch.cat(logits), {name: torch.cat([one[name] for one in maps]) for name in maps[0]}
 
 
 def _sliding(

@@ -10,10 +10,11 @@ import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from math import isnan
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
@@ -55,7 +56,12 @@ def train(config: TrainConfig, out: Path) -> Path:
 
 
 def _train(config: TrainConfig, out: Path, accelerator: Accelerator, data: _Data) -> Path:
-    start = checkpoints.last_step(out)
+    start = broadcast_object_list([checkpoints.last_step(out)])[0]
+    if start != (here := checkpoints.last_step(out)):
+        raise InputError(
+            f"{out} is at step {here} where process {accelerator.process_index} runs and at step {start} where the first one "
+            "does: name a folder that all of them share"
+        )
     if start == config.steps:
         return out
 
@@ -122,9 +128,16 @@ def _check(config: TrainConfig) -> None:
     for size in (config.size, config.target_size or config.size):
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
             raise InputError(f"crop {config.crop} is larger than size {size}: take a crop of at most that size")
-    for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
+    for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("checkpoint_every", 1), ("validate_every", 1),
+                        ("workers", 0), ("warmup", 0), ("poly_power", 0), ("weight_decay", 0)):  # fmt: skip
+        if not getattr(config, name) >= least:
+            raise InputError(f"{name} is {getattr(config, name)}, expected {least} or more")
+    if not 0 < config.lr < inf:
+        raise InputError(f"lr is {config.lr}, expected more than 0")
+    if not 0 <= config.momentum < 1:
+        raise InputError(f"momentum is {config.momentum}, expected at least 0 and under 1")
+    if min(config.crop) < 1:
+        raise InputError(f"crop is {config.crop}, expected a height and a width of 1 pixel or more")
     if min(config.jitter) < 0 or config.jitter[3] > 0.5:
         raise InputError(f"jitter is {config.jitter}, expected amounts of 0 or more, and of hue 0.5 at most")
 
@@ -211,7 +224,8 @@ class _Data:
         images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in others)
         labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
         pixels = self.config.size[0] * self.config.size[1]
-        keep = pixels * (3 * images + labels) * max(1, self.config.workers) < batches.CACHE_BYTES
+        readers = max(1, self.config.workers) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each with a cache of its own
+        keep = pixels * (3 * images + labels) * readers < batches.CACHE_BYTES
         return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep)
 
 
@@ -408,13 +422,8 @@ class _Keeper:
         total = self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum").cpu().numpy()
         scored = [c for c in self.data.kept if c not in self.data.validation[name].space.absent]
         total = metrics.restrict(total, scored)
-        iou = {space.names[c]: _plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)}
-        return {"miou": _plain(metrics.miou(total)), "iou": iou}
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if isnan(value) else float(value)
+        iou = {space.names[c]: metrics.plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)}
+        return {"miou": metrics.plain(metrics.miou(total)), "iou": iou}
 
 
 @contextmanager

@@ -12,7 +12,9 @@ journal only, so no line can be lost. Frames are never half-done: the label firs
 the line; what has a line and an image is finished, and so is a line that says the gate dropped the frame. The bytes of
 a frame depend on nothing but its settings: not on its neighbours (segshift.worker), the number of processes, or where a
 run was interrupted. What a gate measures counts among the settings: a function of the source frames and of first draws
-that depend on the settings alone, measured once and kept. Another batch size changes a picture by a grey level, and so perhaps a score that lies on the threshold.
+that depend on the settings alone, measured once and kept. Another batch size,
+and another number of threads on a CPU (torchrun gives each of several processes one), changes a picture by a grey level,
+and so perhaps a score that lies on the threshold.
 """
 
 from __future__ import annotations
