@@ -412,8 +412,8 @@ def test_the_tables_show_predicted_against_true(benchmark):
     pairs = made_up(benchmark)
     table = benchmark.predicted_table(pairs, ("night", "fog", "game")).splitlines()
     assert table[0] == "| mIoU % | night | fog | game |"
-    assert table[2] == "| source only: predicted | 22.0 (20.0 to 24.0) | 32.0 (30.0 to 34.0) | 42.0 (40.0 to 44.0) |"
-    assert table[3] == "| source only: true | 20.0 | 30.0 | 40.0 |"
+    assert table[2] == "| one network (source only): predicted | 22.0 (20.0 to 24.0) | 32.0 (30.0 to 34.0) | 42.0 (40.0 to 44.0) |"
+    assert table[3] == "| one network (source only): true | 20.0 | 30.0 | 40.0 |"
     assert table[5] == "| mean over networks: predicted | 32.0 | 42.0 | 52.0 |"
     assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}

@@ -81,7 +81,7 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
         ({"warmup": -1}, "warmup is -1, expected 0 or more"),
         ({"poly_power": float("nan")}, "poly_power is nan, expected 0 or more"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1, expected 0 or more"),
-        ({"lr": 0.0}, "lr is 0.0, expected more than 0"),
+        ({"lr": -1e-3}, "lr is -0.001, expected 0 or more"),
         ({"momentum": 1.0}, "momentum is 1.0, expected at least 0 and under 1"),
         ({"crop": (0, 0)}, r"crop is \(0, 0\), expected a height and a width of 1 pixel or more"),
         ({"jitter": (0.5, 0.5, 0.5, 0.6)}, "of hue 0.5 at most"),

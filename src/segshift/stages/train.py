@@ -129,11 +129,9 @@ def _check(config: TrainConfig) -> None:
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
             raise InputError(f"crop {config.crop} is larger than size {size}: take a crop of at most that size")
     for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("checkpoint_every", 1), ("validate_every", 1),
-                        ("workers", 0), ("warmup", 0), ("poly_power", 0), ("weight_decay", 0)):  # fmt: skip
-        if not getattr(config, name) >= least:
+                        ("workers", 0), ("warmup", 0), ("lr", 0), ("poly_power", 0), ("weight_decay", 0)):  # fmt: skip
+        if not least <= getattr(config, name) < inf:
             raise InputError(f"{name} is {getattr(config, name)}, expected {least} or more")
-    if not 0 < config.lr < inf:
-        raise InputError(f"lr is {config.lr}, expected more than 0")
     if not 0 <= config.momentum < 1:
         raise InputError(f"momentum is {config.momentum}, expected at least 0 and under 1")
     if min(config.crop) < 1:
