@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import mean
 
 import estimate
 import gate
@@ -60,3 +61,63 @@ def test_every_file_that_is_named_is_there():
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
     named = set(re.findall(r"\b(?:benchmarks|docs|tests|src)/[\w./-]*\w", text))
     assert named and not [path for path in named if not (ROOT / path).exists()]
+
+
+def results(name: str) -> dict:
+    return runs.read_json(RESULTS / f"{name}.json")
+
+
+def means(name: str, target: str) -> dict[str, float]:
+    """By row, of the last checkpoint."""
+    scores = (line for line in results(name)["scores"] if line["checkpoint"] == "last" and target in line["miou"])
+    return {line["row"]: mean(line["miou"][target]) for line in scores}
+
+
+def share(part: float, low: float, high: float) -> str:
+    return f"{(part - low) / (high - low):.0%}".replace("%", " %")
+
+
+def told_of_the_estimate() -> list[str]:
+    told = results("estimate")
+    of, known, failing = told["results"]["segshift estimate"], told["networks"], told["failing_classes"]
+    leaking, honest = known["trained on transferred frames of the domain"], known["not trained on them"]
+    too_kind = {True: [], False: []}
+    for pair in told["pairs"]:
+        if not pair["trained_on"]:
+            value, true = (pair["miou"][i] for i in (1, 0))
+            too_kind[pair["domain"] == "rain"].append(100 * (value - true))
+    night = results("estimate-night")["results"]
+    errors = (night[way]["error"] for way in ("segshift estimate", "uncorrected", "whole cost taken off"))
+    return [
+        f"is {of['over_networks']:.2f} over networks within a domain ({honest['over_networks']:.2f} without",
+        f"and {of['over_domains']:.2f} over domains within a network",
+        f"a precision of {100 * failing['precision']:.0f} % and a recall of {100 * failing['recall']:.0f} %",
+        f"by {honest['bias']:.1f} points ({mean(too_kind[True]):.1f} in rain, {mean(too_kind[False]):.1f} elsewhere), and by {leaking['bias']:.1f} of",
+        "half errs by {:.1f}, none by {:.1f}, all by {:.1f}".format(*errors),
+        f"{len({pair['network'] for pair in told['pairs']})} networks on the embedded town",
+    ]
+
+
+def told_of_iccld() -> list[str]:
+    day = means("iccld-town-game-ablations", "clear")
+    longer = share(day["step 1, equal steps"], day["source only, equal steps"], day["oracle, equal steps"])
+    closed = [share(day[row], day["source only"], day["oracle"]) for row in ("step 1", "full")]
+    night = {line["row"]: line["miou"]["night"] for line in results("iccld-town-night-ablations")["scores"] if line["checkpoint"] == "last"}
+    lost = (f"{a - b:.1f}" for a, b in zip(night["source only"], night["step 1"], strict=True))
+    pairs = results("estimate-night")["pairs"]
+    by_row = [[p["miou"] for p in pairs if p["network"].endswith(f"/{row}")] for row in ("source-only", "step-1", "full")]
+    true, predicted = ([f"{100 * mean(miou[i] for miou in row):.1f}" for row in by_row] for i in (0, 1))
+    moved = means("iccld-town-night-from-zodi", "night")
+    return [
+        f"Step 1 closes {closed[0]} of the gap, the full method {closed[1]},",
+        f"is {day['step 1, equal steps'] - day['full']:.1f} points better still and closes {longer} of a gap",
+        "step 1 loses {}, {} and {} points".format(*lost),
+        "{} for source only, {} after step 1, {} after step 2".format(*predicted),
+        "the truth is {}, {} and {} (three".format(*true),
+        f"are worth {moved['source + transferred'] - moved['source only']:.0f} points",
+    ]
+
+
+def test_the_figures_in_the_text_are_those_of_the_results():
+    text = " ".join(README.split())
+    assert not [told for told in told_of_the_estimate() + told_of_iccld() if told not in text]
