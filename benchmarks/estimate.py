@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
+from math import hypot
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -33,7 +34,7 @@ import tyro
 from scipy.stats import spearmanr
 from settings import write_results
 
-from segshift.bootstrap import FAILS_BELOW, LEVEL, widened
+from segshift.bootstrap import CLASS_FLOOR, FAILS_BELOW, LEVEL, shown, widened
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig
 from segshift.estimation import estimate
 from segshift.experiments import fill
@@ -72,9 +73,9 @@ class Interval:
     narrow_low: float
     narrow_high: float
 
-    def inside(self, generator: float) -> bool:
-        """Whether the truth lies inside with another error of the generator, as a share of the predicted score."""
-        low, high = widened(self.value, self.narrow_low, self.narrow_high, generator * self.value)
+    def inside(self, generator: float, floor: float = 0.0) -> bool:
+        """Whether the truth lies inside with another error of the generator: a share of the predicted score, and a floor."""
+        low, high = widened(self.value, self.narrow_low, self.narrow_high, hypot(generator * self.value, floor))
         return low <= self.true <= high
 
 
@@ -167,17 +168,17 @@ def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
     return {"precision": both / named if named else None, "recall": both / failed if failed else None}
 
 
-def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair]) -> dict[str, float | None]:
+def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair], floor: float = 0.0) -> dict[str, float | None]:
     """Share of the true scores inside the interval (`all`), without an error of the generator, and with one that was
     fitted on the other domains, as the smallest whole percentage that holds LEVEL of theirs (`held_out`, and by domain): so
     no domain is judged by itself; None where there is no other. `fitted`: that percentage on all domains, which
-    `bootstrap` has. `of`: the scores of a pair."""
+    `bootstrap` has. `of`: the scores of a pair. `floor`: of the error, given."""
 
     def share(hits: Iterable[bool]) -> float:
         return mean(map(float, hits))
 
     def fitted(scores: Sequence[Interval]) -> float:
-        return next((g / 100 for g in range(100) if share(one.inside(g / 100) for one in scores) >= LEVEL), 1.0)
+        return next((g / 100 for g in range(100) if share(one.inside(g / 100, floor) for one in scores) >= LEVEL), 1.0)
 
     every = [one for pair in pairs for one in of(pair)]
     found: dict[str, float | None] = {
@@ -191,9 +192,16 @@ def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair]) ->
         others = [one for pair in pairs if pair.domain != domain for one in of(pair)]
         if others:
             error = fitted(others)
-            held[domain] = [one.inside(error) for pair in pairs if pair.domain == domain for one in of(pair)]
+            held[domain] = [one.inside(error, floor) for pair in pairs if pair.domain == domain for one in of(pair)]
             found["held_out"] = share(hit for hits in held.values() for hit in hits)
     return found | {domain: share(hits) for domain, hits in held.items()}
+
+
+PREDICTED = {
+    "classes predicted under 10 %": lambda value: value < 0.1, "10 to 40 %": lambda value: 0.1 <= value < 0.4,
+    "over 40 %": lambda value: value >= 0.4,
+}  # fmt: skip
+"""Groups of classes by their predicted IoU, whose intervals should hold as well as those of all."""
 
 
 def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -205,7 +213,8 @@ def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
         "networks": {name: accuracy(chosen, [pair.miou.value for pair in chosen]) for name, chosen in groups.items() if chosen},
         "failing_classes": failures(pairs),
         "coverage_of_90_percent_intervals": {
-            "miou": coverage(lambda pair: (pair.miou,), pairs), "classes": coverage(lambda pair: pair.classes, pairs),
+            "miou": coverage(lambda pair: (pair.miou,), pairs), "classes": coverage(lambda pair: pair.classes, pairs, CLASS_FLOOR),
+            **{name: coverage(lambda pair, of=of: [c for c in pair.classes if of(c.value)], pairs, CLASS_FLOOR) for name, of in PREDICTED.items()},
         },
     }  # fmt: skip
 
@@ -323,20 +332,22 @@ def knows(run: Path, domain: str) -> bool:
 
 
 def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, Any]) -> Pair:
-    """What estimate.json says of a domain, beside the truth's metrics.json."""
+    """What estimate.json says of a domain, beside the truth's metrics.json, over the classes that the labels of both show."""
     source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
-    failed = (n for n, s in source.items() if s and true["iou"].get(n) is not None and true["iou"][n] < FAILS_BELOW * s)
+    labelled = dict(zip(true["iou"], shown(np.array(true["confusion"])).tolist(), strict=True))  # as the estimate leaves them out
+    there = {name: value for name, value in labelled.items() if value == value and source.get(name) is not None}
+    failed = (name for name, value in there.items() if source[name] and value < FAILS_BELOW * source[name])
     predicted, narrow, confidence = estimated["corrected"], estimated["without_generator"], estimated["confidence"]
 
     def compared(true: float, told: dict[str, float], narrow: dict[str, float]) -> Interval:
         return Interval(true, told["value"], told["low"], told["high"], narrow["low"], narrow["high"])
 
     classes = (
-        compared(true["iou"][name], told, narrow["iou"][name])
-        for name, told in predicted["iou"].items() if told["value"] is not None and true["iou"].get(name) is not None
+        compared(there[name], told, narrow["iou"][name])
+        for name, told in predicted["iou"].items() if told["low"] is not None and name in there
     )  # fmt: skip
     return Pair(
-        network, domain, compared(true["miou"], predicted["miou"], narrow["miou"]),
+        network, domain, compared(mean(there.values()), predicted["miou"], narrow["miou"]),
         *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")), confidence["source"], confidence["target"],
         tuple(estimated["failing"]), tuple(failed), estimated["trained_on"], tuple(classes),
     )  # fmt: skip

@@ -264,7 +264,8 @@ def test_of_two_true_scores_none_is_shown(tmp_path: Path, world: dict, caplog):
     ours, other = estimated(world["zodi"], world["zodi/night"], str(world["zodi"])), tmp_path / "train"
     shutil.copytree(world["zodi/night"], other)
     found = runs.read_json(other / "metrics.json")
-    found["data"]["subset"], found["domains"]["night"]["miou"] = "night/train", 0.123
+    confusion = np.array(found["domains"]["night"]["confusion"])
+    found["data"]["subset"], found["domains"]["night"]["confusion"] = "night/train", (confusion + 1).tolist()
     found["setting"] = "another split"
     runs.write_json(other / "metrics.json", found)
     page = write(tmp_path / "out", world["zodi/night"], other, ours)

@@ -258,7 +258,13 @@ def test_the_reference_is_a_source_only_run_on_the_same_classes(gated, tmp_path)
     farm = LabelSpace("farm", ("cow", "pig"), ((1, 1, 1), (2, 2, 2)), (0, 1))
     other = reference(tmp_path / "farm", "folder:farm", farm)
     adapted = reference(tmp_path / "adapted", gated.source, method="zodi", similarity="none")
-    for run, message in ((other, "trained on the 2 classes of 'farm'.* has the 19"), (adapted, "by method zodi")):
+    more = reference(tmp_path / "more", gated.source, more_sources=("cityscapes:transferred/night",))
+    chosen = reference(tmp_path / "chosen", gated.source, select="oracle", oracle_validation=(gated.source,))
+    for run, message in (
+        (other, "trained on the 2 classes of 'farm'.* has the 19"), (adapted, "by method zodi"),
+        (more, "trained on cityscapes:transferred/night too, and the gate judges by a network of source data alone"),
+        (chosen, "and chosen by oracle_validation"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             stage.transfer(replace(gated, gate=replace(gated.gate, reference=str(run))), tmp_path / "out")
     with pytest.raises(InputError, match="a gate measures a data set before it judges"):

@@ -38,11 +38,13 @@ cost as much again in a strange domain (u = 1), may be what the domain spoils an
 flatter (u < 0). The one error of it that can be measured without target images is its whole cost at home: so one
 deviation of u is the whole cost, either way."""
 
-GENERATOR, GENERATOR_CLASS = 0.14, 0.33
-"""Standard deviation of what the generator's idea of a domain is off by, as a share of the predicted mIoU, and of the
-predicted IoU of a class. Without target images they can only be taken from elsewhere: from the embedded town, where about
-90 % of the true scores of 24 networks lie inside the intervals with them (`benchmarks/estimate.py`, which also judges each
-domain by what the others give)."""
+FEWEST_OF_CLASS = 5
+"""Where fewer frames show a class, no resample tells how much its IoU would vary, and it has no interval."""
+GENERATOR, GENERATOR_CLASS, CLASS_FLOOR = 0.14, 0.20, 0.04
+"""Standard deviation of what the generator's idea of a domain is off by: as a share of the predicted mIoU; as a share of the
+predicted IoU of a class, and besides that in IoU, for it may also draw too well what is predicted to be lost. Without target
+images they can only be taken from elsewhere: from the embedded town, where about 90 % of the true scores of 24 networks lie
+inside the intervals with them (`benchmarks/estimate.py`, which also judges each domain by what the others give)."""
 TRAINED_ON = 0.09
 """By how much the mIoU is overestimated, on the town, of networks that were trained on transferred frames of the domain:
 they know the generator. Told in a warning, and not taken off: how much it is depends on the generator."""
@@ -72,28 +74,34 @@ def mean(values: np.ndarray) -> np.ndarray:
     return np.divide(np.nansum(values, -1), count, out=np.full(values.shape[:-1], np.nan), where=count > 0)
 
 
+def shown(matrix: np.ndarray) -> np.ndarray:
+    """IoU [C] of the classes that a labelled pixel shows, of M [C, C + 1]; nan for the others, also where one is predicted."""
+    return np.where(matrix.sum(1) > 0, metrics.iou(matrix), np.nan)
+
+
 def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: float = SHARE) -> np.ndarray:
     """S, O, T and P per class, [4, C], from summed matrices [C, C + 1] each; `share`: u."""
-    measured = [np.where(m.sum(1) > 0, metrics.iou(m), np.nan) for m in (source, own, transferred)]
+    measured = [shown(m) for m in (source, own, transferred)]
     return np.stack([*measured, np.clip((1 - share) * measured[2] + share * correct(*measured), 0, 1)])
 
 
-def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
+def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int, *, common_noise: bool = False) -> np.ndarray:
     """`scores` of R resamples, [R, 4, C], from M of source, own domain and target.
 
-    A resample weighs the F frames by a draw from the flat Dirichlet distribution, the same weights in all three sets, and in
-    each set the draws of a frame likewise (Rubin, "The Bayesian Bootstrap", 1981). With replacement, a class that few
-    frames show would be missing from many resamples, and their mIoU a mean over other classes. So the spread holds that
-    of the frames and that of the noise, which is drawn per frame; that of P also u, drawn from N(SHARE, UNSURE^2). What
-    they do not show is left to `widened`.
+    A resample weighs the F frames by a draw from the flat Dirichlet distribution, the same weights in all three sets
+    (Rubin, "The Bayesian Bootstrap", 1981). With replacement, a class that few frames show would be missing from many
+    resamples, and their mIoU a mean over other classes. The spread holds that of the frames and that of the noise, which
+    is each frame's own, also of one draw. With `common_noise` (the transfer's reference mode) all frames of a draw share it
+    and frames do not show it: then the draws of a set are weighed likewise, and of one draw it is missing. The spread of P
+    also holds u, drawn from N(SHARE, UNSURE^2). What they do not show is left to `widened`.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
     frames = len(sets[0])
     weights = rng.dirichlet(np.ones(frames), size=resamples)  # [R, F]
     summed = []
     for matrices in sets:
-        draws = rng.dirichlet(np.ones(matrices.shape[1]), size=(resamples, frames))  # [R, F, D]
-        draws /= draws.sum(-1, keepdims=True)  # of one draw exactly 1
+        count = matrices.shape[1]
+        draws = rng.dirichlet(np.ones(count), size=(resamples, 1)) if common_noise else np.full((1, 1, count), 1 / count)
         summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
     return np.stack([scores(*matrices, share) for *matrices, share in zip(*summed, shares, strict=True)])
@@ -114,6 +122,11 @@ def widened(value: float, low: float, high: float, deviation: float) -> tuple[fl
     """
     reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * deviation
     return value - hypot(max(0.0, value - low), reach), value + hypot(max(0.0, high - value), reach)
+
+
+def class_error(predicted: float) -> float:
+    """Standard deviation of the generator's error in a class's predicted IoU."""
+    return hypot(GENERATOR_CLASS * predicted, CLASS_FLOOR)
 
 
 def failing(source: np.ndarray, predicted: np.ndarray) -> list[int]:

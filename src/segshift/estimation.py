@@ -69,6 +69,7 @@ def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
     lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
     if (out / "config.json").exists():
         runs.begin(out, "estimate", lasting, free=_FREE)
+    _warn_of_training_frames(run, data)
     config = replace(config, size=_size(config, data))
     source = _score(config, config.source, out / "source", {})
     runs.write_json(out / "config.json", {"stage": "estimate", "config": runs.to_plain(lasting)})
@@ -197,8 +198,9 @@ def _result(
         own, target = sets[config.own_prompt, goal.strength], sets[name, goal.strength]
         counted = [matrices(draws) for draws in ([source], own, target)]
         values = bootstrap.scores(*(m.sum((0, 1)) for m in counted))
-        spread = bootstrap.resampled(counted, config.resamples, config.seed)
-        told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names), strict=True))
+        spread = bootstrap.resampled(counted, config.resamples, config.seed, common_noise=config.mode == "reference")
+        known = (counted[0].sum((1, 3)) > 0).sum(0) >= bootstrap.FEWEST_OF_CLASS  # [C]
+        told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names, known), strict=True))
         means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
         predicted, drop = told["corrected"], _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3])
         deviation = bootstrap.GENERATOR * (predicted["miou"]["value"] or 0.0)
@@ -207,9 +209,9 @@ def _result(
             **told,
             "corrected": {
                 "miou": _widened(predicted["miou"], deviation),
-                "iou": {c: _widened(one, bootstrap.GENERATOR_CLASS * (one["value"] or 0.0)) for c, one in predicted["iou"].items()},
+                "iou": {c: _widened(one, bootstrap.class_error(one["value"] or 0.0)) for c, one in predicted["iou"].items()},
             },
-            "without_generator": predicted, "trained_on": goal.slug in trained_on,
+            "without_generator": predicted, "trained_on": bool(trained_on & {goal.slug, goal.prompt}),
             "drop": _widened(drop, deviation, at_least=-1),
             "transfer_cost": _between(means[0] - means[1], mean_spread[:, 0] - mean_spread[:, 1]),
             "failing": [names[c] for c in bootstrap.failing(values[0], values[3])],
@@ -220,7 +222,7 @@ def _result(
     model = everywhere[-1].told["model"]
     return {
         "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames transferred with {model}, "
-        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%}) as on the embedded town; classes without a labelled pixel are left out",
+        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%} and {100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded town; classes without a labelled pixel are left out",
         "setting": scored["setting"], "model": scored["model"], "classes": names, "colours": scored["colours"],
         "frames": len(ids), "draws": config.draws, "resamples": config.resamples, "level": bootstrap.LEVEL,
         "fails_below": bootstrap.FAILS_BELOW, "own_prompt": config.own_prompt,
@@ -228,24 +230,50 @@ def _result(
     }  # fmt: skip
 
 
-def _trained_on(run: Path) -> set[str]:
-    """Domains whose transferred frames a run was trained on, or the run that it started from, by the names of their
-    folders; of sources, as far as these are still there."""
+def _trainings(run: Path) -> list[TrainConfig]:
+    """Of a run and of those that it started from; none for a file of weights."""
     if not run.is_dir():
-        return set()
+        return []
     config = runs.read_config(run / "config.json", TrainConfig)
-    sources = [name for name in (config.source, *config.more_sources) if (frames.split(name)[1] / "manifest.jsonl").exists()]
-    before = _trained_on(Path(config.from_run)) if config.from_run else set()
-    return before | {frames.split(name)[1].name for name in (*config.transferred, *sources)}
+    return [config, *(_trainings(Path(config.from_run)) if config.from_run else ())]
 
 
-def _with_intervals(values: np.ndarray, spread: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """mIoU and per-class IoU with their intervals, of values [K, C] and their resamples [R, K, C]; one dict for each K."""
+def _trained_on(run: Path) -> set[str]:
+    """Domains whose transferred frames a network was trained on, by the names of their folders and by the prompts in their
+    manifests; as far as these are still there."""
+    found = set()
+    for config in _trainings(run):
+        for name in (config.source, *config.more_sources, *config.transferred):
+            tree = frames.split(name)[1]
+            lines = runs.read_lines(tree / "manifest.jsonl")
+            if lines or name in config.transferred:
+                found |= {tree.name, *(line["prompt"] for line in lines[:1] if "prompt" in line)}
+    return found
+
+
+def _warn_of_training_frames(run: Path, data: Dataset) -> None:
+    """A score on frames that were trained on is none."""
+    seen: set[Path] = set()
+    for name in dict.fromkeys(name for config in _trainings(run) for name in (config.source, *config.more_sources)):
+        try:
+            seen |= {frame.image.resolve() for frame in frames.load(name).frames}
+        except InputError:
+            continue  # not there any more
+    if known := sum(frame.image.resolve() in seen for frame in data.frames):
+        _log.warning(
+            "%d of %d frames of %s were trained on by this network: its scores there, and what follows from them, are far too "
+            "high; name a split that no training has seen", known, len(data.frames), data.name,
+        )  # fmt: skip
+
+
+def _with_intervals(values: np.ndarray, spread: np.ndarray, names: Sequence[str], known: np.ndarray) -> list[dict[str, Any]]:
+    """mIoU and per-class IoU with their intervals, of values [K, C] and their resamples [R, K, C]; one dict for each K.
+    `known` [C]: classes that enough frames show to have an interval."""
     means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
     return [
         {
             "miou": _between(means[k], mean_spread[:, k]),
-            "iou": {name: _between(values[k, c], spread[:, k, c]) for c, name in enumerate(names)},
+            "iou": {name: _between(values[k, c], spread[:, k, c] if known[c] else np.array([np.nan])) for c, name in enumerate(names)},
         }
         for k in range(len(values))
     ]
@@ -270,8 +298,8 @@ def _print(result: dict[str, Any]) -> None:
     def percent(told: dict[str, float | None], sign: str = "") -> str:
         if told["value"] is None:
             return "-"
-        low, high = ("-" if told[end] is None else f"{100 * told[end]:{sign}.1f}" for end in ("low", "high"))
-        return f"{100 * told['value']:{sign}.1f} ({low} to {high})"
+        value = f"{100 * told['value']:{sign}.1f}"
+        return value if told["low"] is None else f"{value} ({100 * told['low']:{sign}.1f} to {100 * told['high']:{sign}.1f})"
 
     domains = result["domains"].values()
     detail = Table("class", "source", *(domain["name"] for domain in domains), title=f"predicted IoU %, with {result['level']:.0%} intervals")

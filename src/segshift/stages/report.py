@@ -21,7 +21,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segshift import drawing, frames, gallery, metrics, predictions, runs
+from segshift import bootstrap, drawing, frames, gallery, metrics, predictions, runs
 from segshift.config import ReportConfig
 from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.metrics import spread
@@ -383,7 +383,8 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
         result = _result(evaluation)
         if result["model"] and not result["data"]["transferred"]:
             for domain, scores in result["domains"].items():
-                truths.setdefault(_same(result, domain), []).append(scores["miou"])
+                labelled = bootstrap.shown(np.array(scores["confusion"]))  # as the estimate, which leaves the others out
+                truths.setdefault(_same(result, domain), []).append(metrics.plain(bootstrap.mean(labelled).item()))
     groups: dict[tuple, dict] = {}
     results = [_result(folder, "estimate.json") for folder in folders]
     for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
