@@ -333,6 +333,61 @@ def test_experiments_are_never_pooled_and_gains_stay_within_a_seed_and_a_rule(tm
         assert f" {home}seed-{seed}/{shown} checkpoint: last {value:.1f}{gain}" in text
 
 
+def test_a_gain_is_over_the_same_row_of_every_seed_and_missing_seeds_are_told(tmp_path: Path, world: dict):
+    made, of = [], {}
+    for seed, rights in enumerate(((0.3, 0.5, 0.7), (0.35, 0.6, 0.8), (None, 0.5, 0.9))):  # source only is not there in one
+        for row, right in zip(("source-only", "step-1", "full"), rights, strict=True):
+            if right is not None:
+                run = training(tmp_path / "a" / f"seed-{seed}" / row, world["day"], "zodi")
+                made.append(evaluated(run, "night", world["night"], right))
+                of[row, seed] = made[-1]
+    page = write(tmp_path / "out", *made)
+    seeds, headline = (" ".join(re.sub(r"<[^>]*>", " ", t).split()) for t in re.findall(r'<table class="headline.*?</table>', page.raw, re.S))
+    gains = metrics.spread([miou(of["full", s]) - miou(of["source-only", s]) for s in (0, 1)], "+")
+    assert f"full checkpoint: last {metrics.spread([miou(of['full', s]) for s in range(3)])} gain {gains} (n = 2)" in seeds
+    assert f"Source only checkpoint: last {metrics.spread([miou(of['source-only', s]) for s in (0, 1)])} (n = 2)" in seeds
+    assert headline.endswith(f"seed-2/full checkpoint: last {miou(of['full', 2]):.1f}")  # and no gain
+    assert page.galleries[0]["firsts"] == [None, 0, 0, None, 3, 3, None, None]
+    classes = re.search(r"IoU, %, over seeds.*?</table>", page.raw, re.S)[0]
+    road = [100 * runs.read_json(of["full", s] / "metrics.json")["iou"]["sky"] for s in range(3)]
+    assert f"<td>{metrics.spread(road)}</td>" in classes
+
+
+def test_columns_of_one_name_are_told_apart_and_one_data_set_is_one_column(tmp_path: Path, world: dict, monkeypatch):
+    predicted = str(world["zodi"] / "predictions/clear")
+    published = evaluate(EvaluateConfig(predicted, str(world["day"]), protocol="as-published"), tmp_path / "published")
+    page = write(tmp_path / "out", world["zodi/clear"], published)
+    heads = re.findall(r'<th scope="col">clear<small>(.*?)</small>', page.raw)
+    assert heads == ["cityscapes train; label's native size".replace("'", "&#39;"), "cityscapes train; 512x1024, labels resized"]
+    other = trees.cityscapes(tmp_path / "other")
+    elsewhere = evaluated(training(tmp_path / "run", world["day"], "zodi"), "clear", f"cityscapes:{other}:train", 0.4)
+    page = write(tmp_path / "out", world["zodi/clear"], elsewhere)
+    heads = re.findall(r'<th scope="col">clear<small>(.*?)</small>', page.raw)
+    assert heads == [f"cityscapes train; {world['day']}", f"cityscapes train; cityscapes:{other}:train"]
+    monkeypatch.chdir(tmp_path)
+    relative = evaluated(training(tmp_path / "here", world["day"], "zodi"), "clear", "cityscapes:day:train", 0.4)
+    page = write(tmp_path / "out", world["zodi/clear"], relative)
+    assert re.findall(r'<th scope="col">clear<small>(.*?)</small>', page.raw) == ["cityscapes train"]
+
+
+def test_one_missing_prediction_costs_its_own_picture_alone(tmp_path: Path, world: dict):
+    next((world["zodi"] / "predictions/night").rglob("*.png")).unlink()
+    page = write(tmp_path / "out", world["source_only/night"], world["zodi/night"])
+    rows = page.galleries[0]["rows"]
+    there = [[cell["p"] is not None for cell in row["cells"]] for row in rows]
+    assert sorted(there) == [[True, False], [True, True]]
+    assert [row["cells"][1]["note"] for row in rows if row["cells"][1]["p"] is None] == ["prediction not there"]
+    assert all(cell["s"] is not None for row in rows for cell in row["cells"])
+
+
+def test_predictions_whose_images_are_gone_do_not_cost_the_page(tmp_path: Path, world: dict):
+    spec = f"cityscapes:{trees.cityscapes(tmp_path / 'gone', labelled=False)}:train"
+    runs.begin(tmp_path / "run/predictions/gone", "predict", PredictConfig(run=str(tmp_path / "run"), data=spec))
+    shutil.rmtree(tmp_path / "gone")
+    page = write(tmp_path / "out", world["zodi/night"], tmp_path / "run/predictions/gone")
+    assert "No pictures:" in page.text and f"{miou(world['zodi/night']):.1f}" in page.text
+
+
 def test_rules_that_choose_the_same_checkpoint_in_every_seed_share_a_line(tmp_path: Path, world: dict):
     def chosen(seed: int, row: str, right: float, *rules: str) -> Path:
         run = training(tmp_path / "a" / f"seed-{seed}" / row, world["day"], "zodi")

@@ -62,6 +62,8 @@ class Gallery:
     columns: list[str]
     domains: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    firsts: list[int | None] = field(default_factory=list)
+    """By column, the one that its gain is counted from."""
     notes: list[str] = field(default_factory=list)
     """What could not be shown, and why."""
     frames: int = 0
@@ -148,12 +150,15 @@ def _cell(column: Predicted, frame: Frame, data: Dataset, size: tuple[int, int],
     file = frames.place(data, frame, column.folder)
     if frame.id not in column.scores and not file.exists():
         return None
-    pred = predictions.read(file, data.space)
+    try:
+        picture, note = _painted(predictions.read(file, data.space), data, size), ""
+    except InputError:
+        picture, note = None, "prediction not there"  # its score and the other columns stand
     found = column.by_class.get(frame.id)
     by_class = None if found is None else [_short(v) if c in has else None for c, v in enumerate(found)]
     entropy = frames.place(data, frame, column.folder / "uncertainty" / "entropy")
     return {
-        "p": _painted(pred, data, size), "s": _short(column.scores.get(frame.id)), "c": by_class, "note": "",
+        "p": picture, "s": _short(column.scores.get(frame.id)), "c": by_class, "note": note,
         "u": drawing.thumbnail(drawing.heat(entropy), size) if entropy.exists() else None,
     }  # fmt: skip
 

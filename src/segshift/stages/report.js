@@ -126,9 +126,12 @@ class Gallery {
     const known = (found) => found.filter((value) => value !== null && value !== undefined);
     const by = this.option("by"), order = this.option("order");
     if (order === "gain" || order === "loss") {
-      const first = this.value(row.cells[0]);
-      if (first === null || first === undefined) return null;
-      const others = known(+by > 0 ? [this.value(row.cells[by])] : values.slice(1)).map((value) => value - first);
+      const gain = (i) => {
+        const [value, first] = [i, this.firsts[i]].map((k) => (k === null || k === undefined ? null : this.value(row.cells[k]) ?? null));
+        return value === null || first === null ? null : value - first;
+      };
+      const one = by !== "" && this.firsts[by] !== null; // of a column that gains over none, any that is shown
+      const others = known(one ? [gain(+by)] : values.map((value, i) => (value === null ? null : gain(i))));
       return others.length ? (order === "gain" ? Math.max(...others) : Math.min(...others)) : null;
     }
     if (by !== "") return this.value(row.cells[by]) ?? null;
@@ -288,7 +291,7 @@ class Gallery {
     if (series !== undefined && this.kind === "predictions") {
       make("i", "dot", caption).style.background = `var(--s${series % SERIES})`;
     }
-    caption.append(name);
+    make("span", "name", caption).textContent = name;
     if (told) make("span", "", caption).textContent = " " + told;
     caption.title = `${name} ${told}`.trim();
   }

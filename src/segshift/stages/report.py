@@ -72,6 +72,7 @@ class Column:
 
     name: str
     about: str
+    data: str
     classes: tuple[str, ...]
     scores: dict[str, dict] = field(default_factory=dict)
     """By key of the model: one part of its metrics.json (miou, pixel_accuracy, iou, confusion, calibration, ...)."""
@@ -90,14 +91,15 @@ class Column:
         """Keys of the models whose confidence was evaluated."""
         return {key for key, scores in self.scores.items() if scores.get("calibration")}
 
-    def values(self, models: Sequence[Model]) -> list[float]:
-        """mIoU % of the models that have one here."""
-        found = [self.scores[m.key]["miou"] for m in models if m.key in self.scores]
-        return [100 * miou for miou in found if miou is not None]
+    def values(self, models: Sequence[Model], name: str | None = None) -> list[float]:
+        """mIoU %, or IoU % of a class, of the models that have one here."""
+        scores = [self.scores[m.key] for m in models if m.key in self.scores]
+        found = [s["iou"][name] if name else s["miou"] for s in scores]
+        return [100 * value for value in found if value is not None]
 
-    def difference(self, model: Model, first: Model, name: str | None = None) -> float | None:
+    def difference(self, model: Model, first: Model | None, name: str | None = None) -> float | None:
         """Points of mIoU, or of a class' IoU, of a model over the first; None where one of them has none."""
-        scores = [self.scores.get(m.key) for m in (model, first)]
+        scores = [first and self.scores.get(m.key) for m in (model, first)]
         values = [s and (s["iou"][name] if name else s["miou"]) for s in scores]
         return None if None in values else 100 * (values[0] - values[1])
 
@@ -112,17 +114,34 @@ class Group:
     columns: list[Column] = field(default_factory=list)
 
     def first(self, model: Model, rule: str | None = None) -> Model | None:
-        """What a model's gain is counted from: the first one of its seed that the same `rule` chooses, or one of the rules
-        that choose it. Of a run outside an experiment, the first of all where none shares its rule."""
+        """What a model's gain is counted from: in an experiment its first row, of the same seed, chosen by the same `rule` or
+        by one of the rules that choose the model. Of a run outside an experiment, the first that shares its rule, or else
+        the first of all. None where that is not there, or is the model itself."""
         rules = {rule} if rule else set(model.rules)
         alike = [m for m in self.models if m.seed == model.seed and rules & set(m.rules)]
-        found = alike[0] if model.seed or alike[0] != model else self.models[0]
+        if model.seed:
+            row = next(m.row for m in self.models if m.seed and m.seed.parent == model.seed.parent)
+            found = next((m for m in alike if m.row == row), None)
+        else:
+            found = alike[0] if alike[0] != model else self.models[0]
         return None if found == model else found
 
+    def called(self, model: Model) -> str:
+        """The model's name, and what tells it from others of that name."""
+        alike = [set(other.about.split(", ")) for other in self.models if other.name == model.name]
+        return ", ".join([model.name, *(part for part in model.about.split(", ") if part not in set.intersection(*alike))])
+
+    def heading(self, column: Column) -> str:
+        """What stands under a column's name: its data, and what tells it from other columns of that name."""
+        others = [other for other in self.columns if other is not column and other.name == column.name]
+        first, *rest = column.about.split("; ")
+        apart = [part for part in rest if any(part not in other.about.split("; ") for other in others)]
+        return "; ".join([first, *apart, *([column.data] if any(other.about == column.about for other in others) else ())])
+
     @property
-    def over_seeds(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
-        """Name, checkpoint, and of every column mIoU % and gain (mean ± standard deviation), of rows with several seeds.
-        Rules that choose the same checkpoint in every seed, and the same to gain over, share a line."""
+    def over_seeds(self) -> list[tuple[str, str, tuple[tuple[Model, Model | None], ...]]]:
+        """Name, checkpoint, and every seed's model with what it gains over, of rows with several seeds. Rules that choose the
+        same checkpoint in every seed, and the same to gain over, share a line."""
         by_rule: dict[tuple[Path, str, str], dict[str, list[Model]]] = {}
         for model in self.models:
             for rule in model.rules if model.seed else ():
@@ -138,15 +157,18 @@ class Group:
         return [
             (
                 f"{home.name}/{name}" if several else name, ", ".join(filter(None, (predictions.selection(rules), details))),
-                [self._spread(column, pairs) for column in self.columns],
+                pairs,
             )
             for (home, name, details, pairs), rules in lines.items()
         ]  # fmt: skip
 
-    def _spread(self, column: Column, pairs: Sequence[tuple[Model, Model | None]]) -> tuple[str, str]:
-        gains = [column.difference(model, first) for model, first in pairs if first]
-        values = column.values([model for model, _ in pairs])
-        return spread(values), spread([gain for gain in gains if gain is not None], "+")
+    def spread(self, column: Column, pairs: Sequence[tuple[Model, Model | None]], name: str | None = None) -> tuple[str, str]:
+        """mIoU %, or IoU % of a class, and gain, mean ± standard deviation over seeds; with their number where some lack it."""
+        home = pairs[0][0].seed.parent
+        seeds = len({model.seed for model in self.models if model.seed and model.seed.parent == home})
+        gains = [gain for pair in pairs if (gain := column.difference(*pair, name)) is not None]
+        found = ((column.values([model for model, _ in pairs], name), ""), (gains, "+"))
+        return tuple(spread(v, sign) + (f" (n = {len(v)})" if 0 < len(v) < seeds else "") for v, sign in found)
 
     def risks(self, column: Column) -> list[tuple[str, Markup]]:
         """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
@@ -155,7 +177,7 @@ class Group:
             for name, found in column.scores[model.key].get("risk_coverage", {}).items():
                 points = zip(found["coverage"], found["risk"], strict=True)
                 curves.setdefault(name, {})[self.models.index(model)] = [(100 * k, 100 * r) for k, r in points]
-        names = [model.name for model in self.models]
+        names = [self.called(model) for model in self.models]
         return [(name, Markup(drawing.line_chart(f"errors kept by {name}", c, names))) for name, c in curves.items()]
 
 
@@ -257,9 +279,10 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
             parts["all"] = (result, None)
         for title, (scores, domain) in parts.items():
             setting = result["setting"]  # the selection of the checkpoint belongs to the row
-            place = (key, title, setting, folder.config["data"])
+            layout, root, subset = frames.split(folder.config["data"])
+            place = (key, title, setting, layout, root.resolve(), subset)
             if place not in columns:
-                columns[place] = Column(title, setting, classes)
+                columns[place] = Column(title, setting, folder.config["data"], classes)
                 group.columns.append(columns[place])
             column = columns[place]
             if column.scores.get(model.key) == scores:
@@ -282,7 +305,8 @@ def _result(folder: Folder, name: str = "metrics.json") -> dict:
 
 def _evaluated(group: Group, pictures: Pictures) -> Gallery:
     """Every frame that was evaluated, with every model's prediction."""
-    shown = Gallery("predictions", "mIoU", group.classes, [_apart(model, group.models) for model in group.models])
+    firsts = [first and group.models.index(first) for first in map(group.first, group.models)]
+    shown = Gallery("predictions", "mIoU", group.classes, list(map(group.called, group.models)), firsts=firsts)
     listed: list[tuple[Column, dict[str, Predicted], list[str]]] = []
     for column in group.columns:
         column.models.sort(key=group.models.index)
@@ -293,7 +317,7 @@ def _evaluated(group: Group, pictures: Pictures) -> Gallery:
         if not ids:
             continue  # all domains together, whose frames are in their own columns
         twice = sum(other.name == column.name for other in group.columns) > 1
-        name = f"{column.name}, {column.about}" if twice else column.name
+        name = f"{column.name}, {group.heading(column)}" if twice else column.name
         try:
             data = frames.load(column.sources[column.models[0].key][0].config["data"])
             columns = [found.get(model.key) for model in group.models]
@@ -301,12 +325,6 @@ def _evaluated(group: Group, pictures: Pictures) -> Gallery:
         except InputError as error:  # the numbers stand without their pictures
             shown.notes.append(f"No pictures: {error}")
     return shown
-
-
-def _apart(model: Model, models: list[Model]) -> str:
-    """The model's name, and what tells it from others of that name."""
-    alike = [set(other.about.split(", ")) for other in models if other.name == model.name]
-    return ", ".join([model.name, *(part for part in model.about.split(", ") if part not in set.intersection(*alike))])
 
 
 def _predicted(evaluation: Folder, domain: str | None) -> Predicted:
@@ -326,7 +344,14 @@ def _unlabelled(folders: list[Folder], pictures: Pictures) -> list[tuple[str, Ga
         scores = {line["id"]: line["confidence"] for line in runs.read_lines(folder.path / "predictions.jsonl")}
         columns = by_data.setdefault(folder.config["data"], {})
         columns[name if name not in columns else str(folder.path)] = Predicted(folder.path, scores)
-    return [(data, gallery.predicted(frames.load(data), columns, pictures)) for data, columns in by_data.items()]
+    return [(data, _predicted_alone(data, columns, pictures)) for data, columns in by_data.items()]
+
+
+def _predicted_alone(data: str, columns: dict[str, Predicted], pictures: Pictures) -> Gallery:
+    try:
+        return gallery.predicted(frames.load(data), columns, pictures)
+    except InputError as error:
+        return Gallery("predictions", "", (), list(columns), notes=[f"No pictures: {error}"])
 
 
 def _transfers(folders: list[Folder], pictures: Pictures) -> list[dict]:
