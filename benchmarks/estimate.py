@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
-from math import hypot
+from math import hypot, isnan
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -332,10 +332,10 @@ def knows(run: Path, domain: str) -> bool:
 
 
 def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, Any]) -> Pair:
-    """What estimate.json says of a domain, beside the truth's metrics.json, over the classes that the labels of both show."""
+    """What estimate.json says of a domain, beside the truth's metrics.json; the truth over the classes that the labels of both show."""
     source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
     labelled = dict(zip(true["iou"], shown(np.array(true["confusion"])).tolist(), strict=True))  # as the estimate leaves them out
-    there = {name: value for name, value in labelled.items() if value == value and source.get(name) is not None}
+    there = {name: value for name, value in labelled.items() if not isnan(value) and source.get(name) is not None}
     failed = (name for name, value in there.items() if source[name] and value < FAILS_BELOW * source[name])
     predicted, narrow, confidence = estimated["corrected"], estimated["without_generator"], estimated["confidence"]
 

@@ -7,6 +7,7 @@ import cv2
 import networks
 import numpy as np
 import pytest
+import small_device
 import torch
 import trees
 
@@ -113,21 +114,14 @@ def test_resuming_skips_finished_frames_and_ends_with_the_same_bytes(tmp_path: P
 def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
     config = PredictConfig(str(trained(tmp_path / "run", day)), day, device="cpu", uncertainty=True)
     whole = predict(config, tmp_path / "whole")
-    scores, rows = stage._scores, []
-
-    def small_device(method, images, *more):
-        rows.append(len(images))
-        if len(images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return scores(method, images, *more)
-
-    monkeypatch.setattr(stage, "_scores", small_device)
+    rows: list[int] = []
+    monkeypatch.setattr(stage, "_scores", small_device.for_one_image(stage._scores, rows))
     out = predict(config, tmp_path / "out")
     assert rows == [3, 1, 2, 1, 1]
     for path in whole.rglob("*.png"):
         ours, theirs = (cv2.imread(str(root / path.relative_to(whole)), -1).astype(int) for root in (out, whole))
         assert abs(ours - theirs).max() <= ("uncertainty" in str(path))  # of 65535
-    monkeypatch.setattr(stage, "_scores", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    monkeypatch.setattr(stage, "_scores", small_device.for_none)
     with pytest.raises(InputError, match=r"too little memory for one image of \(32, 64\): give a --window"):
         predict(config, tmp_path / "none")
     with pytest.raises(InputError, match="batch_size is 0, expected 1 or more"):

@@ -13,6 +13,7 @@ import settings
 import zodi
 
 from segshift import runs
+from segshift.bootstrap import CLASS_FLOOR, GENERATOR, GENERATOR_CLASS
 from segshift.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -86,14 +87,16 @@ def told_of_the_estimate() -> list[str]:
         if not pair["trained_on"]:
             value, true = (pair["miou"][i] for i in (1, 0))
             too_kind[pair["domain"] == "rain"].append(100 * (value - true))
-    night = results("estimate-night")["results"]
-    errors = (night[way]["error"] for way in ("segshift estimate", "uncorrected", "whole cost taken off"))
+    night = results("estimate-night")
+    errors = (night["results"][way]["error"] for way in ("segshift estimate", "uncorrected", "whole cost taken off"))
     return [
         f"is {of['over_networks']:.2f} over networks within a domain ({honest['over_networks']:.2f} without",
         f"and {of['over_domains']:.2f} over domains within a network",
         f"a precision of {100 * failing['precision']:.0f} % and a recall of {100 * failing['recall']:.0f} %",
         f"by {honest['bias']:.1f} points ({mean(too_kind[True]):.1f} in rain, {mean(too_kind[False]):.1f} elsewhere), and by {leaking['bias']:.1f} of",
         "half errs by {:.1f}, none by {:.1f}, all by {:.1f}".format(*errors),
+        f"generator of {100 * GENERATOR:.0f} % of the mIoU, of a class {100 * GENERATOR_CLASS:.0f} % of its IoU and {100 * CLASS_FLOOR:.0f} points",
+        f"{100 * night['coverage_of_90_percent_intervals']['classes']['all']:.0f} % of the classes lie inside",
         f"{len({pair['network'] for pair in told['pairs']})} networks on the embedded town",
     ]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_device
 import tiny_diffusion
-import torch
 import trees
 from PIL import Image
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
@@ -122,15 +122,8 @@ def test_a_label_of_another_size_fails_that_frame(config, tmp_path, source):
 
 def test_out_of_memory_halves_the_batch_and_goes_on(config, tmp_path, monkeypatch):
     whole = stage.transfer(config, tmp_path / "whole")
-    transfer, rows = zodi.transfer, []
-
-    def small_device(model, z0, *args):
-        rows.append(len(z0))
-        if len(z0) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return transfer(model, z0, *args)
-
-    monkeypatch.setattr(zodi, "transfer", small_device)
+    rows: list[int] = []
+    monkeypatch.setattr(zodi, "transfer", small_device.for_one_image(zodi.transfer, rows))
     out = stage.transfer(replace(config, batch_size=4), tmp_path / "out")
     assert rows == [4, 2, 1, 1, 1, 1, 1]
     assert [line["id"] for line in manifest(out)] == sorted(IDS)
@@ -138,7 +131,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(config, tmp_path, monkeypatc
         if "leftImg8bit" in path:
             a, b = (np.asarray(Image.open(root / path)) for root in (out, whole))
             assert grey_levels_apart(a, b) <= 1
-    monkeypatch.setattr(zodi, "transfer", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    monkeypatch.setattr(zodi, "transfer", small_device.for_none)
     with pytest.raises(InputError, match=r"too little memory for one image .* smaller --short-side"):
         stage.transfer(config, tmp_path / "none")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +22,7 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
-from segshift.runs import InputError, failures
+from segshift.runs import InputError, failures, world_size
 
 Out = Annotated[Positional[Path], tyro.conf.arg(metavar="OUT", help="Folder to write; run the same command again to continue.")]
 FLAT = tyro.conf.arg(name="")  # --source, not --config.source; what lies deeper keeps its name: --network.encoder
@@ -149,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = done if isinstance(done, list) else failures(done)
     for line in failed:
         errors.print("[yellow]failed[/]", escape(f"{line['id']}: {line['error']}"), soft_wrap=True, highlight=False)
-    return 1 if failed and int(os.environ.get("WORLD_SIZE", 1)) == 1 else 0
+    return 1 if failed and world_size() == 1 else 0
 
 
 if __name__ == "__main__":

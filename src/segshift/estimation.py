@@ -193,13 +193,13 @@ def _result(
     def confidence(draws: list[Scored]) -> float:
         return float(np.mean([draw.confidence[id] for draw in draws for id in ids]))
 
-    domains = {}
+    domains, plain = {}, matrices([source])
+    known = (plain.sum((1, 3)) > 0).sum(0) >= bootstrap.FEWEST_OF_CLASS  # [C]
     for name, goal in zip(config.to, goals, strict=True):
         own, target = sets[config.own_prompt, goal.strength], sets[name, goal.strength]
-        counted = [matrices(draws) for draws in ([source], own, target)]
+        counted = [plain, matrices(own), matrices(target)]
         values = bootstrap.scores(*(m.sum((0, 1)) for m in counted))
         spread = bootstrap.resampled(counted, config.resamples, config.seed, common_noise=config.mode == "reference")
-        known = (counted[0].sum((1, 3)) > 0).sum(0) >= bootstrap.FEWEST_OF_CLASS  # [C]
         told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names, known), strict=True))
         means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
         predicted, drop = told["corrected"], _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3])
@@ -256,10 +256,10 @@ def _warn_of_training_frames(run: Path, data: Dataset) -> None:
     seen: set[Path] = set()
     for name in dict.fromkeys(name for config in _trainings(run) for name in (config.source, *config.more_sources)):
         try:
-            seen |= {frame.image.resolve() for frame in frames.load(name).frames}
+            seen |= frames.images_of((frames.load(name),))
         except InputError:
             continue  # not there any more
-    if known := sum(frame.image.resolve() in seen for frame in data.frames):
+    if known := len(frames.images_of((data,)) & seen):
         _log.warning(
             "%d of %d frames of %s were trained on by this network: its scores there, and what follows from them, are far too "
             "high; name a split that no training has seen", known, len(data.frames), data.name,

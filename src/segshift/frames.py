@@ -180,6 +180,11 @@ def describe(dataset: Dataset, root: Path) -> None:
             shutil.copyfile(dataset.root / "split.mat", temporary)
 
 
+def images_of(datasets: Iterable[Dataset]) -> set[Path]:
+    """The image files of data sets, by which frames of two are known to be the same however the paths are spelt."""
+    return {frame.image.resolve() for dataset in datasets for frame in dataset.frames}
+
+
 def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
     """(frame, transferred frame) of the same id, in the source's order.
 

@@ -152,9 +152,14 @@ def _spelled_out(value: Any) -> Any:
     return value
 
 
+def world_size() -> int:
+    """Processes that torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def one_process(command: str, instead: str = "start it without torchrun") -> None:
     """Raises: InputError under torchrun, where every process would do the whole of it at once."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if world_size() > 1:
         raise InputError(f"{command} is one process: {instead}")
 
 

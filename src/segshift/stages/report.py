@@ -319,7 +319,7 @@ def _evaluated(group: Group, pictures: Pictures) -> Gallery:
         twice = sum(other.name == column.name for other in group.columns) > 1
         name = f"{column.name}, {group.heading(column)}" if twice else column.name
         try:
-            data = frames.load(column.sources[column.models[0].key][0].config["data"])
+            data = frames.load(column.data)
             columns = [found.get(model.key) for model in group.models]
             gallery.add_evaluated(shown, name, data, ids, columns, pictures)
         except InputError as error:  # the numbers stand without their pictures

@@ -251,9 +251,9 @@ def _open(config: TrainConfig) -> _Data:
         if dataset is not target:
             frames.require_labels(dataset)
             frames.require_sizes(dataset)
-    trained = {frame.image for dataset in (source, *more) for frame in dataset.frames}
+    trained = frames.images_of((source, *more))
     for name, dataset in validation.items():
-        if seen := sum(frame.image in trained for frame in dataset.frames):
+        if seen := len(frames.images_of((dataset,)) & trained):
             _log.warning("%d of %d frames of %s are trained on too: scores on %s mean nothing", seen, len(dataset.frames), dataset.name, name)
     transferred = [frames.load(name) for name in config.transferred]
     pairs = batches.pair_up(source, transferred)

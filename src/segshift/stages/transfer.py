@@ -163,7 +163,7 @@ def shard(text: str) -> tuple[int, int]:
     index, count = map(int, match.groups()) if match else (0, 0)
     if index >= count:
         raise InputError(f"shard '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes")
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = runs.world_size()
     return index * world + int(os.environ.get("RANK", 0)), count * world
 
 
