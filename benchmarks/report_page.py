@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from segshift import frames, predictions, runs
+from segshift import frames, outputs, predictions, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig, TransferConfig
 from segshift.labels import CITYSCAPES
 from segshift.stages.evaluate import evaluate
@@ -87,7 +87,7 @@ def write_data(b: Benchmark) -> None:
 def predict(b: Benchmark, run: str, spec: str, out: Path) -> None:
     """Labels with wrong patches, and maps that know most of them."""
     data = frames.load(spec)
-    runs.begin(out, "predict", PredictConfig(run=str(b.out / run), data=spec))
+    outputs.begin(out, "predict", PredictConfig(run=str(b.out / run), data=spec))
     runs.write_json(out / "model.json", {"run": str(b.out / run), "rules": ["last"], "selection": "checkpoint: last", "weights": run})
     for i, frame in enumerate(data.frames):
         rng = np.random.default_rng([i, len(run)])
@@ -116,7 +116,7 @@ def estimated(b: Benchmark, run: str, true: float, evaluation: dict) -> Path:
                "transfer_cost": between(0.06), "failing": ["rider", "pole"] if name == "night" else []}
         for name, off in (("night", 0.02), ("fog", 0.1))
     }  # fmt: skip
-    runs.begin(out, "estimate", EstimateConfig(run=str(b.out / run), source=f"cityscapes:{b.out}/day:val", to=("night", "fog")))
+    outputs.begin(out, "estimate", EstimateConfig(run=str(b.out / run), source=f"cityscapes:{b.out}/day:val", to=("night", "fog")))
     runs.write_json(out / "estimate.json", {"protocol": "made up", "level": 0.9, "model": evaluation["model"],
                                             "classes": evaluation["classes"], "domains": domains})  # fmt: skip
     return out

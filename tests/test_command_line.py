@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import segshift
-from segshift import checkpoints, experiments
+from segshift import checkpoints, experiments, outputs
 from segshift.__main__ import main
 from segshift.config import NetworkConfig
 from segshift.recipes import RECIPES
@@ -51,7 +51,7 @@ def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: P
     for recipe in RECIPES.values():
         kept = {name: f"/data/{name}" for name in ("cityscapes", "acdc", "gta5", "synthia")}
         filled = experiments.fill(recipe, kept, keep=("out", "rows"))
-        segshift.runs.begin(tmp_path / recipe.name, "run", filled)
+        outputs.begin(tmp_path / recipe.name, "run", filled)
         assert segshift.runs.read_config(tmp_path / recipe.name / "config.json", type(recipe)) == filled
     with pytest.raises(InputError, match="--data cityscapes"):
         experiments.run("zodi-cityscapes-acdc-night", tmp_path / "x", {})

@@ -14,7 +14,7 @@ import trees
 from PIL import Image
 from training import config as training_config
 
-from segshift import bootstrap, checkpoints, experiments, frames, metrics, runs
+from segshift import bootstrap, checkpoints, experiments, frames, metrics, outputs, runs
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
 from segshift.estimation import estimate
@@ -166,7 +166,7 @@ def training_run(home: Path, folder: Path, **changes) -> Path:
     """A training run of random weights."""
     plain = {"source": f"cityscapes:{home}/day:val", "method": "source_only", "select": "last"}
     trained = training_config(home, **plain | changes)
-    runs.begin(folder, "train", trained)
+    outputs.begin(folder, "train", trained)
     checkpoints.describe(folder, CITYSCAPES, torch.device("cpu"))
     torch.manual_seed(1)
     checkpoints.save_best(folder, 6, checkpoints.method_of(trained, CITYSCAPES), None)
@@ -402,7 +402,7 @@ def but(pair, true: float):
     ],
 )
 def test_networks_that_know_a_domains_labels_have_no_say_there(benchmark, source, more, domain, known, tmp_path):
-    runs.begin(tmp_path, "train", TrainConfig(source=source, more_sources=more))
+    outputs.begin(tmp_path, "train", TrainConfig(source=source, more_sources=more))
     assert benchmark.knows(tmp_path, domain) == known
 
 

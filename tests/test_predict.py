@@ -11,7 +11,7 @@ import small_device
 import torch
 import trees
 
-from segshift import checkpoints, frames, predictions, runs
+from segshift import checkpoints, frames, outputs, predictions, runs
 from segshift.config import EvaluateConfig, NetworkConfig, PredictConfig, TrainConfig
 from segshift.labels import CITYSCAPES, CLASS_SETS
 from segshift.runs import InputError
@@ -32,7 +32,7 @@ def trained(folder: Path, data: str, **changes) -> Path:
     config = replace(plain, **changes)
     space = frames.load(data).space
     torch.manual_seed(0)
-    runs.begin(folder, "train", config)
+    outputs.begin(folder, "train", config)
     checkpoints.describe(folder, space, torch.device("cpu"))
     checkpoints.save_best(folder, 2, checkpoints.method_of(config, space), None)
     return folder

@@ -15,7 +15,7 @@ import report_page
 import trees
 from PIL import Image
 
-from segshift import drawing, frames, metrics, predictions, runs
+from segshift import drawing, frames, metrics, outputs, predictions, runs
 from segshift.config import (
     EstimateConfig,
     EvaluateConfig,
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 
 def training(folder: Path, source: str, method: str) -> Path:
-    runs.begin(folder, "train", TrainConfig(source=source, method=method))
+    outputs.begin(folder, "train", TrainConfig(source=source, method=method))
     logged = [{"step": s, "lr": 0.1 / s, "source": 2 / s, "seconds": 0.1} for s in range(1, 400)]
     logged.append({"step": 399, "score": 0.25, "validation": {"source": {"miou": 0.25, "iou": {"road": 0.5}}}})
     runs.write_lines(folder / "metrics.jsonl", logged)
@@ -82,7 +82,7 @@ def training(folder: Path, source: str, method: str) -> Path:
 def evaluated(run: Path, name: str, spec: str, right: float) -> Path:
     """Predictions of a run that are right on a share of the pixels, and their evaluation."""
     data, folder = frames.load(spec), run / "predictions" / name
-    runs.begin(folder, "predict", PredictConfig(run=str(run), data=spec))
+    outputs.begin(folder, "predict", PredictConfig(run=str(run), data=spec))
     runs.write_json(folder / "model.json", {"run": str(run), "rules": ["last"], "selection": "checkpoint: last", "sampling": None, "weights": str(run)})
     rng = np.random.default_rng(0)
     for frame in data.frames:
@@ -103,7 +103,7 @@ def world(tmp_path: Path) -> dict[str, Path | str]:
         run = found[method] = training(tmp_path / method, day, method)
         found[f"{method}/night"] = evaluated(run, "night", night, right)
         found[f"{method}/clear"] = evaluated(run, "clear", day, right)
-    runs.begin(tmp_path / "transferred", "transfer", TransferConfig(source=day, to=("night",)))
+    outputs.begin(tmp_path / "transferred", "transfer", TransferConfig(source=day, to=("night",)))
     trees.cityscapes(tmp_path / "transferred/night")
     told = {"domain": "night", "prompt": "driving at night <&>", "strength": 0.9}
     runs.write_lines(tmp_path / "transferred/night/manifest.jsonl", [{"id": id} | told for id in trees.IDS[:2]])
@@ -248,7 +248,7 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
     domain: dict = {"corrected": {"miou": between}, "source": {"miou": between}, "transfer_cost": between, "drop": between}
     domain["corrected"]["iou"] = domain["source"]["iou"] = dict.fromkeys(found["classes"], between)
     domains = {"night": {"name": "night", "failing": ["car"], **domain}, "sandstorm": {"name": "in a sandstorm", "failing": [], **domain}}
-    runs.begin(run / "estimate", "estimate", EstimateConfig(run=str(run), source="cityscapes:day:val"))
+    outputs.begin(run / "estimate", "estimate", EstimateConfig(run=str(run), source="cityscapes:day:val"))
     told = {"protocol": "as told", "level": 0.9, "model": found["model"] | {"weights": weights, "input": "size 64x64"}, "classes": found["classes"]}
     runs.write_json(run / "estimate/estimate.json", told | {"domains": domains})
     return run / "estimate"
@@ -382,7 +382,7 @@ def test_one_missing_prediction_costs_its_own_picture_alone(tmp_path: Path, worl
 
 def test_predictions_whose_images_are_gone_do_not_cost_the_page(tmp_path: Path, world: dict):
     spec = f"cityscapes:{trees.cityscapes(tmp_path / 'gone', labelled=False)}:train"
-    runs.begin(tmp_path / "run/predictions/gone", "predict", PredictConfig(run=str(tmp_path / "run"), data=spec))
+    outputs.begin(tmp_path / "run/predictions/gone", "predict", PredictConfig(run=str(tmp_path / "run"), data=spec))
     shutil.rmtree(tmp_path / "gone")
     page = write(tmp_path / "out", world["zodi/night"], tmp_path / "run/predictions/gone")
     assert "No pictures:" in page.text and f"{miou(world['zodi/night']):.1f}" in page.text
@@ -508,7 +508,7 @@ def test_folders_that_no_stage_wrote_or_finished_are_refused(tmp_path: Path, wor
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no config.json in .*empty"):
         write(tmp_path / "out", tmp_path / "empty")
-    runs.begin(tmp_path / "town", "town", {"seed": 0})
+    outputs.begin(tmp_path / "town", "town", {"seed": 0})
     with pytest.raises(InputError, match="stage 'town'"):
         write(tmp_path / "out", tmp_path / "town")
     (world["zodi/night"] / "metrics.json").unlink()

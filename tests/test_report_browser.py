@@ -13,7 +13,7 @@ import pytest
 import trees
 from test_report import evaluated, training
 
-from segshift import frames, predictions, runs
+from segshift import frames, outputs, predictions, runs
 from segshift.config import ReportConfig, TransferConfig
 from segshift.stages.report import report
 
@@ -36,7 +36,7 @@ def file(tmp_path_factory) -> Path:
         if i % 4:
             label = frames.read_label(frame, data.space)
             trees.save(frame.label, data.space.to_file(np.where(label == TRAIN, 0, label)))
-    runs.begin(root / "moved", "transfer", TransferConfig(source=day, to=("fog",)))
+    outputs.begin(root / "moved", "transfer", TransferConfig(source=day, to=("fog",)))
     trees.cityscapes(root / "moved/fog", IDS)
     gates = [{"decision": "kept", "tries": 1, "score": (i + 1) / COUNT, "agreement": {}} for i in range(COUNT)]
     told = {"domain": "fog", "prompt": "driving in fog", "strength": 0.6}

@@ -7,8 +7,9 @@ import pytest
 
 from segshift import runs
 from segshift.config import TrainConfig, TransferConfig
+from segshift.outputs import begin
 from segshift.recipes.experiment import Experiment, Row, Target
-from segshift.runs import InputError, atomic, begin, read_config, read_lines, slug, write_lines
+from segshift.runs import InputError, atomic, read_config, read_lines, slug, write_lines
 
 
 def test_a_failing_write_leaves_nothing(tmp_path: Path):

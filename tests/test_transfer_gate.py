@@ -17,7 +17,7 @@ from PIL import Image
 from transferring import SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
 from segshift import __main__ as command_line
-from segshift import batches, checkpoints, frames, gate, runs
+from segshift import batches, checkpoints, frames, gate, outputs, runs
 from segshift.config import GateConfig, NetworkConfig, TrainConfig
 from segshift.labels import CITYSCAPES, LabelSpace
 from segshift.methods import zodi
@@ -34,7 +34,7 @@ def reference(run: Path, source: str, space: LabelSpace = CITYSCAPES, **changes)
     """A run of `segshift train` that has just begun."""
     network = NetworkConfig(name="networks:two_convs", pretrained=False)
     told = TrainConfig(**{"source": source, "method": "source_only", "network": network, "size": (32, 32), **changes})
-    runs.begin(run, "train", told)
+    outputs.begin(run, "train", told)
     checkpoints.describe(run, space, torch.device("cpu"))
     method = checkpoints.method_of(told, space)
     method.segmenter.network.classifier.bias.data[0] = 100.0  # sees the first class everywhere

@@ -1,45 +1,64 @@
-"""segshift: adapt semantic segmentation to a domain you have no labels for, or not even an image of."""
+"""segshift: adapt semantic segmentation to a domain you have no labels for, or not even an image of.
+
+Everything public is here, and is imported when it is first used: `import segshift` does nothing else.
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from segshift.config import (
-    CheckConfig,
-    DiffusionConfig,
-    EstimateConfig,
-    EvaluateConfig,
-    GateConfig,
-    ICCLDConfig,
-    NetworkConfig,
-    PredictConfig,
-    ReportConfig,
-    TownConfig,
-    TrainConfig,
-    TransferConfig,
-)
-from segshift.runs import InputError
+if TYPE_CHECKING:
+    from segshift.config import CheckConfig as CheckConfig
+    from segshift.config import DiffusionConfig as DiffusionConfig
+    from segshift.config import EstimateConfig as EstimateConfig
+    from segshift.config import EvaluateConfig as EvaluateConfig
+    from segshift.config import GateConfig as GateConfig
+    from segshift.config import ICCLDConfig as ICCLDConfig
+    from segshift.config import NetworkConfig as NetworkConfig
+    from segshift.config import PredictConfig as PredictConfig
+    from segshift.config import ReportConfig as ReportConfig
+    from segshift.config import TownConfig as TownConfig
+    from segshift.config import TrainConfig as TrainConfig
+    from segshift.config import TransferConfig as TransferConfig
+    from segshift.estimation import estimate as estimate
+    from segshift.experiments import run as run
+    from segshift.runs import InputError as InputError
+    from segshift.stages.check import check as check
+    from segshift.stages.evaluate import evaluate as evaluate
+    from segshift.stages.predict import predict as predict
+    from segshift.stages.report import report as report
+    from segshift.stages.train import train as train
+    from segshift.stages.transfer import transfer as transfer
+    from segshift.town.writer import town as write_town  # noqa: F401
 
-_STAGES = {
-    "write_town": ("segshift.town.writer", "town"),
-    "check": ("segshift.stages.check", "check"),
-    "transfer": ("segshift.stages.transfer", "transfer"),
-    "train": ("segshift.stages.train", "train"),
-    "predict": ("segshift.stages.predict", "predict"),
-    "evaluate": ("segshift.stages.evaluate", "evaluate"),
-    "estimate": ("segshift.estimation", "estimate"),
-    "report": ("segshift.stages.report", "report"),
-    "run": ("segshift.experiments", "run"),
-}
+_PUBLIC = {
+    **dict.fromkeys(
+        (
+            "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "GateConfig", "ICCLDConfig",
+            "NetworkConfig", "PredictConfig", "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig",
+        ),
+        "segshift.config",
+    ),
+    "InputError": "segshift.runs",
+    "check": "segshift.stages.check",
+    "estimate": "segshift.estimation",
+    "evaluate": "segshift.stages.evaluate",
+    "predict": "segshift.stages.predict",
+    "report": "segshift.stages.report",
+    "run": "segshift.experiments",
+    "train": "segshift.stages.train",
+    "transfer": "segshift.stages.transfer",
+    "write_town": "segshift.town.writer",
+}  # fmt: skip
+"""Module of every public name."""
 
-__all__ = [
-    "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "GateConfig", "ICCLDConfig", "InputError",
-    "NetworkConfig", "PredictConfig", "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig", *_STAGES,
-]  # fmt: skip
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Stages are imported when they are used: the command line's --help should not wait for torch."""
-    if name not in _STAGES:
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'segshift' has no attribute '{name}'")
-    module, function = _STAGES[name]
-    return getattr(import_module(module), function)
+    return getattr(import_module(_PUBLIC[name]), "town" if name == "write_town" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

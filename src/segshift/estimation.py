@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import bootstrap, frames, runs
+from segshift import bootstrap, frames, outputs, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
 from segshift.frames import Dataset
 from segshift.runs import InputError
@@ -54,7 +54,7 @@ class Scored:
     """Where the set lies and what made it, for estimate.json."""
 
 
-def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
+def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     """Write OUT/estimate.json and print the table; returns `out`, by default RUN/estimate (WEIGHTS-estimate for a file).
 
     Raises: InputError on a source without labels or with fewer than 10 frames, an empty prompt, a network of other
@@ -67,12 +67,12 @@ def estimate(config: EstimateConfig, out: Path | None = None) -> Path:
     data = frames.load(config.source)
     goals = _check(config, data)
     lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
-    if (out / "config.json").exists():
-        runs.begin(out, "estimate", lasting, free=_FREE)
+    output = outputs.open_output(out, "estimate", lasting, free=_FREE, begun=lambda out: (out / "source" / "predictions").exists())
+    out = output.path
     _warn_of_training_frames(run, data)
     config = replace(config, size=_size(config, data))
+    output.claim()
     source = _score(config, config.source, out / "source", {})
-    runs.write_json(out / "config.json", {"stage": "estimate", "config": runs.to_plain(lasting)})
 
     seeds = range(config.seed, config.seed + config.draws)
     tree = Path(config.transferred) if config.transferred else out / "transferred"
@@ -93,10 +93,6 @@ def _check(config: EstimateConfig, data: Dataset) -> tuple[Target, ...]:
     """The target domains, in the order of `to`. Raises: InputError before anything is computed."""
     frames.require_labels(data)
     _require_frames(data.name, len(data.frames))
-    if config.draws < 1:
-        raise InputError(f"{config.draws} draws: expected 1 or more noise draws per frame")
-    if config.resamples < 100:
-        raise InputError(f"{config.resamples} resamples: expected 100 or more, of fewer an interval means nothing")
     if not config.own_prompt.strip():
         raise InputError('the prompt of the own domain is empty: describe the source, as in --own-prompt "driving in daylight"')
     plain = TransferConfig(source=config.source, strength=config.strength)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, estimation, frames, models
+from segshift import checkpoints, estimation, frames, models, outputs
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -30,14 +30,14 @@ from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.runs import (
     STAGES_FIRST,
     InputError,
-    begin,
+    Saved,
     failures,
     one_process,
     read_config,
     read_json,
     slug,
-    to_plain,
     tuples,
+    user_path,
     write_failures,
     write_json,
 )
@@ -56,23 +56,17 @@ _STAGES = {
 }  # fmt: skip
 
 
-def recipes() -> Table:
-    """Every recipe with the number its paper published."""
-    view = Table("recipe", "published", title="recipes", caption="run one: segshift run NAME OUT --data cityscapes /data/cityscapes ...")
-    for recipe in RECIPES.values():
-        view.add_row(recipe.name, recipe.published or "(embedded town)")
-    return view
-
-
-def run(name: str, out: Path | None = None, data: dict[str, str] | None = None, seeds: int | None = None) -> Path:
+def run(
+    name: str, out: str | Path | None = None, data: dict[str, str] | None = None, seeds: int | None = None
+) -> Path:
     """Run a recipe by name, or repeat a run from its `config.json`.
 
     `data`: where the data sets that the recipe names are unpacked, by name. `seeds`: trainings of every row, 1 or more;
     None for the experiment's own number. Raises: InputError.
     """
     if name.endswith(".json"):
-        path = Path(name)
-        stage = read_json(path).get("stage")
+        path = Path(user_path(name))
+        stage = read_json(path, Saved)["stage"]
         out = out or path.parent
         if stage in _STAGES and seeds is not None:
             raise InputError(f"{path} is a run of one stage, {stage}, and only recipes run over seeds: leave seeds out")
@@ -112,7 +106,7 @@ def fill(value: T, names: dict[str, str], keep: tuple[str, ...] = ()) -> T:
     return TypeAdapter(type(value)).validate_python(tuples(replace_in(asdict(value) if is_dataclass(value) else value)))
 
 
-def run_experiment(experiment: Experiment, out: Path) -> Path:
+def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     """Town (if any), transfers, every row trained on every seed, predicted and evaluated by every selection rule that it
     has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every seed by row, checkpoint and target.
 
@@ -123,9 +117,10 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
     one_process("run", STAGES_FIRST)
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
+    output = outputs.open_output(out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json")))
+    out = output.path
     _look(experiment)
-    begin(out, "run", experiment, free=("seeds",))
-    write_json(out / "config.json", {"stage": "run", "config": to_plain(experiment)})  # with the seeds of this time
+    output.claim()
     e = fill(experiment, {"out": str(out)}, keep=("rows",))
     say = Console()
     if e.town is not None:
@@ -145,8 +140,8 @@ def run_experiment(experiment: Experiment, out: Path) -> Path:
         lines = [{"row": row, "checkpoint": rule, "miou": found} for (row, rule), found in scores.items()]
         write_json(out / "scores.json", lines)
         say.print(table(e, scores))
-    page = report.report(ReportConfig(runs=tuple(shown), title=e.name), out)
-    say.print(f"page: {page / 'index.html' if page.is_dir() else page}")
+    page = report.write(report.page(ReportConfig(runs=tuple(shown), title=e.name)), out)
+    say.print(f"page: {page / 'index.html'}")
     return out
 
 

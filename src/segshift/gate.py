@@ -112,20 +112,6 @@ class Verdict:
         return self.passed, self.moved, -int(self.failing.sum()), self.score
 
 
-def check(config: GateConfig) -> None:
-    """Raises: InputError on a setting out of its range."""
-    if config.tries < 1:
-        raise InputError(f"gate.tries {config.tries}: expected 1 (judge only) or more draws of a frame")
-    if config.sample < 1:
-        raise InputError(f"gate.sample {config.sample}: expected 1 source frame or more to measure the thresholds on")
-    for name in ("fraction", "strength_factor"):
-        if not 0 < getattr(config, name) <= 1:
-            raise InputError(f"gate.{name} {getattr(config, name)}: expected more than 0 and at most 1")
-    for name in ("quantile", "least_region"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"gate.{name} {getattr(config, name)}: expected 0 to 1")
-
-
 def regions(label: np.ndarray, least: float) -> np.ndarray:
     """Connected regions (8 neighbours) of one class, numbered from 1, int32 [H, W].
 

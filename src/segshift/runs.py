@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,21 +23,37 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
+from typing_extensions import TypedDict
 
 T = TypeVar("T")
+TEMPORARY = ".tmp-"
+"""What the names of unfinished files begin with."""
 LOG_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-os.umask(_UMASK := os.umask(0o022))  # it can only be read by setting it
-
-
 class InputError(Exception):
     """Wrong input, in one sentence: what was found, what was expected, what to do, with the path (exit code 2)."""
+
+
+def user_path(text: str | os.PathLike[str]) -> str:
+    """A path that a user gave, absolute, with `~` expanded. Raises: InputError."""
+    path = os.fspath(text)
+    if not path.strip() or "\0" in path:
+        raise InputError("an empty path: is a variable of the shell unset? name a file or folder")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the path {path!r} is not valid UTF-8: rename it") from None
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~") and not os.path.lexists(expanded):
+        raise InputError(f"no user for the home folder '{path}': write the path in full")
+    return os.path.abspath(expanded)
 
 
 @contextmanager
@@ -45,23 +62,35 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises: InputError when the folder cannot be written or the disk is full.
     """
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-        os.close(handle)
+        temporary.touch(exist_ok=False)  # with the user's own permissions, so that colleagues can read the result
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}: choose a writable output folder") from error
-    temporary = Path(name)
+        raise InputError(f"cannot write {path} ({error.strerror}): choose a writable output folder") from error
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_UMASK)  # as any other file: mkstemp's 0600 would hide results from colleagues
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"disk full while writing {path}: free some space and run the same command again") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"the name of {path} is too long for this file system: shorten it") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """A message as one line of at most `most` characters, without control characters; a longer one loses its middle."""
+    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most - 100]} ... {line[-95:]}"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left of files that it was writing below `folder`, which no other process writes to."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def slug(text: str) -> str:
@@ -83,27 +112,61 @@ def to_plain(value: Any) -> Any:
     return json.loads(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value))
 
 
-def read_json(path: Path) -> Any:
-    """Raises: InputError when the file is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no file {path}: expected a folder that segshift wrote") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): restore it or start again in a new folder") from error
+class Saved(TypedDict):
+    """What config.json holds."""
+
+    stage: str
+    config: dict[str, Any]
 
 
-def read_config(path: Path, kind: type[T]) -> T:
-    """Read a configuration saved by `begin`. Raises: InputError."""
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The value in a JSON file, checked to be a `kind`: any type that pydantic knows. Raises: InputError."""
     try:
-        return TypeAdapter(kind).validate_python(tuples(read_json(path)["config"]))
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"no file {path}: name a folder that segshift wrote") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON ({error}): restore it, or start again in a new folder") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder") from error
+    return _checked(value, kind, str(path))
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """`value`, which is read from the file `where`. Raises: InputError when it is no `kind`."""
+    try:
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
-        wrong = ", ".join(dict.fromkeys(".".join(map(str, one["loc"])) for one in error.errors()))
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{path} is no {kind.__name__} of this version ({wrong}): use the version that wrote it, or run it again in a new folder"
+            f"{where} is not as segshift wrote it ({f'{place}: ' if place else ''}{first['msg']}): restore it, or start "
+            "again in a new folder"
+        ) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read_config(path: Path, kind: type[T], stage: str | None = None) -> T:
+    """The configuration in a config.json, of `stage` where one is named. Raises: InputError."""
+    saved: Saved = read_json(path, Saved)
+    if stage is not None and saved["stage"] != stage:
+        raise InputError(f"{path} is of stage '{saved['stage']}': name a folder that segshift {stage} wrote")
+    unknown = saved["config"].keys() - {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    try:
+        if unknown:
+            raise InputError(f"unknown {', '.join(sorted(unknown))}")
+        return _adapter(kind).validate_python(tuples(saved["config"]))
+    except (ValidationError, InputError) as error:
+        what = str(error)
+        if isinstance(error, ValidationError):
+            what = ", ".join(dict.fromkeys(".".join(map(str, one["loc"])) for one in error.errors()))
+        raise InputError(
+            f"{path} is no {kind.__name__} of this version ({what}): use the version that wrote it, or start again in a new folder"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no {kind.__name__}: {error}") from error
 
 
 def tuples(value: Any) -> Any:
@@ -111,45 +174,6 @@ def tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(tuples(item) for item in value)
     return {key: tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def begin(out: Path, stage: str, config: Any, *, free: tuple[str, ...] = ()) -> None:
-    """Claim `out` for this stage and configuration, or accept it if it is the same one being continued.
-
-    `free`: fields that change no result (workers, device, ...) and may differ when a run is continued.
-    Raises: InputError when `out` belongs to another configuration, naming the fields that differ.
-    """
-    path = out / "config.json"
-    plain = {"stage": stage, "config": to_plain(config)}
-    if path.exists():
-        before = read_json(path)
-        if before.get("stage") != stage:
-            raise InputError(f"{out} holds a run of stage '{before.get('stage')}', not '{stage}': name a new folder")
-        old, new = before["config"], plain["config"]
-        differ = [told for key in new if key not in free for told in _differences(key, old.get(key), new[key])]
-        if differ:
-            what = ", ".join(differ[:3]) + (f", and {len(differ) - 3} more" if len(differ) > 3 else "")
-            raise InputError(f"{out} holds a run of another configuration ({what}): name a new folder, or delete it")
-        return
-    write_json(path, plain)
-
-
-def _differences(name: str, old: Any, new: Any) -> list[str]:
-    """Where two plain values differ; of nested ones where inside. A path may be written in another way."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and all(isinstance(i, dict) for i in [*old, *new]):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [told for key in old | new for told in _differences(f"{name}.{key}", old.get(key), new.get(key))]
-    return [] if _spelled_out(old) == _spelled_out(new) else [f"{name} {old!r} there, {new!r} asked for"]
-
-
-def _spelled_out(value: Any) -> Any:
-    """A text, or a list of such, with all that could be a path in it absolute: the same path is then the same text."""
-    if isinstance(value, list):
-        return [_spelled_out(item) for item in value]
-    if isinstance(value, str):
-        return ":".join(os.path.abspath(part) if part else part for part in value.split(":"))
-    return value
 
 
 def world_size() -> int:
@@ -170,16 +194,24 @@ STAGES_FIRST = (
 """What one does with `one_process` of several stages."""
 
 
-def read_lines(path: Path) -> list[dict]:
-    """JSON lines; a last line cut short by a kill is left out. A missing file is an empty list."""
-    if not path.exists():
+def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
+    """JSON lines, each checked to be a `kind`; a line that a kill cut short is left out. A missing file is an empty list.
+
+    Raises: InputError.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder") from error
     lines = []
-    for line in path.read_bytes().split(b"\n"):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:  # cut, perhaps within a letter
+            value = json.loads(line)
+        except (ValueError, RecursionError):  # cut, perhaps within a letter
             continue
+        lines.append(_checked(value, kind, f"{path}, line {number},"))
     return lines
 
 
@@ -197,14 +229,24 @@ def write_failures(out: Path, failed: Iterable[dict]) -> None:
         (out / "failures.jsonl").unlink(missing_ok=True)
 
 
-def failures(out: Path) -> list[dict]:
-    """Frames a stage could not do: {"id", "error"} each; stages write them to failures.jsonl (exit code 1)."""
-    return read_lines(out / "failures.jsonl")
+class Failure(TypedDict):
+    """A frame that a stage could not do."""
+
+    id: str
+    error: str
+
+
+def failures(out: Path) -> list[Failure]:
+    """Frames that a stage could not do; stages write them to failures.jsonl (exit code 1)."""
+    return read_lines(out / "failures.jsonl", Failure)
 
 
 class _Rate(ProgressColumn):
-    def render(self, task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s", style="cyan")
+    """Items a second since the start, without those that were finished before."""
+
+    def render(self, task: Task) -> Text:
+        made, seconds = task.completed - task.fields["done"], task.elapsed or 0.0
+        return Text(f"{made / seconds:.1f}/s" if made > 0 and seconds >= 1 else "-/s", style="cyan")
 
 
 @contextmanager
@@ -212,7 +254,7 @@ def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
     """A progress bar with rate and ETA; call `.advance()` on the yielded object after every item."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        bar.add_task(what, total=total, completed=done)
+        bar.add_task(what, total=total, completed=done, done=done)
         bar.advance = _advance(bar)
         yield bar
 

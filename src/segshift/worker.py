@@ -92,8 +92,6 @@ def targets(config: TransferConfig) -> tuple[Target, ...]:
         prompt, strength = zodi.DOMAINS.get(name, (name, zodi.SENTENCE_STRENGTH))
         strength = strength if config.strength is None else config.strength
         slug = runs.slug(name)
-        if not 0 < strength <= 1:
-            raise InputError(f"strength {strength}: expected more than 0 and at most 1 (published: night 0.9, fog 0.6)")
         if not slug or slug in found:
             raise InputError(f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})")
         found[slug] = Target(slug, prompt + zodi.QUALITY, strength)
@@ -142,10 +140,6 @@ class Worker:
                     f"strength {lowest:.3g}, of draw {self.tries} of '{goal.slug}', walks none of {steps} steps: give "
                     "fewer gate.tries, a gate.strength_factor nearer to 1, or more steps"
                 )
-        if not 0 <= self.settings.eta <= 1:
-            raise InputError(f"eta {self.settings.eta}: expected 0 (DDIM) to 1 (DDPM)")
-        if self.limit < 1:
-            raise InputError(f"batch size {self.limit}: expected 1 or more")
         if self.config.control:
             names = [name for name in self.space.names if not zodi.colour(name, self.palette)]
             if len(names) == self.space.classes:

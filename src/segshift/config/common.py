@@ -1,8 +1,24 @@
-"""What several configurations choose from."""
+"""What all configurations share: checked fields, the ranges they use, and paths that do not depend on the current folder."""
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
+
+from segshift.runs import InputError, user_path
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Select = Literal["last", "source", "transferred", "oracle"]
@@ -15,3 +31,152 @@ CHECKPOINTS: dict[Select, str] = {
     "oracle": "oracle (not attainable)",
 }
 """What tables call the checkpoints that the rules choose."""
+
+# --------------------------------------------------------------------------------------------------- ranges
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Of images, draws or processes."""
+Workers = Annotated[int, Field(ge=0, le=1024)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Pixels = Annotated[int, Field(ge=1, le=32_768)]
+"""A side of a picture."""
+Size = tuple[Pixels, Pixels]
+"""Height and width in pixels."""
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+"""A learning rate, or a factor on one."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""Of a term of a loss, or of what is added to it."""
+
+# ---------------------------------------------------------------------------------------------------- paths
+
+
+class Data(str):
+    """A data set, layout:path[:subset], with an absolute path."""
+
+
+class InputFolder(str):
+    """A folder or file that is read, as an absolute path."""
+
+
+class RunFolder(InputFolder):
+    """A training run, or a file of weights: results may be written below a run."""
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _data(text: str) -> Data:
+    layout, _, rest = text.partition(":")
+    if not layout.isidentifier() or not rest or rest.startswith("{"):  # {out} and the like are filled in later
+        return Data(text)
+    path, colon, subset = rest, "", ""
+    if ":" in rest and not os.path.exists(os.path.expanduser(rest)):  # a path may hold a colon itself
+        path, colon, subset = rest.rpartition(":")
+    return Data(f"{layout}:{user_path(path)}{colon}{subset}")
+
+
+def _path(kind: type[InputFolder]) -> Any:
+    return AfterValidator(lambda text: kind(text if text.startswith("{") else user_path(text)))
+
+
+def _name(text: str) -> str:
+    """A local folder, or a name on the hub; `hf:` may stand before either."""
+    prefix, name = ("hf:", text[3:]) if text.startswith("hf:") else ("", text)
+    return prefix + str(user_path(name)) if name and os.path.isdir(os.path.expanduser(name)) else text
+
+
+PathText = Annotated[str, BeforeValidator(_text), AfterValidator(user_path)]
+"""A path that is no input, absolute."""
+DataText = Annotated[str, BeforeValidator(_text), AfterValidator(_data)]
+FolderText = Annotated[str, BeforeValidator(_text), _path(InputFolder)]
+RunText = Annotated[str, BeforeValidator(_text), _path(RunFolder)]
+NameText = Annotated[str, BeforeValidator(_text), AfterValidator(_name)]
+
+
+def inputs(value: Any) -> Iterator[Data | InputFolder]:
+    """Every data set, folder and run that a configuration reads, nested ones too."""
+    if isinstance(value, Data | InputFolder):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from inputs(getattr(value, field.name))
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from inputs(item)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from inputs(item)
+
+
+# -------------------------------------------------------------------------------------------------- checking
+
+
+class Settings:
+    """Base of the frozen dataclasses that configure a stage: the annotations of the fields are checked when one is made.
+
+    Text is not turned into other types where that loses something, numbers are finite, lists become tuples, and relative
+    paths become absolute. Raises: InputError naming the option, what was given and what was expected.
+    """
+
+    prefix: ClassVar[str] = ""
+    """What stands before the options of a nested configuration on the command line, as `network.`."""
+
+    def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        try:
+            checked = _model(type(self)).model_validate(given)
+        except ValidationError as error:
+            raise InputError(_sentence(self.prefix, error)) from None
+        for name in given:
+            object.__setattr__(self, name, getattr(checked, name))
+
+
+@cache
+def _model(kind: type[Settings]) -> type[BaseModel]:
+    hints = get_type_hints(kind, include_extras=True)
+    types: dict[str, Any] = {field.name: (hints[field.name], ...) for field in fields(kind)}  # type: ignore[arg-type]
+    return create_model(kind.__name__, __config__=ConfigDict(allow_inf_nan=False, protected_namespaces=()), **types)
+
+
+def option(name: str) -> str:
+    """A field as its option is typed: `gate.on_failure` is --gate.on-failure."""
+    return "--" + name.replace("_", "-")
+
+
+def _sentence(prefix: str, error: ValidationError) -> str:
+    """What is wrong with the first field that is, and what was expected there."""
+    problems = error.errors()
+    first = problems[0]
+    name, *inside = first["loc"]
+    places = [str(part) for part in inside if isinstance(part, int)]
+    where = option(f"{prefix}{name}") + (f" (value {int(places[0]) + 1})" if places else "")
+    expected = " or ".join(dict.fromkeys(_expected(p) for p in problems if p["loc"][0] == name))
+    value = first["input"]
+    shown = repr(str(value) if isinstance(value, os.PathLike) else value)
+    return f"{where} is {shown if len(shown) <= 60 else shown[:57] + '...'}: expected {expected}"
+
+
+def _expected(problem: Any) -> str:
+    limits, kind = problem.get("ctx", {}), problem["type"]
+    words = {
+        "greater_than_equal": "{ge} or more", "greater_than": "more than {gt}", "less_than_equal": "at most {le}",
+        "less_than": "less than {lt}", "literal_error": "{expected}", "finite_number": "a finite number",
+        "tuple_type": "a list of values", "missing": "one value more", "too_long": "at most {max_length} values",
+        "too_short": "at least {min_length} values", "none_required": "none", "string_type": "text",
+        "float_type": "a number", "float_parsing": "a number", "dict_type": "names with values",
+    }  # fmt: skip
+    if kind in words:
+        return words[kind].format(**limits)
+    if kind.startswith("int_"):
+        return "a whole number"
+    if kind.startswith("bool_"):
+        return "True or False"
+    if kind.startswith("dataclass_"):
+        return f"a {limits.get('class_name', 'configuration')}"
+    return problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+

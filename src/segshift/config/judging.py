@@ -6,101 +6,116 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
 
-from segshift.config.common import Device, Select
+from segshift.config.common import (
+    Count,
+    DataText,
+    Device,
+    FolderText,
+    PathText,
+    PositiveShare,
+    RunText,
+    Seed,
+    Select,
+    Settings,
+    Size,
+    Steps,
+    Workers,
+)
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(Settings):
     """Walk a data set and report what is missing, broken or unknown, and how often each class occurs."""
 
-    data: str
+    data: DataText
     """Data set as layout:path[:subset], for example cityscapes:/data/cityscapes:train."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes; 0 takes every core."""
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(Settings):
     """Write a network's predictions as label PNGs in the data set's official ids, at the label's size."""
 
-    run: str
+    run: RunText
     """Run folder of `segshift train`, or a file of weights together with `network`."""
-    data: str
+    data: DataText
     """Data set as layout:path[:subset]."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of the target where it has
     one), for a weights file the image's own."""
-    window: tuple[int, int] | None = None
+    window: Size | None = None
     """Height and width of a window that slides over the image at that size, half overlapping, logits averaged; None
     takes the whole image."""
-    sampling_steps: int | None = None
+    sampling_steps: Steps | None = None
     """DDIM steps of a network that samples its prediction (ICCLD, step 2); None takes the method's default."""
-    draws: int | None = None
+    draws: Count | None = None
     """Draws of the starting noise that the prediction is the mean of (ICCLD, step 2); None takes the method's default."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
     uncertainty: bool = False
     """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy}/<file>, of several draws also spread, 16-bit
     PNG of [0, 1]."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Images per batch."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU."""
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Compare prediction PNGs with the ground truth: per-class IoU, mIoU, pixel accuracy."""
 
-    predictions: str
+    predictions: FolderText
     """Folder that `segshift predict` wrote."""
-    data: str
+    data: DataText
     """Labelled data set as layout:path[:subset]."""
     classes: Literal[13, 16, 19] | None = None
     """Class set of Cityscapes; None takes every class that the data set labels. A label outside the set is ignored, a
     prediction outside it is an error."""
     protocol: Literal["native", "as-published"] = "native"
     """`native`: at the label's own size. `as-published`: at 512x1024, as ZoDi's authors do."""
-    workers: int = 0
+    workers: Workers = 0
     """Threads; 0 takes every core."""
 
 
 @dataclass(frozen=True)
-class EstimateConfig:
+class EstimateConfig(Settings):
     """Predict a network's mIoU in domains of which there is no image, from labelled source frames and a sentence."""
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    run: Annotated[tyro.conf.Positional[RunText], tyro.conf.arg(metavar="RUN")]
     """Run folder of `segshift train`, or a file of weights together with `network`."""
-    source: str
+    source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may have
     seen it."""
     to: tuple[str, ...] = ("night",)
     """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a sandstorm")."""
     own_prompt: str = "driving in daylight"
     """Sentence for the source's own domain: transferred there, the frames show what the transfer alone costs."""
-    strength: float | None = None
+    strength: PositiveShare | None = None
     """Noise strength in (0, 1]; None takes the published one of a known domain, 0.75 for a sentence."""
-    draws: int = 2
+    draws: Count = 2
     """Noise draws per frame and domain, 1 or more; the time it takes grows with them."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the first draw and of the bootstrap; the further draws take seed + 1, seed + 2, ..."""
-    resamples: int = 1000
-    """Resamples of the bootstrap, 100 or more."""
-    transferred: str | None = None
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    """Resamples of the bootstrap, 100 to 100,000."""
+    transferred: PathText | None = None
     """Folder of the transferred frames, which do not depend on the network: estimates that name the same one share
     them (in <domain>-<strength>-<seed>, one transfer each). None takes OUT/transferred."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of its target, where it has one), for a
     weights file that of the source frames, where they have one in common."""
     classes: Literal[13, 16, 19] | None = None
@@ -109,13 +124,13 @@ class EstimateConfig:
     """Mode of the transfer, as for `segshift transfer`; so are the fields that follow."""
     control: bool = True
     """Condition on the layout through the ControlNet."""
-    steps: int | None = None
+    steps: Steps | None = None
     """DDIM steps over the whole schedule; None takes the model's default."""
-    guidance: float | None = None
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Classifier-free guidance scale; None takes the model's default."""
-    short_side: int | None = None
+    short_side: Annotated[int, Field(ge=64, le=8192)] | None = None
     """Short side of the working size in pixels; None takes the model's default."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Images per batch."""
     device: Device = "auto"
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
@@ -123,10 +138,10 @@ class EstimateConfig:
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Settings):
     """Write one self-contained page over runs."""
 
-    runs: tuple[str, ...]
+    runs: tuple[RunText, ...]
     """Folders to show, in order: of train, evaluate, estimate, transfer, and of predict for data without labels. Gains
     are counted from the first run that was evaluated."""
     title: str = "segshift"

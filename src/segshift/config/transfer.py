@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
+from pydantic import Field
 
-from segshift.config.common import Device
+from segshift.config.common import (
+    Count,
+    DataText,
+    Device,
+    NameText,
+    PositiveShare,
+    RunText,
+    Seed,
+    Settings,
+    Share,
+    Steps,
+)
 from segshift.runs import InputError
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(Settings):
     """Which diffusion model transfers the images."""
 
-    model: str = "town"
+    prefix: ClassVar[str] = "diffusion."
+
+    model: NameText = "town"
     """`town` (the embedded prior), a local diffusers folder, or a hub name such as
     stable-diffusion-v1-5/stable-diffusion-v1-5."""
-    controlnet: str | None = None
+    controlnet: NameText | None = None
     """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or
     lllyasviel/control_v11p_sd15_seg for a hub model."""
     revision: str | None = None
@@ -32,25 +46,27 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(Settings):
     """Judge every transferred frame by a network trained on the source, and draw what fails again (ours)."""
 
-    reference: str
+    prefix: ClassVar[str] = "gate."
+
+    reference: RunText | None = None
     """Run folder of `segshift train --method source_only` on the same classes; with colour jitter it is the better
     judge of strange domains."""
-    tries: int = 3
+    tries: Annotated[int, Field(ge=1, le=100)] = 3
     """Draws of a frame at most, the first included; 1 judges and never redraws. The best one is kept."""
-    strength_factor: float = 0.9
+    strength_factor: PositiveShare = 0.9
     """Noise strength of each further draw as a factor on the one before, in (0, 1]; 1 changes the seed alone."""
-    quantile: float = 0.05
+    quantile: Share = 0.05
     """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through the
     autoencoder alone, and of their worst regions' scores."""
-    fraction: float = 0.9
+    fraction: PositiveShare = 0.9
     """The thresholds are this fraction of it, in (0, 1]: room for chance. What the domain costs the reference network
     on average is measured, and is in the scores."""
-    sample: int = 200
+    sample: Count = 200
     """Source frames to measure the thresholds on; all where there are fewer."""
-    least_region: float = 0.001
+    least_region: Share = 0.001
     """Regions smaller than this share of the picture are not judged, in [0, 1]."""
     require_movement: bool = False
     """A draw that is no nearer to the prompt than its source fails, too."""
@@ -59,8 +75,8 @@ class GateConfig:
     where it fails as a whole only. `drop`: it is left out."""
 
 
-def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig("")) -> GateConfig | None:
-    if gate != GateConfig("") and not gate.reference:
+def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig()) -> GateConfig | None:
+    if gate != GateConfig() and not gate.reference:
         raise InputError("options of a gate, but no reference network: add --gate.reference RUN, or leave them out")
     return gate if gate.reference else None
 
@@ -70,14 +86,14 @@ OptionalGate = Annotated[GateConfig | None, tyro.conf.arg(constructor=_gate)]
 
 
 @dataclass(frozen=True)
-class TransferConfig:
+class TransferConfig(Settings):
     """Turn labelled source images into target-like images with the same layout (ZoDi, section 3.1)."""
 
-    source: str
+    source: DataText
     """Labelled data set as layout:path[:subset]."""
     to: tuple[str, ...] = ("night",)
     """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a sandstorm")."""
-    strength: float | None = None
+    strength: PositiveShare | None = None
     """Noise strength s in (0, 1]; None takes the published one of a known domain, 0.75 for a sentence."""
     mode: Literal["default", "reference"] = "default"
     """`reference`: as the authors' code. `default`: layout in the ControlNet's own palette, nearest-neighbour
@@ -86,21 +102,21 @@ class TransferConfig:
     """Start of the walk: stochastic inversion, plain noise (SDEdit), or DDIM inversion."""
     control: bool = True
     """Condition on the layout through the ControlNet."""
-    steps: int | None = None
+    steps: Steps | None = None
     """DDIM steps N over the whole schedule; None takes the model's default (20 for Stable Diffusion)."""
-    guidance: float | None = None
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Classifier-free guidance scale; None takes the model's default (9 for Stable Diffusion)."""
-    eta: float | None = None
+    eta: Share | None = None
     """DDIM eta in [0, 1]; None takes the model's default (1 for Stable Diffusion)."""
-    control_strength: float = 1.0
+    control_strength: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Factor on the ControlNet's residuals."""
-    short_side: int | None = None
+    short_side: Annotated[int, Field(ge=64, le=8192)] | None = None
     """Short side of the working size in pixels; None takes the model's default (512 for Stable Diffusion)."""
     output_size: Literal["working", "source"] = "working"
     """Save at the working size, or resized back to the source image's size."""
-    seed: int = 42
+    seed: Seed = 42
     """A frame's result depends on (seed, frame id, domain, settings) alone."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Images per batch; halved when the device runs out of memory. Changes no result by more than a grey level."""
     shard: str = "0/1"
     """i/n: this process takes every n-th frame starting at i (job arrays); torchrun's ranks divide it further."""

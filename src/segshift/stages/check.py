@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import frames, runs
+from segshift import frames, outputs, runs
 from segshift.config import CheckConfig
 from segshift.frames import Dataset, Frame
 from segshift.labels import IGNORE, LabelSpace
@@ -51,7 +51,7 @@ class Report:
     """{"id", "error"} of every fault; a frame may have several."""
 
 
-def check(config: CheckConfig, out: Path | None = None) -> Report:
+def check(config: CheckConfig, out: str | Path | None = None) -> Report:
     """Walk a data set in parallel and print a table; writes OUT/check.json, OUT/classes.jsonl (pixels per frame and
     class, for rare-class sampling) and OUT/failures.jsonl when `out` is given.
 
@@ -64,8 +64,8 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
     Raises: InputError when the data set cannot be listed.
     """
     dataset = frames.load(config.data)
-    if out is not None:
-        runs.begin(out, "check", config, free=("workers",))
+    begun = lambda out: (out / "check.json").exists()  # noqa: E731
+    output = None if out is None else outputs.open_output(out, "check", config, free=("workers",), begun=begun)
     faults = [*dataset.left_out, *_without_label(dataset)]
     sizes: Counter[str] = Counter()
     pixels, occurrences = np.zeros((2, 256), np.int64)
@@ -93,10 +93,11 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
         void_pixels=int(pixels[IGNORE]),
         failures=tuple({"id": id, "error": error} for id, error in faults),
     )
-    if out is not None:
-        runs.write_json(out / "check.json", report)
-        runs.write_lines(out / "classes.jsonl", per_frame)
-        runs.write_lines(out / "failures.jsonl", list(report.failures))
+    if output is not None:
+        output.claim()
+        runs.write_json(output.path / "check.json", report)
+        runs.write_lines(output.path / "classes.jsonl", per_frame)
+        runs.write_lines(output.path / "failures.jsonl", list(report.failures))
     _print(report)
     return report
 

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from segshift import calibration, frames, labels, metrics, predictions, runs
+from segshift import calibration, frames, labels, metrics, outputs, predictions, runs
 from segshift.config import EvaluateConfig
 from segshift.frames import Dataset, Frame
 from segshift.labels import LabelSpace
@@ -29,7 +29,7 @@ PUBLISHED_SIZE = (512, 1024)
 """Height and width of the evaluation in ZoDi's published code (azuma164/ZoDi, eval_test.py)."""
 
 
-def evaluate(config: EvaluateConfig, out: Path) -> Path:
+def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     """Compare `config.predictions` with the labels of `config.data`; returns `out`, with metrics.json in it.
 
     Raises: InputError on missing, unreadable or mis-sized predictions, on a data set without labels, and on a class
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Path:
     data, folder = frames.load(config.data), Path(config.predictions)
     chosen = _class_set(config, data)
     kept, left_out = _labelled(config, data, folder)
-    runs.begin(out, "evaluate", config, free=("workers",))
+    out = outputs.begin(out, "evaluate", config, free=("workers",), begun=lambda out: (out / "metrics.json").exists())
 
     maps = sorted(path.name for path in (folder / "uncertainty").glob("*/"))
 

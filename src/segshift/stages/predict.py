@@ -1,7 +1,7 @@
 """Predict: label PNGs in the data set's official ids, at the label's size.
 
     OUT/<path of the image in its data set>.png     the prediction (`frames.place`)
-    OUT/config.json                                 the configuration (runs.begin)
+    OUT/config.json                                 the configuration (outputs.begin)
     OUT/model.json                                  what predicted: run, method, network, step, which selection rules
                                                     choose it, hash of its weights
     OUT/predictions.jsonl                           a line a frame: id, file, confidence
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift import checkpoints, devices, frames, models, predictions, runs, transforms
+from segshift import checkpoints, devices, frames, models, outputs, predictions, runs, transforms
 from segshift.config import PredictConfig
 from segshift.frames import Dataset, Frame
 from segshift.methods import Method, iccld
@@ -47,7 +47,7 @@ AHEAD = 2
 """Batches that are read while one is computed."""
 
 
-def predict(config: PredictConfig, out: Path) -> Path:
+def predict(config: PredictConfig, out: str | Path) -> Path:
     """Write the predictions of `config.run` on `config.data`; returns `out`. Frames that are there are skipped.
 
     A frame that cannot be read is listed in OUT/failures.jsonl, and the others are done.
@@ -56,13 +56,14 @@ def predict(config: PredictConfig, out: Path) -> Path:
     """
     runs.one_process("predict")
     data = frames.load(config.data)
-    for name in ("size", "window"):
-        if min(getattr(config, name) or (1,)) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}, expected a height and a width of 1 pixel or more")
-    if config.batch_size < 1:
-        raise InputError(f"batch_size is {config.batch_size}, expected 1 or more")
+    output = outputs.open_output(
+        out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(runs.read_lines(out / "predictions.jsonl"))
+    )
     network, size, told = _network(config, data)
-    runs.begin(out, "predict", config, free=("batch_size", "device"))
+    if output.claim():  # what predicted before left no prediction
+        (output.path / "model.json").unlink(missing_ok=True)
+    out = output.path
+    runs.remove_unfinished(out)
     _claim(out, told)
     device = devices.pick(config.device)
     network = network.to(device)

@@ -21,7 +21,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segshift import bootstrap, drawing, frames, gallery, metrics, predictions, runs
+from segshift import bootstrap, drawing, frames, gallery, metrics, outputs, predictions, runs
 from segshift.config import ReportConfig
 from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.metrics import spread
@@ -30,7 +30,7 @@ from segshift.runs import InputError
 _log = logging.getLogger(__name__)
 
 _STAGES = ("train", "predict", "evaluate", "estimate", "transfer")
-_NO_LOSS = ("step", "lr", "seconds", "score", "validation")
+_NO_LOSS = ("step", "steps", "steps_before", "lr", "seconds", "score", "validation")
 _NAMES = {"zodi": "ZoDi", "source-only": "Source only", "source_only": "Source only", "oracle": "Oracle"}
 
 
@@ -181,17 +181,32 @@ class Group:
         return [(name, Markup(drawing.line_chart(f"errors kept by {name}", c, names))) for name, c in curves.items()]
 
 
-def report(config: ReportConfig, out: Path) -> Path:
-    """Write OUT/index.html over the folders in `config.runs`; returns `out`. Nothing else in `out` is touched.
+def report(config: ReportConfig, out: str | Path) -> Path:
+    """Write OUT/index.html over the folders in `config.runs`; returns `out`.
 
     Raises: InputError when a folder is not one that train, predict, evaluate, estimate or transfer wrote.
     """
+    output = outputs.open_output(out, "report", config, begun=lambda out: False)  # a page can always be made again
+    text = page(config)
+    output.claim()
+    return write(text, output.path)
+
+
+def write(text: str, out: Path) -> Path:
+    """Write OUT/index.html; returns `out`."""
+    with runs.atomic(out / "index.html") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def page(config: ReportConfig) -> str:
+    """The page over the folders in `config.runs`. Raises: InputError, as `report`."""
     folders = [_recognise(Path(name)) for name in dict.fromkeys(config.runs)]
     if not folders:
         raise InputError("no folder to report on: name run folders, evaluation folders or transferred trees")
     of = {stage: [f for f in folders if f.stage == stage] for stage in _STAGES}
     groups, pictures = _groups(of["evaluate"]), Pictures()
-    page = {
+    parts = {
         "title": config.title,
         "groups": [(group, _evaluated(group, pictures)) for group in groups],
         "estimates": _estimates(of["estimate"], of["evaluate"]),
@@ -208,9 +223,7 @@ def report(config: ReportConfig, out: Path) -> Path:
     )  # fmt: skip
     environment.filters |= {"percent": _percent, "compact": _compact}
     environment.globals |= {"series": drawing.SERIES, "heat_map": _heat_map, "reliability": _reliability}
-    with runs.atomic(out / "index.html") as temporary:
-        temporary.write_text(environment.get_template("report.html").render(page), encoding="utf-8")
-    return out
+    return environment.get_template("report.html").render(parts)
 
 
 def _recognise(path: Path) -> Folder:

@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +26,46 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import batches, checkpoints, devices, frames, loop, metrics, runs, transforms
+from segshift import batches, checkpoints, devices, frames, loop, metrics, outputs, runs, transforms
 from segshift.config import TrainConfig
 from segshift.frames import Dataset
 from segshift.methods import Method
+from segshift.outputs import Output
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)
 
-FREE = ("workers", "device", "checkpoint_every")
-"""Fields that may change when a run is continued."""
+FREE = ("workers", "device", "checkpoint_every", "steps")
+"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer schedule."""
 
 
-def train(config: TrainConfig, out: Path) -> Path:
+def train(config: TrainConfig, out: str | Path) -> Path:
     """Train as `config` says, or continue; returns `out`, which `segshift predict` reads.
 
     Raises: InputError for settings that do not fit together, data that does not, and losses that are not finite.
     """
     _check(config)
+    output = outputs.open_output(out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0)
     accelerator = _accelerator(config)
     data = _open(config)
-    if accelerator.is_main_process:
-        runs.begin(out, "train", config, free=FREE)
-        checkpoints.describe(out, data.source.space, accelerator.device)
-    accelerator.wait_for_everyone()
-    with _alone(out) if accelerator.is_main_process else nullcontext():
-        return _train(config, out, accelerator, data)
+    with _alone(output.path) if accelerator.is_main_process else nullcontext():
+        return _train(config, output, accelerator, data)
 
 
-def _train(config: TrainConfig, out: Path, accelerator: Accelerator, data: _Data) -> Path:
+def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: _Data) -> Path:
+    out = output.path
     start = broadcast_object_list([checkpoints.last_step(out)])[0]
     if start != (here := checkpoints.last_step(out)):
         raise InputError(
             f"{out} is at step {here} where process {accelerator.process_index} runs and at step {start} where the first one "
             "does: name a folder that all of them share"
         )
+    if start > config.steps:
+        raise InputError(f"{out} is at step {start}: give --steps of {start} or more, or name a new folder")
+    before = runs.read_config(out / "config.json", TrainConfig).steps if start else config.steps
     if start == config.steps:
+        if before != config.steps and accelerator.is_main_process:
+            output.claim()  # it ends here, earlier than it was meant to
         return out
 
     set_seed(config.seed)  # every process builds the same network
@@ -87,8 +90,13 @@ def _train(config: TrainConfig, out: Path, accelerator: Accelerator, data: _Data
         start, config.steps, config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
     )
     first = accelerator.is_main_process
+    if first:  # everything that can be wrong has been looked at
+        output.claim()
+        checkpoints.describe(out, data.source.space, accelerator.device)
     show = runs.progress(f"train {config.method} on {accelerator.device.type}", config.steps, done=start) if first else nullcontext()
     with show as bar, keeper.log(start), _explained(out):
+        if before != config.steps:
+            keeper.write({"step": start, "steps": config.steps, "steps_before": before})
 
         def done(step: int, line: dict[str, Any]) -> None:
             keeper.after(step, line)
@@ -128,16 +136,6 @@ def _check(config: TrainConfig) -> None:
     for size in (config.size, config.target_size or config.size):
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
             raise InputError(f"crop {config.crop} is larger than size {size}: take a crop of at most that size")
-    for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("checkpoint_every", 1), ("validate_every", 1),
-                        ("workers", 0), ("warmup", 0), ("lr", 0), ("poly_power", 0), ("weight_decay", 0)):  # fmt: skip
-        if not least <= getattr(config, name) < inf:
-            raise InputError(f"{name} is {getattr(config, name)}, expected {least} or more")
-    if not 0 <= config.momentum < 1:
-        raise InputError(f"momentum is {config.momentum}, expected at least 0 and under 1")
-    if min(config.crop) < 1:
-        raise InputError(f"crop is {config.crop}, expected a height and a width of 1 pixel or more")
-    if min(config.jitter) < 0 or config.jitter[3] > 0.5:
-        raise InputError(f"jitter is {config.jitter}, expected amounts of 0 or more, and of hue 0.5 at most")
 
 
 def _check_method(config: TrainConfig) -> None:
@@ -158,25 +156,6 @@ def _check_method(config: TrainConfig) -> None:
         raise InputError("method zodi pairs every source frame and takes no more_sources: name the trees in `transferred`")
     if adapts and config.network.name != "iccld":
         raise InputError(f"method {config.method} trains network iccld, got {config.network.name}: set network.name to iccld")
-    c = config.iccld
-    for name, right, expected in (
-        ("threshold", 0 <= c.threshold <= 1, "0 to 1"),
-        ("momentum", 0 <= c.momentum < 1, "at least 0 and under 1"),
-        ("masked_ratio", 0 <= c.masked_ratio <= 1, "0 to 1"),
-        ("masked_block", c.masked_block >= 1, "1 pixel or more"),
-        ("unet_layers", c.unet_layers >= 1, "1 or more"),
-        ("unet_channels", bool(c.unet_channels) and min(c.unet_channels) >= 1, "one level or more, of 1 channel or more"),
-        ("head_lr", c.head_lr > 0, "more than 0"),
-        ("adversary_warmup", c.adversary_warmup >= 0, "0 or more"),
-        ("adversarial_weight", c.adversarial_weight >= 0, "0 or more"),
-        ("estimate_weight", c.estimate_weight >= 0, "0 or more"),
-        ("decoded_weight", c.decoded_weight >= 0, "0 or more"),
-        ("feature_distance", c.feature_distance >= 0, "0 or more"),
-        ("masked_weight", c.masked_weight >= 0, "0 or more"),
-        ("rare_temperature", c.rare_temperature > 0, "more than 0"),
-    ):
-        if not right:
-            raise InputError(f"iccld.{name} is {getattr(c, name)}, expected {expected}")
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -428,7 +407,12 @@ class _Keeper:
 def _alone(out: Path) -> Iterator[None]:
     """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises: InputError while
     another process trains there: both would write the same log and checkpoints."""
-    with (out / ".lock").open("w") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".segshift-lock").open("a")
+    except OSError as error:
+        raise InputError(f"cannot write to {out} ({error.strerror}): choose a writable output folder") from error
+    with lock as file:
         try:
             import fcntl  # which Windows lacks
 

@@ -29,14 +29,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, diffusion, frames, gate, runs, transforms
+from segshift import checkpoints, diffusion, frames, gate, outputs, runs, transforms
 from segshift.config import TransferConfig
 from segshift.diffusion import Diffusion
 from segshift.frames import Dataset, Frame
@@ -49,7 +48,7 @@ from segshift.worker import Sample, Worker, targets
 _log = logging.getLogger(__name__)
 
 
-def transfer(config: TransferConfig, out: Path) -> Path:
+def transfer(config: TransferConfig, out: str | Path) -> Path:
     """Transfer the frames of `config.source` into OUT/<domain>, those of this process where there are several.
 
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.
@@ -61,9 +60,8 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))
-    claim = partial(runs.begin, out, "transfer", lasting, free=("batch_size",))
-    if (out / "config.json").exists():
-        claim()
+    output = outputs.open_output(out, "transfer", lasting, free=("batch_size",), begun=_begun)
+    out = output.path
     journal = Journal(out, f"{index}-of-{count}", tuple(goal.slug for goal in goals))
     lines = journal.read()
     finished, known = journal.finished(dataset, lines), {frame.id for frame in dataset.frames}
@@ -79,8 +77,10 @@ def transfer(config: TransferConfig, out: Path) -> Path:
         worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
         if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
             raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
+        if output.check():  # thresholds of other settings
+            (out / "gate.json").unlink(missing_ok=True)
         judge = _gate(config, dataset, worker, out / "gate.json") if config.gate else None
-        claim()  # not before all settings have proved good: a folder with wrong ones would be of no use
+        output.claim()  # not before all settings have proved good
         for goal in goals:
             frames.describe(dataset, out / goal.slug)
         if judge:
@@ -98,6 +98,11 @@ def transfer(config: TransferConfig, out: Path) -> Path:
             journal.add({"finished": True})
             journal.merge(known)
     return out
+
+
+def _begun(out: Path) -> bool:
+    """Whether some frame is finished, or has failed."""
+    return any("id" in line for path in (out / "journal").glob("*.jsonl") for line in runs.read_lines(path))
 
 
 def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Frame], finished: set[tuple[str, str]], out: Path) -> None:
@@ -172,8 +177,9 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
 
     Raises: InputError, also when `path` was measured with other weights.
     """
-    gate.check(config.gate)
-    run = Path(config.gate.reference).expanduser()
+    if config.gate.reference is None:
+        raise InputError("a gate without a reference network: name a run of method source_only in --gate.reference")
+    run = Path(config.gate.reference)
     method, trained, space = checkpoints.load_run(run)
     if trained.method != "source_only":
         raise InputError(

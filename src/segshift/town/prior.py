@@ -37,7 +37,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from segshift import devices, models
 from segshift.config import PriorConfig
 from segshift.labels import CITYSCAPES
-from segshift.runs import InputError, atomic, begin, progress, write_json
+from segshift.outputs import begin
+from segshift.runs import InputError, atomic, progress, write_json
 from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
 
 DEFAULTS = {"guidance": 2.5, "steps": 10, "eta": 1.0, "short_side": 128, "palette": "cityscapes"}
@@ -328,14 +329,17 @@ def save(folder: Path, vae: AutoencoderKL, prior: Prior, tokenizer: CLIPTokenize
     return folder
 
 
-def train(config: PriorConfig, out: Path) -> Path:
+def train(config: PriorConfig, out: str | Path) -> Path:
     """Draw the scenes, train the VAE, then UNet, ControlNet and text encoder; write `out/model`. Resumes.
 
     Raises: InputError when `out` belongs to another configuration, or the size is no multiple of 16.
     """
     if config.height % 16 or config.width % 32:
         raise InputError(f"prior size {config.height}x{config.width}: height must be a multiple of 16 and width of 32")
-    begin(out, "prior", config, free=("workers", "checkpoint_every", "threads", "device"))
+    out = begin(
+        out, "prior", config, free=("workers", "checkpoint_every", "threads", "device", "steps"),
+        begun=lambda out: (out / "data" / "images.npy").exists(),
+    )  # fmt: skip
     if config.threads:
         torch.set_num_threads(config.threads)
     images, labels, mixes = draw_data(config, out / "data")

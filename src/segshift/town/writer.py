@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from segshift import runs
+from segshift import outputs, runs
 from segshift.config import TownConfig
 from segshift.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError
@@ -160,11 +160,10 @@ def write(
     return out
 
 
-def town(config: TownConfig, out: Path) -> Path:
+def town(config: TownConfig, out: str | Path) -> Path:
     """The stage: write the town of a configuration under `out`, or continue it. Raises: InputError."""
-    runs.begin(out, "town", config, free=("workers",))
     return write(
-        out,
+        outputs.begin(out, "town", config, free=("workers",)),
         seed=config.seed,
         height=config.height,
         width=config.width,

@@ -1,0 +1,243 @@
+"""The commands: one function each, no logic. `COMMANDS` is the table that the command line is made of."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional
+
+from segshift.config import (
+    CheckConfig,
+    EstimateConfig,
+    EvaluateConfig,
+    PredictConfig,
+    PriorConfig,
+    ReportConfig,
+    TownConfig,
+    TrainConfig,
+    TransferConfig,
+)
+from segshift.runs import Failure, InputError, failures, one_line, world_size
+
+# The stages are imported where they are used: `--help` and wrong options do not wait for torch.
+
+Out = Annotated[
+    Positional[str],
+    tyro.conf.arg(metavar="OUT", help="Folder to write to, new or empty; run the same command again to continue."),
+]
+Flat = tyro.conf.arg(name="")  # --source, not --config.source; what lies deeper keeps its name: --network.encoder
+
+
+def town(out: Out, config: Annotated[TownConfig, Flat]) -> Path:
+    """Write the embedded town: street scenes with labels, in the layouts of Cityscapes, ACDC, GTA5 and SYNTHIA."""
+    from segshift.town import writer
+
+    return writer.town(config, out)
+
+
+def check(
+    data: Annotated[
+        Positional[str],
+        tyro.conf.arg(metavar="DATA", help="layout:path[:subset], for example cityscapes:/data/cityscapes:train."),
+    ],
+    out: Annotated[str | None, tyro.conf.arg(help="Folder to write check.json to.")] = None,
+    workers: Annotated[int, tyro.conf.arg(help="Processes; 0 takes every core.")] = 0,
+) -> Path | list[Failure]:
+    """Read a whole data set and report missing, broken and mislabelled frames, and how often each class occurs."""
+    from segshift.stages import check
+
+    report = check.check(CheckConfig(data, workers), out)
+    return list(report.failures) if out is None else Path(out)
+
+
+def transfer(out: Out, config: Annotated[TransferConfig, Flat]) -> Path:
+    """Turn labelled source images into target-like ones with the same layout, from a sentence (ZoDi)."""
+    from segshift.stages import transfer
+
+    return transfer.transfer(config, out)
+
+
+def train(out: Out, config: Annotated[TrainConfig, Flat]) -> Path:
+    """Train a segmentation network: on source images, on pairs of source and transferred images, or with unlabelled target
+    images."""
+    from segshift.stages import train
+
+    return train.train(config, out)
+
+
+def predict(out: Out, config: Annotated[PredictConfig, Flat]) -> Path:
+    """Write a network's predictions as label PNGs, in the data set's official ids."""
+    from segshift.stages import predict
+
+    return predict.predict(config, out)
+
+
+def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
+    """Compare prediction PNGs with the ground truth."""
+    from segshift.stages import evaluate
+
+    return evaluate.evaluate(config, out)
+
+
+def estimate(
+    config: Annotated[EstimateConfig, Flat],
+    out: Annotated[
+        str | None,
+        tyro.conf.arg(help="Folder to write to; default RUN/estimate, for a weights file <its name>-estimate beside it."),
+    ] = None,
+) -> Path:
+    """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will fail."""
+    from segshift import estimation
+
+    return estimation.estimate(config, out)
+
+
+def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:
+    """Write one self-contained HTML page that compares runs."""
+    from segshift.stages import report
+
+    return report.report(config, out) / "index.html"
+
+
+def run(
+    experiment: Annotated[
+        Positional[str],
+        tyro.conf.arg(
+            metavar="RECIPE|CONFIG.JSON",
+            help="A recipe's name (`segshift recipes` lists them), or the config.json of a run to repeat.",
+        ),
+    ],
+    out: Annotated[
+        Positional[str | None],
+        tyro.conf.arg(metavar="[OUT]", help="Folder to write to; default runs/RECIPE, or the folder of CONFIG.JSON."),
+    ] = None,
+    data: Annotated[
+        dict[str, str],
+        tyro.conf.arg(help="Where data sets are unpacked: cityscapes /data/cityscapes acdc /data/acdc."),
+    ] = {},  # noqa: B006
+    seeds: Annotated[
+        int | None,
+        tyro.conf.arg(help="Trainings of every row: the table shows mean ± standard deviation. Default: the recipe's own."),
+    ] = None,
+) -> Path:
+    """Run a named experiment, stage after stage, or repeat a run from its config.json."""
+    from segshift import experiments
+
+    return experiments.run(experiment, out, data, seeds)
+
+
+def recipes() -> None:
+    """List the named experiments, each with the number its paper published."""
+    from segshift.recipes import RECIPES
+
+    view = Table(
+        "recipe", "published", title="recipes", caption="run one: segshift run NAME OUT --data cityscapes /data/cityscapes ..."
+    )
+    for recipe in RECIPES.values():
+        view.add_row(recipe.name, recipe.published or "(embedded town)")
+    Console().print(view)
+
+
+def demo(out: Annotated[Positional[str], tyro.conf.arg(metavar="[OUT]")] = "demo") -> Path:
+    """Day to night in five minutes on two cores: town, transfer, source only against ZoDi, report page."""
+    from segshift import experiments
+
+    return experiments.run("demo", out, {})
+
+
+def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[PriorConfig, Flat]) -> Path:
+    """Train the embedded diffusion prior: `segshift prior train OUT` (hours on a CPU)."""
+    from segshift.town import prior
+
+    return prior.train(config, out)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (demo, town, check, transfer, train, predict, evaluate, estimate, report, recipes, run, prior)
+}
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; returns the exit code (`segshift.__main__`)."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        _print_help()
+        return 0
+    if name == "--version":
+        print(f"segshift {version('segshift')}")
+        return 0
+    if name not in COMMANDS:
+        errors.print("[bold red]error[/]", escape(one_line(f"no command '{name}': there are {', '.join(COMMANDS)}")))
+        return 2
+    _warnings_to(errors)
+    debug = "--debug" in rest
+    rest = [argument for argument in rest if argument != "--debug"]
+    try:
+        done = tyro.cli(COMMANDS[name], prog=f"segshift {name}", args=rest, config=(tyro.conf.CascadeSubcommandArgs,))
+        failed = failures(done) if isinstance(done, Path) and done.is_dir() else done or []
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        errors.print("[bold red]error[/]", escape(one_line(str(error))))
+        return 2
+    except Exception:
+        traceback.print_exc()
+        errors.print(f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it with the lines above")
+        return 70
+    if isinstance(done, Path):
+        Console(soft_wrap=True, highlight=False).print("results:", escape(str(done)))
+    for line in failed if isinstance(failed, list) else []:
+        errors.print("[yellow]failed[/]", escape(one_line(f"{line['id']}: {line['error']}")))
+    return 1 if isinstance(failed, list) and failed and world_size() == 1 else 0
+
+
+def _print_help() -> None:
+    say = Console(soft_wrap=True, highlight=False)
+    say.print("usage: segshift COMMAND ...\n")
+    say.print("Adapt semantic segmentation to a domain you have no labels for, or not even an image of.\n")
+    for name, function in COMMANDS.items():
+        say.print(f"  {name:<10} {' '.join((function.__doc__ or '').split())}", markup=False)
+    say.print("\nsegshift COMMAND --help explains a command's options; --debug shows the traceback of any error; --version.")
+
+
+class _Once(logging.Filter):
+    """Lets each message through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self.said
+        self.said.add(message)
+        return new
+
+
+class _Printed(logging.Handler):
+    """Prints warnings with the word before them."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+        self.addFilter(_Once())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print("[yellow]warning[/]", escape(one_line(record.getMessage())))
+
+
+def _warnings_to(console: Console) -> None:
+    """Our own warnings go to `console`, once each."""
+    logger = logging.getLogger("segshift")
+    logger.handlers = [_Printed(console)]
+    logger.propagate = True
