@@ -201,7 +201,7 @@ def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder") from error

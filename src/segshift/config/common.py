@@ -171,7 +171,7 @@ def _expected(problem: Any) -> str:
         "float_type": "a number", "float_parsing": "a number", "dict_type": "names with values",
     }  # fmt: skip
     if kind in words:
-        return words[kind].format(**limits)
+        return words[kind].format(**{name: f"{value:g}" if isinstance(value, float) else value for name, value in limits.items()})
     if kind.startswith("int_"):
         return "a whole number"
     if kind.startswith("bool_"):
