@@ -99,7 +99,7 @@ def main(b: Benchmark) -> None:
     reference = replace(town_training(steps=b.steps, images=b.images), validation=None, jitter=JITTER, precision=b.precision)
     train.train(fill(reference, {"out": str(b.out)}), b.out / "reference")
     run_experiment(experiment(b), b.out)
-    scores = read_json(b.out / "scores.json")
+    scores = read_json(b.out / "scores.json", list)
     costs = {name: {d: cost(b.out / slug(name) / d) for d in b.domains} for name in variants(b)}
     told = {
         "scores": scores, "transfers": costs, "steps": b.steps, "images": b.images, "seeds": b.seeds, "precision": b.precision,

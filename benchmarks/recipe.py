@@ -92,7 +92,7 @@ def tables(scores: list[dict], risks: dict[str, Values]) -> str:
 
 def write_tables(e: Experiment, out: Path, name: str, **told: object) -> None:
     """Write OUT/<name>.md and, with what else is `told`, OUT/<name>.json of an experiment that was run; print the tables."""
-    scores, risks = read_json(out / "scores.json"), areas(e, out)
+    scores, risks = read_json(out / "scores.json", list), areas(e, out)
     write_results(out, name, tables(scores, risks), {"scores": scores, "risk_coverage_area": risks, **told})
 
 

@@ -76,7 +76,7 @@ def table(scores: Scores) -> str:
 
 def main(b: Benchmark) -> None:
     run_experiment(experiment(b), b.out)
-    lines = read_json(b.out / "scores.json")
+    lines = read_json(b.out / "scores.json", list)
     told = {"scores": lines, "steps": b.steps, "images": b.images, "seeds": b.seeds, "mode": b.mode, "precision": b.precision}
     write_results(b.out, "zodi", table(scores_of(lines)), told | {"protocol": protocol(TownConfig())})
 

@@ -69,5 +69,5 @@ def test_a_folder_of_another_check_is_refused(tmp_path: Path):
     root = trees.cityscapes(tmp_path / "data")
     check(CheckConfig(f"cityscapes:{root}:train"), tmp_path / "out")
     check(CheckConfig(f"cityscapes:{root}:train", workers=1), tmp_path / "out")
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match="other options"):
         check(CheckConfig(f"cityscapes:{root}"), tmp_path / "out")

@@ -59,7 +59,7 @@ def test_byol_continues_with_its_target(data, tmp_path, monkeypatch):
 def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     """SIGKILL, twice, from another process: the files alone carry the run on."""
     settings = config(data, **dropping(steps=2000, checkpoint_every=20, validate_every=50))
-    (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
+    (tmp_path / "settings.json").write_text(json.dumps({"stage": "train", "config": runs.to_plain(settings)}))
     process = start(tmp_path / "settings.json", tmp_path / "killed")
     deadline = time.monotonic() + 240
     while checkpoints.last_step(tmp_path / "killed") < 60 and time.monotonic() < deadline and process.poll() is None:
@@ -87,7 +87,7 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
     settings = config(data, **dropping(steps=2000, checkpoint_every=20))
-    (tmp_path / "settings.json").write_text(json.dumps({"config": runs.to_plain(settings)}))
+    (tmp_path / "settings.json").write_text(json.dumps({"stage": "train", "config": runs.to_plain(settings)}))
     process = start(tmp_path / "settings.json", tmp_path / "run")
     try:
         deadline = time.monotonic() + 240
@@ -168,7 +168,7 @@ def test_a_finished_run_is_left_alone(data, tmp_path):
 def test_a_run_folder_of_another_configuration_is_refused(data, tmp_path):
     train(config(data), tmp_path / "run")
     weights = last(tmp_path / "run")
-    with pytest.raises(InputError, match=r"another configuration \(lr 0.1 there, 0.2 asked for\)"):
+    with pytest.raises(InputError, match=r"other options \(--lr 0.1 there, 0.2 asked for\)"):
         train(config(data, lr=0.2), tmp_path / "run")
     assert torch.equal(weights["segmenter.network.classifier.weight"], last(tmp_path / "run")["segmenter.network.classifier.weight"])
 
@@ -219,7 +219,7 @@ def test_a_run_without_a_checkpoint_is_refused(data, tmp_path, monkeypatch):
         train(config(data), tmp_path / "run")
     with pytest.raises(InputError, match=r"no checkpoint .*best.safetensors"):
         checkpoints.load_run(tmp_path / "run")
-    with pytest.raises(InputError, match="expected a folder that segshift wrote"):
+    with pytest.raises(InputError, match="name a folder that segshift wrote"):
         checkpoints.load_run(tmp_path / "nowhere")
 
 

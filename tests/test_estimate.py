@@ -222,7 +222,7 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     assert (out / "estimate.json").read_bytes() == told
     estimate(config(home), out)
     assert runs.read_json(out / "estimate.json")["draws"] == 1 and pictures(out, home / "transferred") == before
-    with pytest.raises(InputError, match=r"another configuration \(steps 2 there, 3 asked for\)"):
+    with pytest.raises(InputError, match=r"other options \(--steps 2 there, 3 asked for\)"):
         estimate(config(home, steps=3), out)
 
 
@@ -295,9 +295,9 @@ def test_a_network_of_other_classes_costs_no_transfer(home: Path, tmp_path: Path
         ({"to": ("night", " ")}, "target domain ' ' is empty"),
         ({"to": ()}, "no target domain"),
         ({"own_prompt": ""}, "prompt of the own domain is empty"),
-        ({"strength": 1.5}, "strength 1.5"),
-        ({"draws": 0}, "0 draws: expected 1 or more"),
-        ({"resamples": 10}, "10 resamples: expected 100 or more"),
+        ({"strength": 1.5}, "--strength is 1.5"),
+        ({"draws": 0}, "--draws is 0: expected 1 or more"),
+        ({"resamples": 10}, "--resamples is 10: expected 100 or more"),
         ({"network": None}, "name the network it belongs to"),
         ({"to": ("Driving in daylight",)}, "is the own domain, written otherwise"),
     ],

@@ -9,7 +9,7 @@ import tiny_diffusion
 import trees
 from rich.console import Console
 
-from segshift import experiments, metrics
+from segshift import experiments, metrics, outputs
 from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
@@ -56,11 +56,12 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
     second = experiments.run(str(first / "config.json"), tmp_path / "second")  # another: the same bytes
     again = [second / path.relative_to(first) for path in made]
     assert [path.read_bytes() for path in again] == [content for content, _ in before]
-    assert read_json(first / "scores.json") == read_json(second / "scores.json")
+    assert read_json(first / "scores.json", list) == read_json(second / "scores.json", list)
 
 
 def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refused(tmp_path: Path, monkeypatch, capsys):
     experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
+    outputs.begin(tmp_path / "out", "run", experiment)
     broken = writer.town(experiment.town, tmp_path / "out" / "town") / "cityscapes/leftImg8bit/train"
     image = sorted(broken.rglob("*.png"))[0]
     image.write_bytes(image.read_bytes()[:200])
@@ -83,7 +84,7 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
     assert images == {path: path.stat().st_mtime_ns for folder in ("town", "transferred") for path in (out / folder).rglob("*.png")}
     assert [read_json(out / f"seed-{seed}" / "zodi" / "config.json")["config"]["seed"] for seed in (0, 1)] == [0, 1]
     assert read_config(out / "config.json", Experiment).seeds == 2
-    found = {(line["row"], line["checkpoint"]): line["miou"] for line in read_json(out / "scores.json")}
+    found = {(line["row"], line["checkpoint"]): line["miou"] for line in read_json(out / "scores.json", list)}
     assert {rule for _, rule in found} == {"last", "source"} and len(found["source only", "last"]["clear"]) == 2
     assert found["source only", "last"] == found["source only", "source"]  # one checkpoint, predicted once
     assert [path.name for path in (out / "seed-0" / "source-only" / "predictions").iterdir()] == ["last"]
@@ -156,7 +157,7 @@ def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tm
         town=TownConfig(height=64, width=128, source_train=3, source_val=2, target_train=3, target_val=2, workers=1),
     )  # fmt: skip
     out = experiments.run_experiment(experiment, tmp_path)
-    scores = {line["row"]: line["miou"] for line in read_json(out / "scores.json")}
+    scores = {line["row"]: line["miou"] for line in read_json(out / "scores.json", list)}
     assert list(scores) == [name for row in rows for name in (row.name, *(["full, DDIM steps 2, draws 2"] if row.samplings else []))]
     assert scores["full"].keys() == {"clear", "game"} and scores["full, DDIM steps 2, draws 2"].keys() == {"clear"}
     made = out / "seed-0" / "full" / "predictions" / "last"

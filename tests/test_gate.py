@@ -154,23 +154,3 @@ def test_redraws_have_a_seed_of_the_frame_and_the_try():
     assert gate.redraw_seed(42, "a", 0) == 42
     seeds = {gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))}
     assert len(seeds) == 4 and seeds == {gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tries": 0}, "gate.tries 0: expected 1"),
-        ({"sample": 0}, "gate.sample 0: expected 1"),
-        ({"fraction": 0.0}, "gate.fraction 0.0: expected more than 0"),
-        ({"fraction": 1.5}, "gate.fraction 1.5"),
-        ({"fraction": float("nan")}, "gate.fraction nan"),
-        ({"strength_factor": 0.0}, "gate.strength_factor 0.0"),
-        ({"quantile": -0.1}, "gate.quantile -0.1: expected 0 to 1"),
-        ({"quantile": 1.1}, "gate.quantile 1.1"),
-        ({"least_region": 2.0}, "gate.least_region 2.0"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(change, message):
-    with pytest.raises(InputError, match=message):
-        gate.check(GateConfig("run", **change))

@@ -76,16 +76,16 @@ def test_the_terms_of_step_1_are_those_of_the_formula_and_the_target_counts_by_q
     method, data = step1().eval(), batch()
     terms = method.losses("segmenter", data, 0)
     torch.testing.assert_close(terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"]))
-    sure, unsure = (step1(threshold=threshold) for threshold in (0.0, 1.1))
+    sure, unsure = (step1(threshold=threshold) for threshold in (0.0, 1.0))
     data["label"][:] = 255  # nothing of the source in the mix
     assert unsure.losses("segmenter", data, 0)["mixed"] == 0 < sure.losses("segmenter", data, 0)["mixed"]
-    weighted = step1(threshold=1.1, confidence_weighted=True)
+    weighted = step1(threshold=1.0, confidence_weighted=True)
     assert weighted.losses("segmenter", data, 0)["mixed"] > 0
 
 
 def test_void_and_one_class_alone_train_on():
     for value in (255, 3):
-        method, data = step1(threshold=1.1), batch()
+        method, data = step1(threshold=1.0), batch()
         data["label"][:] = value
         terms = method.losses("segmenter", data, 0)
         sum(terms.values()).backward()

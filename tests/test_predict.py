@@ -124,7 +124,7 @@ def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
     monkeypatch.setattr(stage, "_scores", small_device.for_none)
     with pytest.raises(InputError, match=r"too little memory for one image of \(32, 64\): give a --window"):
         predict(config, tmp_path / "none")
-    with pytest.raises(InputError, match="batch_size is 0, expected 1 or more"):
+    with pytest.raises(InputError, match="--batch-size is 0: expected 1 or more"):
         predict(replace(config, batch_size=0), tmp_path / "none")
 
 
@@ -201,7 +201,7 @@ def test_a_run_of_other_classes_and_other_weights_in_the_folder_are_refused(tmp_
     checkpoints.save_best(run, 9, method, None)
     with pytest.raises(InputError, match=r"holds predictions of other weights of .* .step 2, now step 9"):
         predict(config, out)
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match="other options"):
         predict(replace(config, size=(16, 32)), out)
 
 

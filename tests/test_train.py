@@ -76,15 +76,6 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
         ({"select": "oracle"}, "`oracle_validation` is empty"),
         ({"crop": (64, 64)}, r"crop \(64, 64\) is larger than size \(32, 64\)"),
         ({"accumulate": 3}, "batch_size 4 cannot be divided into 3 micro-batches"),
-        ({"steps": 0}, "steps is 0"),
-        ({"workers": -1}, "workers is -1, expected 0 or more"),
-        ({"warmup": -1}, "warmup is -1, expected 0 or more"),
-        ({"poly_power": float("nan")}, "poly_power is nan, expected 0 or more"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1, expected 0 or more"),
-        ({"lr": -1e-3}, "lr is -0.001, expected 0 or more"),
-        ({"momentum": 1.0}, "momentum is 1.0, expected at least 0 and under 1"),
-        ({"crop": (0, 0)}, r"crop is \(0, 0\), expected a height and a width of 1 pixel or more"),
-        ({"jitter": (0.5, 0.5, 0.5, 0.6)}, "of hue 0.5 at most"),
         ({"precision": "fp16"}, "precision fp16 needs a GPU"),
         ({"network": NetworkConfig(name="networks:one_class_too_many")}, "one channel for each of the 19 classes"),
         ({"similarity": "simsiam", "batch_size": 1}, "a micro-batch of one image"),
@@ -184,5 +175,5 @@ def test_frames_that_are_trained_on_and_validated_on_are_told(data, tmp_path, ca
 
 def test_an_unwritable_output_is_refused(data, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=f"cannot write {tmp_path / 'file'}"):
+    with pytest.raises(InputError, match="is a file: name a new folder"):
         train(config(data), tmp_path / "file" / "run")

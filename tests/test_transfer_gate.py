@@ -241,10 +241,8 @@ def test_without_labels_there_is_nothing_to_judge(gated, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tries": 0}, "gate.tries 0"),
-        ({"fraction": 2.0}, "gate.fraction 2.0"),
         ({"tries": 9, "strength_factor": 0.5}, "of draw 9 of 'night', walks none of 3 steps: give fewer gate.tries"),
-        ({"reference": "nowhere"}, "no file nowhere/config.json"),
+        ({"reference": "nowhere"}, "no file .*nowhere/config.json"),
     ],
     ids=str,
 )
@@ -262,7 +260,7 @@ def test_the_reference_is_a_source_only_run_on_the_same_classes(gated, tmp_path)
     chosen = reference(tmp_path / "chosen", gated.source, select="oracle", oracle_validation=(gated.source,))
     for run, message in (
         (other, "trained on the 2 classes of 'farm'.* has the 19"), (adapted, "by method zodi"),
-        (more, "trained on cityscapes:transferred/night too, and the gate judges by a network of source data alone"),
+        (more, "trained on cityscapes:.*/transferred/night too, and the gate judges by a network of source data alone"),
         (chosen, "and chosen by oracle_validation"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -101,7 +101,7 @@ def start(settings: Path, out: Path, environment: dict[str, str] | None = None) 
 def in_two_processes(config: TrainConfig, out: Path) -> Path:
     """The training as torchrun starts it, over gloo."""
     settings = out.with_suffix(".settings.json")
-    settings.write_text(json.dumps({"config": runs.to_plain(config)}))
+    settings.write_text(json.dumps({"stage": "train", "config": runs.to_plain(config)}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

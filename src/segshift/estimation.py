@@ -71,6 +71,7 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     out = output.path
     _warn_of_training_frames(run, data)
     config = replace(config, size=_size(config, data))
+    predict.load_network(_prediction(config, config.source), data)  # a wrong one costs no transfer
     output.claim()
     source = _score(config, config.source, out / "source", {})
 
@@ -150,16 +151,17 @@ def _transferred(
     return _score(config, ":".join(filter(None, (data.layout, str(folder), data.subset))), out / name, what)
 
 
+def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
+    return PredictConfig(
+        run=config.run, data=data, checkpoint=config.checkpoint, network=config.network, size=config.size,
+        batch_size=config.batch_size, device=config.device,
+    )  # fmt: skip
+
+
 def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]) -> Scored:
     """Predict and evaluate one set of frames. Raises: InputError, also when a frame cannot be read."""
     predictions, evaluation = folder / "predictions", folder / "evaluation"
-    predict.predict(
-        PredictConfig(
-            run=config.run, data=data, checkpoint=config.checkpoint, network=config.network, size=config.size,
-            batch_size=config.batch_size, device=config.device,
-        ),
-        predictions,
-    )  # fmt: skip
+    predict.predict(_prediction(config, data), predictions)
     if failed := runs.failures(predictions):
         raise InputError(failed[0]["error"])
     classes = config.classes

@@ -128,7 +128,7 @@ class EstimateConfig(Settings):
     """DDIM steps over the whole schedule; None takes the model's default."""
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Classifier-free guidance scale; None takes the model's default."""
-    short_side: Annotated[int, Field(ge=64, le=8192)] | None = None
+    short_side: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Short side of the working size in pixels; None takes the model's default."""
     batch_size: Count = 8
     """Images per batch."""

@@ -48,7 +48,7 @@ class PriorConfig(Settings):
     """Image height in pixels."""
     width: Side = 256
     """Image width in pixels."""
-    vae_steps: Steps = 6000
+    vae_steps: Annotated[int, Field(ge=0)] = 6000
     """Optimizer steps of the VAE, on 64x96 crops."""
     vae_batch: Count = 8
     """Crops per step of the VAE."""

@@ -194,7 +194,7 @@ class TrainConfig(Settings):
     """Optimizer steps (the published 100 epochs of Cityscapes at batch 4)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
-    lr: Rate = 1e-3
+    lr: Annotated[float, Field(ge=0, le=1000)] = 1e-3
     """Learning rate at the start."""
     momentum: Momentum = 0.9
     """Momentum of SGD."""

@@ -110,7 +110,7 @@ class TransferConfig(Settings):
     """DDIM eta in [0, 1]; None takes the model's default (1 for Stable Diffusion)."""
     control_strength: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Factor on the ControlNet's residuals."""
-    short_side: Annotated[int, Field(ge=64, le=8192)] | None = None
+    short_side: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Short side of the working size in pixels; None takes the model's default (512 for Stable Diffusion)."""
     output_size: Literal["working", "source"] = "working"
     """Save at the working size, or resized back to the source image's size."""

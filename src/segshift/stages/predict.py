@@ -59,7 +59,7 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     output = outputs.open_output(
         out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(runs.read_lines(out / "predictions.jsonl"))
     )
-    network, size, told = _network(config, data)
+    network, size, told = load_network(config, data)
     if output.claim():  # what predicted before left no prediction
         (output.path / "model.json").unlink(missing_ok=True)
     out = output.path
@@ -108,8 +108,8 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     return out
 
 
-def _network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, int] | None, dict[str, Any]]:
-    """What predicts, the size it sees, and what model.json tells."""
+def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, int] | None, dict[str, Any]]:
+    """What predicts, the size it sees, and what model.json tells. Raises: InputError when it does not fit the data set."""
     path = Path(config.run)
     if path.is_file():
         if config.network is None:
