@@ -250,7 +250,7 @@ def test_the_oracles_frames_are_judged_at_the_size_that_targets_are_predicted_at
         ({"iccld": replace(SETTINGS, masked_ratio=2.0)}, "masked_ratio is 2.0, expected 0 to 1"),
         ({"iccld": replace(SETTINGS, unet_channels=())}, r"unet_channels is \(\), expected one level or more"),
         ({"iccld": replace(SETTINGS, adversarial_weight=-1.0)}, "adversarial_weight is -1.0, expected 0 or more"),
-        ({"network": replace(NETWORK, latent_channels=0)}, "latent_channels is 0, expected 1 or more"),
+        ({"network": replace(NETWORK, latent_channels=0)}, "latent-channels is 0, expected 1 or more"),
         ({"target_size": (16, 64)}, "crop .* is larger"),
         ({"method": "adversarial_diffusion"}, "needs a run of method self_training"),
     ],
