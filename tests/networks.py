@@ -59,3 +59,69 @@ def no_network(classes: int) -> int:
 
 def of_another_name(num_classes):
     return nn.Conv2d(3, num_classes, 1)
+
+
+def tied(classes: int) -> nn.Module:
+    """Two convolutions that share one weight, and a module under two names."""
+    network = TwoConvs(classes)
+    network.same = network.encoder
+    network.again = nn.Conv2d(8, classes, 1)
+    network.again.weight = network.classifier.weight
+    return network
+
+
+def partly_frozen(classes: int) -> nn.Module:
+    network = TwoConvs(classes)
+    network.encoder.requires_grad_(False)
+    return network
+
+
+def frozen(classes: int) -> nn.Module:
+    return TwoConvs(classes).requires_grad_(False)
+
+
+class Changed(nn.Module):
+    """TwoConvs with its logits changed."""
+
+    def __init__(self, classes: int, change):
+        super().__init__()
+        self.inner, self.change = TwoConvs(classes), change
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.change(self.inner(images))
+
+
+def detached(classes: int) -> nn.Module:
+    return Changed(classes, torch.Tensor.detach)
+
+
+def of_whole_numbers(classes: int) -> nn.Module:
+    return Changed(classes, torch.Tensor.int)
+
+
+def of_three_dimensions(classes: int) -> nn.Module:
+    return Changed(classes, lambda logits: logits[0])
+
+
+def swapped(classes: int) -> nn.Module:
+    return Changed(classes, lambda logits: logits.mT)
+
+
+def of_one_pixel(classes: int) -> nn.Module:
+    return Changed(classes, lambda logits: logits.mean((2, 3), keepdim=True))
+
+
+def overflowing(classes: int) -> nn.Module:
+    return Changed(classes, lambda logits: logits * float("inf"))
+
+
+def failing(classes: int) -> nn.Module:
+    raise LookupError("no\nluck")
+
+
+def leaving(classes: int) -> nn.Module:
+    raise SystemExit(0)
+
+
+def failing_later(classes: int) -> nn.Module:
+    return Changed(classes, lambda logits: logits.no_such_thing)

@@ -2,12 +2,13 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import trees
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training import config, dropping, last, logged, same, start, stop_in_step, trees_of
 
 from segshift import checkpoints, frames, runs
@@ -239,3 +240,102 @@ def test_a_checkpoint_that_cannot_be_read_is_wrong_input_and_newer_ones_of_anoth
     (run / "checkpoints/00000006.state").write_bytes(b"")
     with pytest.raises(InputError, match=r"cannot read .*00000006\.state"):
         checkpoints.load(run, 6, method)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "byol"])
+def test_modules_that_share_tensors_are_saved_continued_and_read(data, tmp_path, monkeypatch, similarity):
+    network = NetworkConfig(name="networks:tied", pretrained=False)
+    settings = config(data, network=network, similarity=similarity)
+    train(settings, tmp_path / "whole")
+    after = ZoDi.after_step
+
+    def stop(self, step):
+        after(self, step)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ZoDi, "after_step", stop)
+        train(settings, tmp_path / "stopped")
+    train(settings, tmp_path / "stopped")
+    assert same(tmp_path / "whole", tmp_path / "stopped")
+    for best in ("checkpoints/best.safetensors", "checkpoints/00000006.safetensors"):
+        assert (tmp_path / "whole" / best).read_bytes() == (tmp_path / "stopped" / best).read_bytes()
+    tensors, method = last(tmp_path / "whole"), checkpoints.load_run(tmp_path / "whole", "last")[0]
+    one, other = (f"segmenter.network.{name}.weight" for name in ("classifier", "again"))
+    network = method.segmenter.network
+    assert torch.equal(tensors[one], tensors[other]) and network.same is network.encoder
+    assert network.again.weight is network.classifier.weight
+    assert all(torch.equal(value, tensors[key]) for key, value in method.state_dict().items())
+
+
+def test_a_partly_frozen_network_trains_the_rest(data, tmp_path):
+    network = NetworkConfig(name="networks:partly_frozen", pretrained=False)
+    for optimizer in ("sgd", "adamw"):
+        settings = config(data, network=network, optimizer=optimizer)
+        one, three = (
+            last(train(replace(settings, steps=steps), tmp_path / f"{optimizer}{steps}")) for steps in (1, 3)
+        )
+        frozen, free = (f"segmenter.network.{name}.weight" for name in ("encoder.0", "classifier"))
+        assert torch.equal(one[frozen], three[frozen]) and not torch.equal(one[free], three[free])
+
+
+def test_only_the_runs_own_numbered_files_are_checkpoints_and_deleted(data, tmp_path):
+    run = train(config(data, steps=2), tmp_path / "run")
+    foreign = (
+        "00000009 (copy).state", "00000009.state.bak", "x.state", "99.state", "000000009.state", "1.pth",
+        "00000001.pth", "00000001 (copy).safetensors", ".tmp-notes.txt",
+    )  # fmt: skip
+    for name in foreign:
+        (run / "checkpoints" / name).write_bytes(b"mine")
+    (run / "checkpoints" / "00000008.state").mkdir()
+    assert checkpoints.last_step(run) == 2
+    checkpoints.save(run, 4, checkpoints.load_run(run)[0], {})
+    assert checkpoints.last_step(run) == 4
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert kept == {*foreign, "00000008.state", "best.safetensors", "00000004.safetensors", "00000004.state"}
+
+
+@pytest.mark.parametrize("kind", ["numbered", "cut", "other"])
+def test_another_file_in_the_place_of_the_best_checkpoint_is_named(data, tmp_path, kind):
+    run = train(config(data, steps=2), tmp_path / "run")
+    best = run / "checkpoints" / "best.safetensors"
+    content = (run / "checkpoints" / "00000002.safetensors").read_bytes()
+    if kind == "other":
+        save_file(last(run), best, {"segshift": '{"step": "two"}'})
+    else:
+        best.write_bytes(content if kind == "numbered" else content[:100])
+    with pytest.raises(InputError, match=r"best.safetensors does not say the step") as caught:
+        checkpoints.best_record(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["cut", [1], {"best": {}}, {"optimizers": None}, {"optimizers": {"segmenter": {}}}, {"optimizers": {}}],
+)  # fmt: skip
+def test_a_state_of_another_kind_is_named(data, tmp_path, state):
+    settings = config(data)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_in_step(patch, 3)
+        train(settings, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "00000002.state"
+    content = torch.load(path, weights_only=True)
+    if state == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    elif isinstance(state, list) or "best" in state:
+        torch.save(state, path)
+    else:
+        torch.save(content | state, path)
+    with pytest.raises(InputError, match=r"00000002\.state") as caught:
+        train(settings, tmp_path / "run")
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_weights_of_a_run_that_are_not_finite_are_refused(data, tmp_path):
+    run = train(config(data, steps=2), tmp_path / "run")
+    tensors = last(run)
+    tensors["segmenter.network.classifier.bias"][0] = float("nan")
+    save_file(tensors, run / "checkpoints" / "best.safetensors", {"segshift": '{"step": 2, "score": null}'})
+    with pytest.raises(InputError, match=r"classifier.bias' in .*best.safetensors is not finite"):
+        checkpoints.load_run(run)

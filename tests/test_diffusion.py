@@ -4,11 +4,13 @@ import hashlib
 import json
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import tiny_diffusion
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -166,6 +168,7 @@ def test_a_hub_name_is_fetched_at_its_pinned_revision_without_the_safety_checker
         return str(made / "controlnet" if name == diffusion.CONTROLNET else folder)
 
     monkeypatch.setattr(diffusion, "snapshot_download", fetch)
+    monkeypatch.setattr(diffusion.hub, "access", nullcontext)
     model = diffusion.load(DiffusionConfig(model=HUB, dtype="float16", device="cpu"))
     assert model.dtype == torch.float16 and model.controlnet is not None
     names = [name for name, _, _ in asked]
@@ -183,12 +186,25 @@ class ProxyError(HTTPError):
     """As a wrong proxy ends a download: what the hub's client raises is no OSError."""
 
 
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(unreachable):
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9 does not answer: .*--diffusion.model /path"):
+        diffusion.load(DiffusionConfig(model=HUB, device="cpu"))
+
+
+def test_a_hub_that_does_not_answer_leaves_the_cache(unreachable, folder, tmp_path):
+    home = tmp_path / "cache" / f"models--{HUB.replace('/', '--')}" / "snapshots" / diffusion.REVISIONS[HUB]
+    shutil.copytree(folder, home)
+    assert diffusion.load(DiffusionConfig(model=HUB, device="cpu")).name == HUB
+    assert not constants.HF_HUB_OFFLINE
+
+
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError, ProxyError])
 def test_a_download_that_fails_says_which_files_where_from_and_the_cure(monkeypatch, error):
     def offline(*args, **kwargs):
         raise error("no connection")
 
     monkeypatch.setattr(diffusion, "snapshot_download", offline)
+    monkeypatch.setattr(diffusion.hub, "access", nullcontext)
     with pytest.raises(InputError) as caught:
         diffusion.load(DiffusionConfig(model=HUB))
     for told in ("unet/diffusion_pytorch_model.safetensors", HUB, "Hugging Face hub", "--diffusion.model /path", "451f4fe"):

@@ -44,6 +44,20 @@ def test_the_reference_sees_rgb_in_0_to_1_at_its_own_size():
     assert seen[0].shape == (1, 3, 8, 16) and seen[0].amax((0, 2, 3)).tolist() == pytest.approx([200 / 255, 0, 1])
 
 
+def test_a_reference_whose_logits_are_not_finite_is_refused():
+    class Lost(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def predict(self, images):
+            return images * float("nan")
+
+    judge = gate.Gate(GateConfig("run"), Lost(), (8, 16), CITYSCAPES)
+    with pytest.raises(InputError, match="logits are not finite"):
+        judge.predict(np.zeros((4, 8, 3), np.uint8), (2, 4))
+
+
 def test_agreement_is_the_share_of_right_pixels_by_class_and_by_region():
     pred = np.zeros_like(LABEL)
     pred[0, 2:] = 13

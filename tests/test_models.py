@@ -1,7 +1,9 @@
+import re
 from dataclasses import replace
 
 import networks
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -114,21 +116,58 @@ def test_the_users_own_layer_is_compared_by_name():
     [
         (random("nonet"), "no network 'nonet' with encoder 'resnet18'"),
         (random("unet", encoder="resnet19"), "encoder 'resnet19'"),
-        (own("one_class_too_many"), r"shape \[1, 6, 128, 128\], expected \[1, 5, "),
+        (own("one_class_too_many"), r"shape \[1, 6, 64, 128\], expected \[1, 5, "),
         (own("not_there"), "cannot import network 'networks:not_there'"),
         (NetworkConfig(name="no_such_module:make"), "cannot import network 'no_such_module:make'"),
-        (own("of_one_size"), "the network fails on a picture of 128x128 .RuntimeError: .*mat1 and mat2"),
+        (own("of_one_size"), "the network fails on a picture of 128x256 .RuntimeError: .*mat1 and mat2"),
         (own("of_another_name"), r"cannot be called as of_another_name\(classes=5\) .missing a required argument: 'num_classes"),
         (own("no_network"), "made a int, expected a torch.nn.Module"),
         (own(feature_layer="nowhere"), "no layer 'nowhere' in the network: .* such as encoder"),
         (own(weights="nowhere.safetensors"), "no weights at nowhere.safetensors"),
         (NetworkConfig(name="hf:/no/such/folder"), "cannot read config.json and model.safetensors of '/no/such/folder'"),
+        (own("failing"), r"fails when it is built .LookupError: no in .*networks.py, line \d+."),
+        (own("leaving"), r"fails when it is built .SystemExit: 0 in .*networks.py, line \d+."),
+        (own("failing_later"), r"128x256 .AttributeError: .*no_such_thing.* in .*networks.py, line \d+."),
+        (own("of_whole_numbers"), "logits are torch.int32, expected floating-point numbers"),
+        (own("of_three_dimensions"), r"output has shape \[5, 64, 128\], expected \[1, 5, height, width\]"),
+        (own("swapped"), r"picture of 128x256 has shape \[1, 5, 128, 64\]"),
+        (own("of_one_pixel"), r"picture of 128x256 has shape \[1, 5, 1, 1\]"),
+        (own("detached"), "logits carry no gradient to its parameters"),
+        (own("frozen"), "nothing to train, for requires_grad is False"),
+        (NetworkConfig(name="./mynet:build"), "write mynet:build, "),
+        (NetworkConfig(name="nets/mynet.py:make"), "write nets.mynet:make, "),
+        (NetworkConfig(name=":make"), "write mynet:make, "),
+        (NetworkConfig(name="mynet.py:"), "write mynet:build, "),
     ],
 )
 def test_bad_networks_get_one_sentence(config, message):
     with pytest.raises(InputError, match=message) as caught:
         build(config, 5)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def make(classes:\n", r"SyntaxError: .* in .*{0}.py, line 1"),
+        ("\nimport no_such_library\n", r"ModuleNotFoundError: .*no_such_library in .*{0}.py, line 2"),
+        ("import sys\nsys.exit(0)\n", r"SystemExit: 0 in .*{0}.py, line 2"),
+        ("\n\n1 / 0\n", r"ZeroDivisionError: division by zero in .*{0}.py, line 3"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_names_its_line(tmp_path, monkeypatch, text, message):
+    module = f"broken_{abs(hash(text))}"
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message.format(module)):
+        build(NetworkConfig(name=f"{module}:make"), 5)
+
+
+def test_a_network_that_cannot_be_trained_may_predict(tmp_path):
+    for name in ("detached", "frozen"):
+        save_file(networks.__dict__[name](5).state_dict(), tmp_path / "w.safetensors")
+        segmenter = build(own(name, weights=str(tmp_path / "w.safetensors")), 5, trained=True)
+        assert segmenter(torch.rand(1, 3, 32, 32)).shape == (1, 5, 32, 32)
 
 
 def test_the_probe_leaves_batch_norm_and_training_mode_alone():
@@ -140,8 +179,21 @@ def test_the_probe_leaves_batch_norm_and_training_mode_alone():
 def test_a_missing_download_says_which_file_and_how_to_go_on(tmp_path, monkeypatch, encoder, home):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=rf"model.safetensors of .*{home} .*network.pretrained.*network.weights"):
+    with pytest.raises(InputError, match=rf"of .*{home} .*--network.no-pretrained.*--network.weights"):
         build(NetworkConfig(encoder=encoder), 5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(encoder="resnet18"), NetworkConfig(encoder="tu-resnet10t"),
+        NetworkConfig(name="hf:a/b"), NetworkConfig(name="hf:a/b", pretrained=False),
+        NetworkConfig(name="iccld", encoder="resnet10t"),
+    ],
+)  # fmt: skip
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(unreachable, config):
+    with pytest.raises(InputError, match=r"\(http://127.0.0.1:9 does not answer: "):
+        build(config, 5)
 
 
 def test_non_commercial_weights_come_with_a_notice(monkeypatch):
@@ -183,6 +235,74 @@ def test_weights_of_an_encoder_alone_are_nothing_to_predict_with(tmp_path):
         build(config, 5, trained=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "more"),
+    [
+        ("unet", "tu-resnet10t", {}), ("deeplabv3plus", "tu-convnext_atto", {}),
+        ("refinenet", "tu-regnetx_002", {}), ("dpt", "tu-test_vit", {}),
+        ("iccld", "test_vit", {}), ("iccld", "convnext_atto", {}),
+        ("unet", "tu-convnext_atto", {"num_classes": 0}), ("iccld", "test_vit", {"num_classes": 0}),
+    ],
+)  # fmt: skip
+def test_a_backbones_own_file_of_timm_is_loaded(tmp_path, name, encoder, more):
+    source = timm.create_model(encoder.removeprefix("tu-"), **more)
+    saved = {key: value.contiguous() for key, value in source.state_dict().items()}
+    save_file(saved, tmp_path / "model.safetensors")
+    config = NetworkConfig(name=name, encoder=encoder, weights=str(tmp_path / "model.safetensors"))
+    loaded = build(config, 5).network.encoder.state_dict()
+    for key, value in loaded.items():
+        name = key.removeprefix("model.")  # timm's feature extractors flatten the first level of names
+        assert torch.equal(value, saved[name] if name in saved else saved[name.replace("_", ".", 1)]), key
+    with pytest.raises(InputError, match="weights of an encoder alone"):
+        build(config, 5, trained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"), [("pspnet", "resnet18"), ("unet", "mobilenet_v2"), ("segformer", "mit_b0")]
+)
+def test_smps_own_encoders_load_their_file_with_its_classifier(tmp_path, name, encoder):
+    saved = build(random(name, encoder), 5).network.encoder.state_dict()
+    saved = {key: value.contiguous() for key, value in saved.items()}
+    save_file(saved | {"head.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    config = NetworkConfig(name=name, encoder=encoder, weights=str(tmp_path / "model.safetensors"))
+    loaded = build(config, 5).network.encoder.state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in loaded.items())
+
+
+def test_smps_older_names_are_understood(tmp_path):
+    saved = build(random("unet", "densenet121"), 5).network.encoder.state_dict()
+    older = {
+        re.sub(r"\.(norm|conv)([12])\.", r".\1.\2.", key): value.contiguous()
+        for key, value in saved.items()
+        if "num_batches_tracked" not in key
+    }
+    save_file(older, tmp_path / "model.safetensors")
+    config = NetworkConfig(name="unet", encoder="densenet121", weights=str(tmp_path / "model.safetensors"))
+    loaded = build(config, 5).network.encoder.state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    saved = weights_of(own())
+    saved["classifier.bias"][2] = value
+    save_file(saved, tmp_path / "w.safetensors")
+    for trained in (False, True):
+        with pytest.raises(InputError, match=r"'classifier.bias' in .*w.safetensors is not finite"):
+            build(own(weights=str(tmp_path / "w.safetensors")), 5, trained=trained)
+
+
+def test_logits_are_finite_where_some_class_of_every_pixel_is():
+    logits = torch.zeros(2, 3, 4, 4)
+    logits[:, 1] = float("-inf")  # a class outside the class set
+    models.require_finite(logits)
+    for value, classes in ((float("nan"), 0), (float("inf"), 2), (float("-inf"), slice(None))):
+        wrong = logits.clone()
+        wrong[1, classes, 2, 3] = value
+        with pytest.raises(InputError, match="logits are not finite"):
+            models.require_finite(wrong)
+
+
 def own_encoder():
     return build(own(), 5).network.encoder.state_dict()
 
@@ -220,6 +340,12 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     torch.save(networks.TwoConvs(5), tmp_path / "module.pt")  # a pickled object: code, not weights
     torch.save({"epoch": 3}, tmp_path / "other.pt")
-    for name in ("cut.safetensors", "text.pt", "module.pt", "other.pt"):
-        with pytest.raises(InputError, match=name):
-            models.read_tensors(tmp_path / name)
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbered.pt")
+    torch.save("weights", tmp_path / "word.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "numbered.pt").read_bytes()[:200])
+    (tmp_path / "bytes.pt").write_bytes(bytes(range(256)))
+    pickled = ("text.pt", "module.pt", "other.pt", "numbered.pt", "word.pt", "cut.pt", "bytes.pt")
+    for name in ("cut.safetensors", *pickled):
+        with pytest.raises(InputError, match=name) as caught:
+            build(own(weights=str(tmp_path / name)), 5)
+        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)

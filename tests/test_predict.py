@@ -70,6 +70,14 @@ def test_a_prediction_is_the_argmax_of_the_resized_logits_in_official_ids(tmp_pa
     assert result["protocol"].endswith("; checkpoint: last") and result["model"]["step"] == 2
 
 
+@pytest.mark.parametrize("changes", [{}, {"window": (16, 16)}, {"uncertainty": True}])
+def test_logits_that_are_not_finite_are_wrong_input(tmp_path: Path, day: str, changes):
+    run = trained(tmp_path / "run", day, network=NetworkConfig(name="networks:overflowing", pretrained=False))
+    with pytest.raises(InputError, match="logits are not finite"):
+        predict(PredictConfig(str(run), day, device="cpu", **changes), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_cityscapesscripts_finds_every_prediction(tmp_path: Path, day: str):
     official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     out = predict(PredictConfig(str(trained(tmp_path / "run", day)), day, device="cpu"), tmp_path / "out")

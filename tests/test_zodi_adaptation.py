@@ -137,7 +137,7 @@ def test_byol_target_follows_as_a_moving_average_and_takes_no_gradient():
 
 def test_similarity_without_a_known_layer_is_refused_and_none_is_not():
     anonymous = Segmenter(networks.anonymous(5), 5, None)
-    with pytest.raises(InputError, match="feature_layer"):
+    with pytest.raises(InputError, match=r"--network\.feature-layer"):
         ZoDi(anonymous)
     ZoDi(anonymous, form="none").losses("segmenter", batch(), 0)
 

@@ -23,8 +23,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import platform
+import re
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from segshift import models, runs
@@ -101,8 +101,9 @@ def _step1(config: TrainConfig, run: Path, space: LabelSpace) -> SelfTraining:
         raise InputError(f"{run} was trained by method {trained.method}, expected self_training: name a run of ICCLD's step 1")
     if space.names != theirs.names:
         raise InputError(
-            f"{run} was trained on the {theirs.classes} classes of '{theirs.name}' and {config.source} has the {space.classes} of "
-            f"'{space.name}': name a run of step 1 on the same classes, in the same order"
+            f"{run} was trained on the {theirs.classes} classes of '{theirs.name}' and {config.source} has "
+            f"the {space.classes} of '{space.name}': name a run of step 1 on the same classes, in the same "
+            "order"
         )
     network, other = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
     if network != other or config.iccld.diffused != trained.iccld.diffused or config.classes != trained.classes:
@@ -132,8 +133,8 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
     space = read_space(run)
     if which not in ("best", *rules(config)):
         raise InputError(
-            f"{run} has no checkpoint '{which}', for it was trained without a validation set for that rule: choose one "
-            f"of {', '.join(rules(config))}, or train with such a set in a new folder"
+            f"{run} has no checkpoint '{which}', for it was trained without a validation set for that rule: "
+            f"choose one of {', '.join(rules(config))}, or train with such a set in a new folder"
         )
     path = _weights(run, last_step(run)) if which == "last" else _best(run, which, config.select)
     if not path.exists():
@@ -158,10 +159,22 @@ def read_space(run: Path) -> LabelSpace:
 
 
 def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str, Any]:
-    """Step and score of a rule's best checkpoint: {"step": int, "score": float | None}; None for select last."""
-    select = runs.read_config(run / "config.json", TrainConfig).select
-    with safe_open(_best(run, rule, select), "pt") as file:
-        return json.loads(file.metadata()["segshift"])
+    """Step and score of a rule's best checkpoint: {"step": int, "score": float | None}; None for select last.
+
+    Raises: InputError when there is none, or when another file lies in its place.
+    """
+    path = _best(run, rule, runs.read_config(run / "config.json", TrainConfig).select)
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["segshift"])
+        if not (isinstance(record["step"], int) and isinstance(record["score"], float | int | None)):
+            raise TypeError
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} does not say the step it was chosen at, as the best checkpoints of a run do: restore "
+            "that file, or predict with --checkpoint last"
+        ) from error
+    return record
 
 
 def chosen_steps(run: Path) -> dict[Select, int]:
@@ -187,8 +200,14 @@ def _version(name: str) -> str | None:
 
 def last_step(run: Path) -> int:
     """Steps done at the newest whole checkpoint; 0 where there is none."""
-    whole = (run / "checkpoints").glob("[0-9]*.state")  # and no .tmp- file of one that was killed while it wrote
-    return max((int(path.stem) for path in whole), default=0)
+    return max((int(path.stem) for path in _numbered(run) if path.suffix == ".state"), default=0)
+
+
+def _numbered(run: Path) -> list[Path]:
+    """The files of numbered checkpoints, without temporary ones and copies under other names."""
+    name = re.compile(r"[0-9]{8}\.(safetensors|state)")
+    files = (run / "checkpoints").glob("*")
+    return [path for path in files if name.fullmatch(path.name) and path.is_file()]
 
 
 def _weights(run: Path, step: int) -> Path:
@@ -207,11 +226,12 @@ def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     _write(path.with_suffix(".state"), buffer.getvalue())
-    for old in path.parent.glob("[0-9]*.*"):
+    for old in _numbered(run):
         if old.stem < path.stem:
             old.unlink(missing_ok=True)
     for old in path.parent.glob(".tmp-*"):  # of a run that was killed
-        old.unlink(missing_ok=True)
+        if old.suffix in (".safetensors", ".state"):
+            old.unlink(missing_ok=True)
 
 
 def save_best(
@@ -224,17 +244,34 @@ def save_best(
 
 
 def load(run: Path, step: int, method: Method) -> dict[str, Any]:
-    """Load the checkpoint of `step` into `method`; returns its state. Raises: InputError."""
+    """Load the checkpoint of `step` into `method`; returns the state given to `save`. Raises: InputError."""
     path = _weights(run, step)
     models.load_tensors(method, models.read_tensors(path), path)
+    state = models.read_pickled(path.with_suffix(".state"))
     try:
-        return torch.load(path.with_suffix(".state"), map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"cannot read {path.with_suffix('.state')} ({error}): delete the run and train it again") from error
+        optimizers = state["optimizers"]
+        whole = optimizers.keys() == method.networks.keys() and state.keys() >= {"scaler", "best", "frames"}
+        whole = whole and all(part.keys() >= {"state", "param_groups"} for part in optimizers.values())
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path.with_suffix('.state')} holds no state of this training (optimizers, scaler, best, "
+            "frames): restore the file, or delete the run and train it again"
+        )
+    return state
 
 
 def _tensors(method: Method) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+    """The method's tensors on the CPU, each in memory of its own: safetensors refuses shared memory."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in method.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors
 
 
 def _write(path: Path, content: bytes) -> None:

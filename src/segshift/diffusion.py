@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from segshift import devices
+from segshift import devices, hub
 from segshift.config import DiffusionConfig
 from segshift.runs import InputError, read_json
 
@@ -170,14 +170,15 @@ def _folder(
     configs = [f"{folder}/config.json".removeprefix("./") for folder in weights]
     small = (*configs, *more, "segshift.json")
     try:
-        wanted = [f"{stem}.fp16.safetensors" for stem in stems.values()] if dtype == torch.float16 else []
-        home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted])) if wanted else None
-        if home is None or not all((home / file).exists() for file in wanted):
-            wanted = [f"{stem}.safetensors" for stem in stems.values()]
-            home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted]))
+        with hub.access():
+            for suffix in (".fp16", "") if dtype == torch.float16 else ("",):
+                wanted = [f"{stem}{suffix}.safetensors" for stem in stems.values()]
+                home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted]))
+                if all((home / file).exists() for file in wanted):
+                    break
     except (OSError, HfHubHTTPError, HTTPError, HFValidationError) as error:
         raise InputError(
-            f"cannot download {', '.join((*configs, *wanted, *more))} of {name} (revision {revision or 'main'}) from "
+            f"cannot download {', '.join(wanted)} of {name} (revision {revision or 'main'}) from "
             f"the Hugging Face hub ({_line(error)}): go online once, or point to a local copy with {option} /path"
         ) from error
     return home
@@ -261,4 +262,4 @@ def _defaults(home: Path) -> Defaults:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segshift import metrics, transforms
+from segshift import metrics, models, transforms
 from segshift.config import GateConfig
 from segshift.diffusion import Diffusion
 from segshift.labels import IGNORE, LabelSpace
@@ -243,10 +243,15 @@ class Gate:
     @torch.inference_mode()
     def predict(self, picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """f's train ids [H, W] uint8 on a picture [h, w, 3] uint8, enlarged to the label's `shape` by nearest
-        neighbour. One picture at a time: what it says does not depend on others."""
+        neighbour. One picture at a time: what it says does not depend on others.
+
+        Raises: InputError for logits that are not finite.
+        """
         image = transforms.resize_image(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1), self.size)
         device = next(self.network.parameters()).device
-        classes = self.network.predict(image[None].to(device).float() / 255)[0].argmax(0)
+        logits = self.network.predict(image[None].to(device).float() / 255)
+        models.require_finite(logits)
+        classes = logits[0].argmax(0)
         return cv2.resize(classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
     def look(self, image: np.ndarray, label: np.ndarray) -> Seen:

@@ -76,7 +76,7 @@ def fit(
                         ids = ", ".join(frames_of(step))
                         raise InputError(
                             f"loss '{key}' is {value} in step {step + 1} (frames {ids}): look at these "
-                            "frames, or take a lower lr in a new folder; the last checkpoint is kept"
+                            "frames, or take a lower --lr in a new folder; the last checkpoint is kept"
                         )
                 accelerator.backward(sum(terms.values()))  # divided by the micro-batches there
             _average([p.grad for p in method.networks[player].parameters() if p.grad is not None], accelerator)

@@ -86,7 +86,7 @@ class SelfTraining(Method):
         if not isinstance(segmenter.network, LatentSegmenter):
             raise InputError(
                 f"ICCLD decodes from a latent and the network is a {type(segmenter.network).__name__}: take "
-                "network.name iccld, with any backbone of timm as network.encoder"
+                "--network.name iccld, with any backbone of timm as --network.encoder"
             )
         self.segmenter, self.config, self.things = segmenter, config, tuple(things)
         network = segmenter.network

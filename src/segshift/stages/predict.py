@@ -210,9 +210,10 @@ def _batches(items: Iterable, count: int, skipped: Callable[[], None]) -> Iterat
 @torch.inference_mode()
 def _scores(method: Method, images: Tensor, seeds: list[int], uncertainty: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32 and maps [B, H, W] in [0, 1] by name: the confidence, and
-    what `uncertainty` asks for."""
+    what `uncertainty` asks for. Raises: InputError for logits that are not finite."""
     x = images.float() / 255
     logits, maps = method.predict_with_uncertainty(x, seeds) if uncertainty else (method.predict(x, seeds), {})
+    models.require_finite(logits)
     # Finite: bilinear resizing of -inf gives nan, which argmax takes for the largest.
     logits = logits.float().clamp(min=-1e9)
     return logits, {"confidence": logits.softmax(1).amax(1), **maps}
