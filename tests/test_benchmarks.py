@@ -96,9 +96,9 @@ def test_a_recipes_table_has_a_line_for_every_rule():
 
 
 def test_memory_is_measured_of_the_published_settings():
-    made = memory.trainings(memory.Benchmark(Path("out")), "resnet50", True)
+    made = memory.trainings(memory.Benchmark(Path("/out")), "resnet50", True)
     (step1, home), (full, _) = made["step 1"], made["full"]
-    assert full.from_run == str(home) and step1.source.startswith("gta5:out/town/") and step1.target.startswith("cityscapes:out/town/")
+    assert full.from_run == str(home) and step1.source.startswith("gta5:/out/town/") and step1.target.startswith("cityscapes:/out/town/")
     assert made["source only"][0].target is None
     for config, _ in made.values():
         assert (config.batch_size, config.crop, config.precision) == (2, (512, 512), "bf16") and not config.oracle_validation

@@ -133,11 +133,11 @@ def test_a_run_is_not_continued_on_other_frames(data, tmp_path, monkeypatch, cha
 
 
 def test_what_a_killed_write_left_is_no_checkpoint(data, tmp_path):
-    train(config(data), tmp_path)
+    train(config(data), run := tmp_path / "run")
     for name in (".tmp-x1.state", ".tmp-x2.safetensors"):
-        (tmp_path / "checkpoints" / name).write_bytes(b"half")
-    assert checkpoints.last_step(tmp_path) == 6
-    assert train(config(data), tmp_path) == tmp_path
+        (run / "checkpoints" / name).write_bytes(b"half")
+    assert checkpoints.last_step(run) == 6
+    assert train(config(data), run) == run
 
 
 def test_the_checkpoint_before_is_kept_until_the_new_one_is_whole(data, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_everything_that_is_read_is_known_as_an_input():
         ("train OUT --source cityscapes:/x --network.latent-channels 0", "--network.latent-channels is 0"),
         ("town OUT --height 0", "--height is 0"),
         ("estimate /run --source cityscapes:/x --resamples 0", "--resamples is 0"),
-        ("prior train OUT --steps 0", "--steps is 0"),
+        ("prior train OUT --lr 0", "--lr is 0"),
     ],
 )
 def test_the_command_line_says_the_same_and_leaves_nothing(arguments: str, message: str, tmp_path: Path, capsys):

@@ -255,11 +255,12 @@ def test_settings_that_do_not_fit_are_refused(data: Path, tmp_path: Path, change
 
 
 def test_a_target_of_another_label_space_is_refused(data: Path, tmp_path: Path):
-    (tmp_path / "images").mkdir()
-    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((32, 64, 3), np.uint8))
-    (tmp_path / "dataset.yaml").write_text("images: images/*.png\nclasses: [ground, sky]\n")
+    mine = tmp_path / "mine"
+    (mine / "images").mkdir(parents=True)
+    cv2.imwrite(str(mine / "images" / "a.png"), np.zeros((32, 64, 3), np.uint8))
+    (mine / "dataset.yaml").write_text("images: images/*.png\nclasses: [ground, sky]\n")
     with pytest.raises(InputError, match="expected the same"):
-        train(step1(data, target=f"folder:{tmp_path}"), tmp_path / "run")
+        train(step1(data, target=f"folder:{mine}"), tmp_path / "run")
 
 
 def test_rare_classes_are_drawn_as_often_as_the_formula_says():

@@ -123,7 +123,7 @@ def test_the_users_own_layer_is_compared_by_name():
         (own("of_another_name"), r"cannot be called as of_another_name\(classes=5\) .missing a required argument: 'num_classes"),
         (own("no_network"), "made a int, expected a torch.nn.Module"),
         (own(feature_layer="nowhere"), "no layer 'nowhere' in the network: .* such as encoder"),
-        (own(weights="nowhere.safetensors"), "no weights at nowhere.safetensors"),
+        (own(weights="nowhere.safetensors"), "no weights at .*nowhere.safetensors"),
         (NetworkConfig(name="hf:/no/such/folder"), "cannot read config.json and model.safetensors of '/no/such/folder'"),
         (own("failing"), r"fails when it is built .LookupError: no in .*networks.py, line \d+."),
         (own("leaving"), r"fails when it is built .SystemExit: 0 in .*networks.py, line \d+."),

@@ -46,8 +46,7 @@ def file(tmp_path_factory) -> Path:
     for name, right in (("source_only", 0.5), ("zodi", 0.8)):
         run = training(root / name, day, name)
         shown += [evaluated(run, "night", night, right), evaluated(run, "fog", f"cityscapes:{root}/moved/fog:train", right), run]
-    report(ReportConfig(tuple(map(str, shown))), root)
-    return root / "index.html"
+    return report(ReportConfig(tuple(map(str, shown))), root / "page") / "index.html"
 
 
 @pytest.fixture(scope="module")

@@ -38,11 +38,11 @@ def test_of_nested_settings_that_differ_the_inner_ones_are_told(tmp_path: Path):
         begin(tmp_path, "run", replace(town("a", "c"), seeds=2))
     told = "(--rows.1.name b there, c asked for, --rows.1.train.source cityscapes:/b:train there, cityscapes:/c:train asked for, and 1 more)"
     assert told in str(caught.value)
-    one = Experiment("mine", (), (), {"a": TransferConfig(source="x"), "b": TransferConfig(source="x")})
+    one = Experiment("mine", (), (), {"a": TransferConfig(source="cityscapes:/x"), "b": TransferConfig(source="cityscapes:/x")})
     begin(tmp_path / "more", "run", one)
     with pytest.raises(InputError, match=r"transfers\.b .* there, None asked for"):  # what is gone differs too
         begin(tmp_path / "more", "run", replace(one, transfers={"a": one.transfers["a"]}))
-    with pytest.raises(InputError, match="and 5 more"):
+    with pytest.raises(InputError, match="and 4 more"):
         begin(tmp_path, "run", replace(town("c", "d"), seeds=2, published="x"))
 
 

@@ -261,8 +261,6 @@ def _smp(name: str, encoder: str, pretrained: bool, classes: int) -> nn.Module:
 
 def _latent(config: NetworkConfig, pretrained: bool, classes: int) -> nn.Module:
     encoder = config.encoder.removeprefix("tu-")  # as smp marks timm's
-    if config.latent_channels < 1:
-        raise InputError(f"--network.latent-channels is {config.latent_channels}, expected 1 or more")
     try:
         with hub.access() if pretrained else nullcontext():
             network = LatentSegmenter(

@@ -120,8 +120,14 @@ def _places(name: str) -> list[Path]:
     """Where an input lies, links resolved; of a data set its description too."""
     if not isinstance(name, Data):
         return [Path(name).resolve()]
-    layout, path, _ = frames.split(name)
-    return list(dict.fromkeys(place.resolve() for place in (path, layouts.LAYOUTS[layout](path).root)))
+    try:
+        layout, path, _ = frames.split(name)
+    except InputError:
+        return []  # no data set: told when it is read
+    try:
+        return list(dict.fromkeys(place.resolve() for place in (path, layouts.LAYOUTS[layout](path).root)))
+    except InputError:
+        return [path.resolve()]
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

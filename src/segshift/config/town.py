@@ -54,7 +54,7 @@ class PriorConfig(Settings):
     """Crops per step of the VAE."""
     vae_lr: Rate = 1e-3
     """Peak learning rate of the VAE (AdamW, cosine)."""
-    steps: Steps = 4000
+    steps: Annotated[int, Field(ge=0)] = 4000
     """Optimizer steps of UNet, ControlNet and text encoder."""
     batch: Count = 16
     """Latents per step."""
