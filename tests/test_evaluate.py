@@ -182,8 +182,17 @@ def test_predictions_that_are_no_label_maps_of_the_frame_are_refused(tmp_path: P
 def test_a_truncated_prediction_is_refused(tmp_path: Path):
     data = cityscapes(tmp_path / "data", {"ulm_000000_000019": np.full((4, 4), 7, np.uint8)})
     file = put(tmp_path / "pred", data, 0, np.full((4, 4), 7, np.uint8))
-    file.write_bytes(file.read_bytes()[:30])
-    with pytest.raises(InputError, match="cannot read the prediction"):
+    whole = file.read_bytes()
+    for length in (0, 30, len(whole) - 25):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=f"cannot read {file} .*: delete it and run segshift predict again"):
+            score(data, tmp_path / "pred", tmp_path / "out")
+
+
+def test_a_prediction_in_colours_is_refused(tmp_path: Path):
+    data = cityscapes(tmp_path / "data", {"ulm_000000_000019": np.full((4, 4), 7, np.uint8)})
+    file = put(tmp_path / "pred", data, 0, np.full((4, 4, 3), 7, np.uint8))
+    with pytest.raises(InputError, match=f"the prediction {file} has 3 channels, expected one holding cityscapes ids"):
         score(data, tmp_path / "pred", tmp_path / "out")
 
 
