@@ -1,7 +1,7 @@
 """Frames: what a data set is made of, how they are read, and how those of two data sets are paired.
 
-A data set is named `layout:path[:subset]`, and `load` lists its frames without opening them. The layouts are those
-of segshift.layouts. Everything is matched by frame id; the order of a listing means nothing.
+A data set is named `layout:path[:subset]`, and `load` lists its frames without opening them. The layouts are
+those of segshift.layouts. Everything is matched by frame id; the order of a listing means nothing.
 """
 
 from __future__ import annotations
@@ -61,34 +61,40 @@ class Dataset:
     tree: Layout | None = None
     """Where everything lies under `root`."""
     left_out: tuple[tuple[str, str], ...] = ()
-    """(frame id, reason) of what is no frame: labels without an image, frames of a published list that are not
-    there, and GTA5's frames whose image and label differ in size or have no readable header."""
+    """(frame id, reason) of what is no frame: labels without an image, frames of a published list that are
+    not there, and GTA5's frames whose image and label differ in size or have no readable header."""
 
 
 def load(spec: str) -> Dataset:
     """List the frames of the data set that `layout:path[:subset]` names, without opening them.
 
-    Raises: InputError on an unknown layout or subset, a folder that is missing, empty or unreadable, and an id that
-    occurs twice.
+    Raises: InputError on an unknown layout or subset, a folder that is missing, empty or unreadable, and an
+    id that occurs twice.
     """
     try:
         return _load(spec)
     except OSError as error:
         where = error.filename or spec
-        raise InputError(f"cannot list {where} ({error.strerror}): name a folder that this user can read") from error
+        raise InputError(
+            f"cannot list {where} ({error.strerror}): name a folder that this user can read"
+        ) from error
 
 
 def _load(spec: str) -> Dataset:
     layout, path, subset = split(spec)
     tree = LAYOUTS[layout](path)
     if not tree.root.is_dir():
-        raise InputError(f"no folder {tree.root} for '{spec}': name the folder that the data set was unpacked in")
+        raise InputError(
+            f"no folder {tree.root} for '{spec}': name the folder that the data set was unpacked in"
+        )
     parts = tree.choose(subset)
     if not parts:
         names = ", ".join(part.name for part in tree.parts if part.name)
         there = f"name one of {names}" if names else "it has none"
         more = " without the published split.mat" if layout == "gta5" and not names else ""
-        raise InputError(f"no subset '{subset}' in {path}{more}: {there}; leave the subset out for all frames")
+        raise InputError(
+            f"no subset '{subset}' in {path}{more}: {there}; leave the subset out for all frames"
+        )
     found: list[Frame] = []
     left_out: list[tuple[str, str]] = []
     for part in parts:
@@ -112,11 +118,15 @@ def _load(spec: str) -> Dataset:
         left_out += uneven.items()
     if not found:
         id, why = left_out[0]
-        raise InputError(f"{spec} has no frame that can be used, the first of {len(left_out)} is '{id}': {why}")
+        raise InputError(
+            f"{spec} has no frame that can be used, the first of {len(left_out)} is '{id}': {why}"
+        )
     if left_out:
         id, why = left_out[0]
         _log.warning("%s: %d frames left out, the first is '%s': %s", spec, len(left_out), id, why)
-    return Dataset(spec, layout, tree.root, subset, tuple(found), tree.space, transferred, tree, tuple(left_out))
+    return Dataset(
+        spec, layout, tree.root, subset, tuple(found), tree.space, transferred, tree, tuple(left_out)
+    )
 
 
 def split(spec: str) -> tuple[str, Path, str]:
@@ -166,7 +176,9 @@ def _uneven(found: Iterable[Frame]) -> list[tuple[str, str]]:
             if getattr(error.__cause__, "errno", None) is not None:
                 raise  # a disk that does not answer says nothing about the frame
             return str(error)
-        return None if (h, w) == (label_h, label_w) else f"{frame.image} is {w}x{h}, its label {label_w}x{label_h}"
+        if (h, w) == (label_h, label_w):
+            return None
+        return f"{frame.image} is {w}x{h}, its label {label_w}x{label_h}"
 
     labelled = [frame for frame in found if frame.label]
     with ThreadPoolExecutor(16) as pool:  # thousands of headers, perhaps on a network disk
@@ -196,11 +208,14 @@ def place(dataset: Dataset, frame: Frame, root: Path, what: Literal["image", "la
     else:
         part, stars = part_of(dataset, frame)
         if part.labels is None:
-            raise InputError(f"{dataset.name} does not say where labels lie: give `labels` in its dataset.yaml")
+            raise InputError(
+                f"{dataset.name} does not say where labels lie: give `labels` in its dataset.yaml"
+            )
         inner = PurePath(part.fill(stars, part.labels))
     if not is_below_root(inner):
         raise InputError(
-            f"the {what} of frame '{frame.id}' would lie at {inner}, outside of {root}: move it below {dataset.root}"
+            f"the {what} of frame '{frame.id}' would lie at {inner}, outside of {root}: move it below "
+            f"{dataset.root}"
         )
     return root / (inner.with_suffix(".png") if what == "image" else inner)
 
@@ -215,8 +230,8 @@ def describe(dataset: Dataset, root: Path) -> None:
         record["images"] = str(PurePosixPath(record["images"]).with_suffix(".png"))
         if record.get("labels") and PurePosixPath(record["labels"]) == PurePosixPath(record["images"]):
             raise InputError(
-                f"images and labels of {dataset.name} would both be {record['labels']}, since images are written as "
-                "PNG: move the labels into another folder"
+                f"images and labels of {dataset.name} would both be {record['labels']}, since images are "
+                "written as PNG: move the labels into another folder"
             )
         if "subsets" in record:
             record["subsets"] = {part.name: part.domain for part in dataset.tree.parts}
@@ -236,8 +251,8 @@ def images_of(datasets: Iterable[Dataset]) -> set[Path]:
 def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
     """(frame, transferred frame) of the same id, in the source's order.
 
-    Source frames that are listed in failures.jsonl at the transferred tree's root, or that its manifest says the
-    gate dropped, are left out.
+    Source frames that are listed in failures.jsonl at the transferred tree's root, or that its manifest says
+    the gate dropped, are left out.
     Raises: InputError when any other frame has no counterpart.
     """
     ours, theirs = ({frame.id: frame for frame in d.frames} for d in (source, transferred))
@@ -249,8 +264,9 @@ def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
         if ids:
             first = ", ".join(f"'{id}'" for id in ids[:3])
             raise InputError(
-                f"{source.name} has {len(ours)} frames and {transferred.name} {len(theirs)}, but {len(ids)} of them "
-                f"are not in {where.name} (first {first}): name the subset that was transferred, or transfer it again"
+                f"{source.name} has {len(ours)} frames and {transferred.name} {len(theirs)}, but {len(ids)} "
+                f"of them are not in {where.name} (first {first}): name the subset that was transferred, or "
+                "transfer it again"
             )
     if failed & ours.keys():
         count = len(failed & ours.keys())
@@ -259,7 +275,7 @@ def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
 
 
 def dropped(root: Path) -> set[str]:
-    """Ids of the frames that a transferred tree's manifest lists as dropped by the gate: they have no image."""
+    """Ids of the frames that a transferred tree's manifest lists as dropped by the gate."""
     return {line["id"] for line in runs.read_lines(root / "manifest.jsonl") if was_dropped(line)}
 
 
@@ -274,19 +290,19 @@ def require_labels(dataset: Dataset) -> None:
     if bare:
         expected = place(dataset, bare[0], dataset.root, "label")
         raise InputError(
-            f"no label for frame '{bare[0].id}' ({len(bare)} of {len(dataset.frames)} frames of {dataset.name} have "
-            f"none), expected {expected}: {dataset.tree.cure}"
+            f"no label for frame '{bare[0].id}' ({len(bare)} of {len(dataset.frames)} frames of "
+            f"{dataset.name} have none), expected {expected}: {dataset.tree.cure}"
         )
 
 
 def require_sizes(dataset: Dataset) -> None:
-    """Raises: InputError when an image and its label differ in size, which only those of a transferred tree may."""
+    """Raises: InputError when image and label differ in size, unless the tree is a transferred one."""
     uneven = [] if dataset.transferred else _uneven(dataset.frames)
     if uneven:
         id, why = uneven[0]
         raise InputError(
-            f"image and label of frame '{id}' have not the same size ({why}), one of {len(uneven)} such frames of "
-            f"{dataset.name}: repair or remove them, segshift check lists them all"
+            f"image and label of frame '{id}' have not the same size ({why}), one of {len(uneven)} such "
+            f"frames of {dataset.name}: repair or remove them, segshift check lists them all"
         )
 
 
@@ -294,14 +310,15 @@ MAX_PIXELS = 178_956_970
 """Largest picture that is read. Pillow refuses larger ones by itself."""
 
 _BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError, cv2.error,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+    cv2.error,
 )  # fmt: skip
 """What Pillow and OpenCV raise on files that are missing, truncated, too large or no pictures."""
 
 
 @contextmanager
 def open_picture(path: Path, cure: str = "restore the file, or remove the frame") -> Iterator[Image.Image]:
-    """The picture in a file, for as long as the block runs; only what reads its pixels belongs into the block.
+    """The picture in a file. Only what reads its pixels belongs into the block.
 
     Raises: InputError on a file that cannot be read, for which `cure` says what to do.
     """
@@ -339,33 +356,34 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def one_channel(picture: Image.Image) -> np.ndarray | None:
-    """The values [H, W], uint8 or uint16, of a grey picture or the indices of one with a palette; None for others."""
+    """The values [H, W], uint8 or uint16, of a grey picture, or the indices into a palette; else None."""
     if picture.mode == "I;16":
         return np.asarray(picture).astype(np.uint16, copy=False)
     return np.asarray(picture).astype(np.uint8, copy=False) if picture.mode in ("1", "L", "P") else None
 
 
 def read_label(frame: Frame, space: LabelSpace) -> np.ndarray:
-    """Train ids [H, W] uint8. Raises: InputError on unreadable files and on values outside the label space."""
+    """Train ids [H, W] uint8. Raises: InputError on unreadable files and on values outside `space`."""
     return space.to_train(read_ids(frame, space))
 
 
 def read_ids(frame: Frame, space: LabelSpace) -> np.ndarray:
-    """The data set's own values [H, W], which `space` turns into train ids. Raises: InputError, as `read_label`."""
+    """The data set's own values [H, W], not train ids. Raises: InputError, as `read_label`."""
     ids = _read_ids(frame.label, space)
     unknown = space.unknown(ids, truth=True)
     if unknown:
         raise InputError(
-            f"label {frame.label} holds the values {', '.join(map(str, unknown[:8]))}, which are neither a class nor "
-            f"void of '{space.name}': correct the file, or for your own data name them in dataset.yaml"
+            f"label {frame.label} holds the values {', '.join(map(str, unknown[:8]))}, which are neither a "
+            f"class nor void of '{space.name}': correct the file, or for your own data name them in "
+            "dataset.yaml"
         )
     return ids
 
 
 def write_void(frame: Frame, space: LabelSpace, void: np.ndarray, path: Path) -> None:
-    """Copy a frame's label file to `path` with the pixels `void`, bool [H, W], as void; all others keep their value.
+    """Copy a frame's label file to `path`, with the pixels `void`, bool [H, W], as void.
 
-    The copy has the file's own format; only where that has no value or colour for void, it is grey and holds values.
+    The copy has the file's format. Where that has no value or colour for void, it is grey and holds values.
     Raises: InputError.
     """
     ids, value = read_ids(frame, space), space.ignored_ids[0]
@@ -404,8 +422,8 @@ def _read_ids(path: Path, space: LabelSpace) -> np.ndarray:
 
 
 def _decode(path: Path) -> np.ndarray:
-    """The pixels [H, W, 3 or 4] of a colour picture, blue first, with all of their 16 bits, which Pillow cuts to 8.
-    Raises: InputError."""
+    """The pixels [H, W, 3 or 4] of a colour picture, blue first, with all of their 16 bits, which Pillow cuts
+    to 8. Raises: InputError."""
     with open_picture(path) as picture:
         picture.verify()  # checksums of the whole file: OpenCV reads half of a truncated one without a word
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -415,12 +433,13 @@ def _decode(path: Path) -> np.ndarray:
 
 
 def _from_palette(indices: np.ndarray, palette: list[int], space: LabelSpace) -> np.ndarray:
-    """The indices: they are the ids in the published files. Only where classes have other colours than theirs, as
-    in files saved again with another palette, the ids of the colours."""
+    """The indices, which are the ids in the published files. Where classes have other colours than theirs,
+    as in files saved again with another palette, the ids of the colours."""
     colours = dict(space.file_colours)
     own = {id: colour for colour, id in space.file_colours if id not in space.ignored_ids}
     drawn = {i: tuple(palette[3 * i : 3 * i + 3]) for i in np.unique(indices).tolist()}
-    if all(own.get(i, colour) == colour for i, colour in drawn.items()) or not colours.keys() >= set(drawn.values()):
+    published = all(own.get(i, colour) == colour for i, colour in drawn.items())
+    if published or not colours.keys() >= set(drawn.values()):
         return indices
     table = np.zeros(256, np.uint16)
     table[list(drawn)] = [colours[colour] for colour in drawn.values()]
@@ -430,8 +449,8 @@ def _from_palette(indices: np.ndarray, palette: list[int], space: LabelSpace) ->
 def _from_colours(pixels: np.ndarray, path: Path, space: LabelSpace) -> np.ndarray:
     if not space.file_colours:
         raise InputError(
-            f"label {path} is a colour picture, expected one channel that holds values: give `classes` of its "
-            "dataset.yaml as colours"
+            f"label {path} is a colour picture, expected one channel that holds values: give `classes` of "
+            "its dataset.yaml as colours"
         )
     codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
     known = {(r << 16) + (g << 8) + b: id for (r, g, b), id in space.file_colours}
@@ -441,7 +460,7 @@ def _from_colours(pixels: np.ndarray, path: Path, space: LabelSpace) -> np.ndarr
     if len(strange):
         text = ", ".join(str((int(c) >> 16, int(c) >> 8 & 255, int(c) & 255)) for c in strange[:4])
         raise InputError(
-            f"label {path} holds the colours {text}, which are neither a class nor void of '{space.name}': correct "
-            "the file, or for your own data name them in dataset.yaml"
+            f"label {path} holds the colours {text}, which are neither a class nor void of '{space.name}': "
+            "correct the file, or for your own data name them in dataset.yaml"
         )
     return np.array([known[key] for key in keys.tolist()], np.uint16)[place]

@@ -1,22 +1,22 @@
 """Layouts: where the published data sets, and the user's own, keep their images and labels.
 
-A layout is a list of `Part`s, each a pair of path patterns. What the last `*` of the image pattern stands for is
-the frame's id, and the label of the same id is found with the label pattern: by name, never by position.
+A layout is a list of `Part`s, each a pair of path patterns. What the last `*` of the image pattern stands for
+is the frame's id, and the label of the same id is found with the label pattern: by name, never by position.
 
 The user's own data (`folder:PATH`, or `folder:FILE.yaml`) is described by a `dataset.yaml`:
 
-    root: /data/camvid                      # optional: absolute, or relative to this file; default: its folder
-    images: "{subset}/images/*.jpg"         # relative to root; `images/*` takes every picture: PNG, JPEG, TIFF, ...
+    root: /data/camvid                      # optional: absolute, or relative to this file; default "."
+    images: "{subset}/images/*.jpg"         # below root; with images/* every picture: PNG, JPEG, TIFF, ...
     labels: "{subset}/labels/*.png"         # optional; where no such file exists, frames have no label
-    subsets: {day/train: day, day/val: day, dusk/train: dusk}     # name: domain; or a list of names; or left out
+    subsets: {day/train: day, day/val: day, dusk/train: dusk}     # name: domain, or a list of names, or none
     classes: [sky, building, pole]          # label values 0, 1, 2; or {sky: 10, building: 20}; or, for labels
                                             # drawn in colours, {sky: [128, 128, 128], building: [128, 0, 0]}
     colours: {sky: [128, 128, 128]}         # optional: to draw classes in, where labels hold values
     ignore: [11]                            # label values (or colours) that are no class; default: [255]
-    map: {cityscapes: {sky: sky, pole: pole}}      # optional: train in this space; classes not named are ignored
+    map: {cityscapes: {sky: sky, pole: pole}}  # optional: train in this space; other classes are ignored
 
-With several `*` in a pattern the id is what they stand for, joined by `_`. Names are text, in quotes where YAML would
-read a number or a truth value. Anchors, aliases and tags are refused.
+With several `*` in a pattern the id is what they stand for, joined by `_`. Names are text, in quotes where
+YAML would read a number or a truth value. Anchors, aliases and tags are refused.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Part:
     ids: tuple[str, ...] | None = None
     """The frames that are published, where a list is; None takes every image."""
     join: bool = False
-    """The id joins what all `*` stand for; False: the last alone, which is unique in the published data sets."""
+    """True: the id joins what all `*` stand for. False: it is what the last one stands for."""
 
     def find(self, root: Path, pattern: str) -> dict[tuple[str, ...], Path]:
-        """Files under `root` that match, sorted, by what each `*` stands for, without hidden ones: killed runs
-        and other systems leave those behind.
+        """Files under `root` that match, sorted, by what each `*` stands for, without hidden ones: killed
+        runs and other systems leave those behind.
 
-        Raises: InputError when two pictures differ in nothing but the suffix; OSError when a folder cannot be listed.
+        Raises: InputError when two pictures differ only in the suffix; OSError when a folder is unreadable.
         """
         found: dict[tuple[str, ...], Path] = {}
         for path in _matches(root, PurePosixPath(pattern).parts):
@@ -81,8 +81,8 @@ class Part:
                 continue
             if stars in found:
                 raise InputError(
-                    f"{found[stars]} and {path} are two pictures of one name: remove one, or name a suffix in "
-                    f"`images`, as in {pattern}.png"
+                    f"{found[stars]} and {path} are two pictures of one name: remove one, or name a suffix "
+                    f"in `images`, as in {pattern}.png"
                 )
             found[stars] = path
         return found
@@ -112,14 +112,15 @@ class Part:
 
 
 def _regex(pattern: str) -> str:
-    """A regular expression for `pattern`, with a group for each `*`; without suffix it matches any picture's."""
+    """A regular expression for `pattern`, with a group for each `*`. Any of SUFFIXES is added to a pattern
+    that has none."""
     regex = "([^/]*)".join(map(re.escape, pattern.split("*")))
     return regex if PurePosixPath(pattern).suffix else rf"{regex}\.(?i:{'|'.join(SUFFIXES)})"
 
 
 def _matches(folder: Path, steps: Sequence[str]) -> Iterator[Path]:
-    """Paths below `folder` that match a pattern's steps, sorted. Raises: OSError when a folder cannot be listed,
-    where glob leaves it out."""
+    """Paths below `folder` that match a pattern's steps, sorted. Raises: OSError when a folder cannot be
+    listed, where glob leaves it out."""
     step, *rest = steps
     if rest and "*" not in step:
         yield from _matches(folder / step, rest)
@@ -137,7 +138,7 @@ def _matches(folder: Path, steps: Sequence[str]) -> Iterator[Path]:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters and bytes that are not UTF-8 written as escapes, such as \\x1b and \\udcff."""
+    """`text` with escapes (such as \\x1b) for control characters and for bytes that are not UTF-8."""
     return _ODD.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -178,7 +179,8 @@ class Layout:
 def cityscapes(path: Path) -> Layout:
     """leftImg8bit and gtFine, as unpacked; labels are the `labelIds` files."""
     parts = tuple(
-        Part(s, "clear", f"leftImg8bit/{s}/*/*_leftImg8bit.png", f"gtFine/{s}/*/*_gtFine_labelIds.png") for s in SPLITS
+        Part(s, "clear", f"leftImg8bit/{s}/*/*_leftImg8bit.png", f"gtFine/{s}/*/*_gtFine_labelIds.png")
+        for s in SPLITS
     )
     return Layout(path, parts, CITYSCAPES, f"unpack gtFine_trainvaltest.zip in {path}")
 
@@ -194,15 +196,21 @@ def acdc(path: Path) -> Layout:
 
 
 _BROKEN_MAT = (
-    OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, NotImplementedError, MatReadError, zlib.error,
+    OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, NotImplementedError, MatReadError,
+    zlib.error,
 )  # fmt: skip
 """What scipy raises on files that are missing, truncated or no lists."""
 
 
 def gta5(path: Path) -> Layout:
-    """images and labels, as unpacked. Subsets need the published split.mat. Raises: InputError when it is broken."""
+    """images and labels, as unpacked. Subsets need the published split.mat.
+
+    Raises: InputError when split.mat is broken.
+    """
     whole = Part("", "game", "images/*.png", "labels/*.png")
-    subsets = tuple(replace(whole, name=name, ids=ids) for name, ids in _gta5_lists(path / "split.mat").items())
+    subsets = tuple(
+        replace(whole, name=name, ids=ids) for name, ids in _gta5_lists(path / "split.mat").items()
+    )
     return Layout(path, (whole, *subsets), CITYSCAPES, f"unpack 01_labels.zip to 10_labels.zip in {path}")
 
 
@@ -257,16 +265,18 @@ _Pattern = Annotated[_Text, AfterValidator(_pattern)]
 
 
 class Description(BaseModel, extra="forbid", strict=True):
-    """A dataset.yaml, in the form that the heading of this module shows. Each field says what is expected of it."""
+    """A dataset.yaml, as the heading of this module shows it. A field's description says what it expects."""
 
     root: _Text = Field(".", description="a path")
-    images: _Pattern = Field(description="a pattern below root such as images/*.png, or images/* for any picture")
+    images: _Pattern = Field(
+        description="a pattern below root such as images/*.png, or images/* for any picture"
+    )
     labels: _Pattern | None = Field(None, description="a pattern of PNGs below root such as labels/*.png")
     subsets: (
         Annotated[list[_Subset], Field(min_length=1)] | Annotated[dict[_Subset, _Text], Field(min_length=1)]
     ) = Field([], description="a list of paths below root without *, or such paths with their domain")
     classes: list[_Text] | dict[_Text, _Value | _Drawn] = Field(
-        description="a list of names, or names with label values from 0 to 65535 or colours such as [0, 128, 255]"
+        description="a list of names, or names with values (0 to 65535) or colours such as [0, 128, 255]"
     )
     colours: dict[_Text, _Drawn] = Field({}, description="classes with colours such as [0, 128, 255]")
     ignore: list[_Value | _Drawn] = Field(
@@ -279,7 +289,9 @@ class Description(BaseModel, extra="forbid", strict=True):
     @property
     def meanings(self) -> dict[str, int | list[int]]:
         """The label value, or the colour, of each class."""
-        return self.classes if isinstance(self.classes, dict) else {name: i for i, name in enumerate(self.classes)}
+        if isinstance(self.classes, dict):
+            return self.classes
+        return {name: i for i, name in enumerate(self.classes)}
 
     @model_validator(mode="after")
     def _agree(self) -> Description:
@@ -290,18 +302,26 @@ class Description(BaseModel, extra="forbid", strict=True):
             name, count = max(Counter(list(names)).items(), key=itemgetter(1), default=("", 0))
             if count > 1:
                 raise ValueError(f"`{field}` names {_short(name)} twice, expected it once")
-        if self.labels and (self.labels.count("*") != self.images.count("*") or not self.labels.endswith(".png")):
-            raise ValueError(f"`labels` is {self.labels}, expected a pattern of PNGs with as many * as {self.images}")
+        if self.labels and (
+            self.labels.count("*") != self.images.count("*") or not self.labels.endswith(".png")
+        ):
+            raise ValueError(
+                f"`labels` is {self.labels}, expected a pattern of PNGs with as many * as {self.images}"
+            )
         if ("{subset}" in self.images) != bool(self.subsets):
             raise ValueError("`subsets` and a {subset} in `images` go together, expected both or none")
         kinds = {type(value) for value in self.meanings.values()}
         if len(kinds) > 1 or (list in map(type, self.ignore) and list not in kinds):
-            raise ValueError("some classes are colours and some are values, expected the same for all and `ignore`")
+            raise ValueError(
+                "some classes are colours and some are values, expected the same for all and `ignore`"
+            )
         void = self.ignore if int in map(type, self.ignore) else [*self.ignore, IGNORE]
         values = range(len(self.classes)) if list in kinds else []  # of classes that are drawn
-        _, count = max(Counter(map(str, [*self.meanings.values(), *void, *values])).items(), key=itemgetter(1))
-        if count > 1:
-            raise ValueError("a label value or colour has two meanings, expected one of each in `classes` and `ignore`")
+        meanings = Counter(map(str, [*self.meanings.values(), *void, *values]))
+        if max(meanings.values()) > 1:
+            raise ValueError(
+                "a label value or colour has two meanings, expected one of each in `classes` and `ignore`"
+            )
         theirs = {name for pairs in self.map.values() for name in pairs.values()} - set(CITYSCAPES.names)
         ours = {name for pairs in self.map.values() for name in pairs} - set(self.meanings)
         for field, strange in (("colours", self.colours.keys() - set(self.meanings)), ("map", ours | theirs)):
@@ -325,7 +345,9 @@ class _Loader(yaml.SafeLoader):
         keys = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
             keys.add((key.tag, str(key.value)))
         return node
 
@@ -337,7 +359,9 @@ def folder(path: Path) -> Layout:
     fields, needed = Description.model_fields, {"images", "classes"}
     if not isinstance(record, dict) or not needed <= set(record) <= fields.keys():
         got = ", ".join(list(map(_short, record))[:8]) if isinstance(record, dict) and record else "no fields"
-        raise InputError(f"{file} has {got}: expected images, classes and none but {', '.join(sorted(fields))}")
+        raise InputError(
+            f"{file} has {got}: expected images, classes and none but {', '.join(sorted(fields))}"
+        )
     try:
         description = Description.model_validate(record)
     except ValidationError as error:
@@ -346,7 +370,9 @@ def folder(path: Path) -> Layout:
         root = file.parent / path_of(description.root)
     except InputError as error:
         raise InputError(f"{file} describes no data set: {error}") from error
-    return Layout(root, _parts(description, root), _space(file, description), f"correct `labels` in {file}", record)
+    return Layout(
+        root, _parts(description, root), _space(file, description), f"correct `labels` in {file}", record
+    )
 
 
 def _read_yaml(file: Path) -> Any:
@@ -367,17 +393,21 @@ def _read_yaml(file: Path) -> Any:
         problem = printable(error.problem or error.context or "no YAML")
         raise InputError(f"cannot read {file}: {problem}{line}: correct it") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: such as a date that does not exist
-        raise InputError(f"cannot read {file}: {printable(' '.join(str(error).split()))}: correct it") from error
+        raise InputError(
+            f"cannot read {file}: {printable(' '.join(str(error).split()))}: correct it"
+        ) from error
 
 
 def _wrong(error: ValidationError) -> str:
     """What a field of a `Description` holds and what is expected, or what does not agree."""
-    first = max(error.errors(), key=lambda one: len(one["loc"]))  # unions give an error for every kind: the closest
+    # A union gives an error for each of its kinds: the one that got farthest is of the kind that was meant.
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     if not first["loc"]:
         return str(first["ctx"]["error"])
     field = first["loc"][0]
     quotes = " (a name needs quotes)" if first["type"] == "string_type" else ""
-    return f"`{field}` holds {reprlib.repr(first['input'])}, expected {Description.model_fields[field].description}{quotes}"
+    expected = Description.model_fields[field].description
+    return f"`{field}` holds {reprlib.repr(first['input'])}, expected {expected}{quotes}"
 
 
 def _short(value: Any) -> str:
@@ -409,9 +439,13 @@ def _space(file: Path, description: Description) -> LabelSpace:
     colours |= {name: _colour(value) for name, value in description.colours.items()}
     file_colours = (*zip(drawn.values(), values, strict=False), *((colour, ignored[0]) for colour in void))
     own = LabelSpace(
-        file.resolve().parent.name, tuple(meanings), tuple(colours[name] for name in meanings), values, ignored,
+        file.resolve().parent.name,
+        tuple(meanings),
+        tuple(colours[name] for name in meanings),
+        values,
+        ignored,
         file_colours=file_colours,
-    )  # fmt: skip
+    )
     return _onto_cityscapes(own, description.map["cityscapes"]) if description.map else own
 
 
@@ -426,7 +460,7 @@ def _shade(index: int, count: int) -> Colour:
 
 
 def _onto_cityscapes(own: LabelSpace, pairs: dict[str, str]) -> LabelSpace:
-    """Label files of `own`, read as classes of Cityscapes; own classes that are not in `pairs` become void."""
+    """Label files of `own`, read as classes of Cityscapes. Classes that are not in `pairs` become void."""
     values = dict(zip(own.names, own.ids, strict=True))
     ids: dict[int, list[int]] = {}  # own values by train id
     for ours, theirs in pairs.items():

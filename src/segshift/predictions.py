@@ -1,9 +1,10 @@
 """Prediction PNGs: what they hold.
 
-A folder of predictions mirrors the data set (`frames.place`): the prediction of an image lies at the image's path
-relative to the data set's root, as PNG. So cityscapesScripts (pattern `ulm_000000_000019*.png`) and the benchmark
-servers find `leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png`, and a folder predicted for a whole data set
-also serves its subsets. Values are the data set's official ids, at the label's size, as its label files hold them.
+A folder of predictions mirrors the data set (`frames.place`): the prediction of an image lies at the image's
+path relative to the data set's root, as PNG. So cityscapesScripts (pattern `ulm_000000_000019*.png`) and the
+benchmark servers find `leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png`, and a folder predicted for a
+whole data set also serves its subsets. Values are the data set's official ids, at the label's size, as its
+label files hold them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def read_plain(file: Path) -> np.ndarray | None:
 
 
 def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
-    """Write train ids [H, W] uint8 in the official ids, atomically. Raises: InputError when it cannot be written."""
+    """Write train ids [H, W] uint8 in the official ids, atomically. Raises: InputError."""
     # Unfiltered rows: for flat areas of ids the files are smaller and decode twice as fast.
     settings = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 4]
     done, data = cv2.imencode(".png", space.to_file(train_ids), settings)
@@ -69,8 +70,8 @@ def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
 
 
 def how(model: dict[str, Any] | None) -> str:
-    """What model.json beside predictions says of them: the rule that selected the checkpoint, how it was sampled, and
-    input size, window and seed where those were chosen."""
+    """What model.json beside predictions says of them: the rule that selected the checkpoint, how it was
+    sampled, and input size, window and seed where those were chosen."""
     if model is None:
         return "selection of the checkpoint unknown"
     return ", ".join(filter(None, (model["selection"], details(model))))

@@ -55,13 +55,13 @@ class Report:
 
 
 def check(config: CheckConfig, out: Path | None = None) -> Report:
-    """Read every file of a data set in parallel and print a table. With `out`, write OUT/check.json, OUT/classes.jsonl
-    (pixels per frame and class, for rare-class sampling) and OUT/failures.jsonl.
+    """Read every file of a data set in parallel and print a table. With `out`, write OUT/check.json,
+    OUT/classes.jsonl (pixels per frame and class, for rare-class sampling) and OUT/failures.jsonl.
 
-    Faults are: images without label where others of the same subset have one, labels without image, unreadable and
-    truncated files, labels of another size than their image (not in transferred trees), values outside the label
-    space, names that other stages cannot write, and missing frames of a published list. A subset without any label,
-    such as a test set, is no fault.
+    Faults are: images without label where others of the same subset have one, labels without image,
+    unreadable and truncated files, labels of another size than their image (not in transferred trees), values
+    outside the label space, names that other stages cannot write, and missing frames of a published list. A
+    subset without any label, such as a test set, is no fault.
 
     A script that calls this with more than one process needs `if __name__ == "__main__":` around the call.
 
@@ -94,7 +94,8 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
         domains=dict(Counter(frame.domain for frame in dataset.frames)),
         sizes=dict(sizes.most_common()),
         classes=tuple(
-            ClassCount(name, int(pixels[i]), int(occurrences[i])) for i, name in enumerate(dataset.space.names)
+            ClassCount(name, int(pixels[i]), int(occurrences[i]))
+            for i, name in enumerate(dataset.space.names)
         ),
         void_pixels=int(pixels[IGNORE]),
         failures=tuple({"id": id, "error": error} for id, error in faults),
@@ -108,14 +109,16 @@ def check(config: CheckConfig, out: Path | None = None) -> Report:
 
 
 def _without_label(dataset: Dataset) -> tuple[list[tuple[str, str]], int]:
-    """(id, reason) of frames that have no label although others of their subset have one, and the number of frames in
-    subsets without any."""
+    """(id, reason) of frames that have no label although others of their subset have one, and the number of
+    frames in subsets without any."""
     parts = defaultdict(list)
     for frame in dataset.frames:
         parts[frames.part_of(dataset, frame)[0].name].append(frame)
     labelled = [part for part in parts.values() if any(frame.label for frame in part)]
     bare = [frame for part in labelled for frame in part if not frame.label]
-    reasons = [(frame.id, f"no label {frames.place(dataset, frame, dataset.root, 'label')}") for frame in bare]
+    reasons = [
+        (frame.id, f"no label {frames.place(dataset, frame, dataset.root, 'label')}") for frame in bare
+    ]
     return reasons, len(dataset.frames) - sum(map(len, labelled))
 
 
@@ -130,8 +133,10 @@ def _walk(dataset: Dataset, workers: int) -> Iterator[tuple[str | None, np.ndarr
         yield from pool.map(inspect, dataset.frames, chunksize=_CHUNK)
 
 
-def _inspect(frame: Frame, space: LabelSpace, transferred: bool) -> tuple[str | None, np.ndarray | None, list[str]]:
-    """Image size, pixels per train id (int64 [256]) and faults. Size and pixels are None where they cannot be read."""
+def _inspect(
+    frame: Frame, space: LabelSpace, transferred: bool
+) -> tuple[str | None, np.ndarray | None, list[str]]:
+    """Image size, pixels per train id (int64 [256]) and faults. What cannot be read is None."""
     size, counts, errors = None, None, []
     try:
         height, width = frames.read_image(frame.image).shape[:2]
@@ -163,7 +168,9 @@ def _print(report: Report) -> None:
             table.add_row(escape(c.name), share, str(c.frames), style="" if c.frames else "dim")
         console.print(table)
     for what, counts in (("domain", report.domains), ("image size", report.sizes)):
-        console.print(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False)
+        console.print(
+            f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False
+        )
     broken = report.frames - report.unlabelled - report.labelled
     counts = [f"{report.frames} frames", f"{broken} without a readable label" if broken else ""]
     if report.unlabelled == report.frames:
