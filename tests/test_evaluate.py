@@ -54,13 +54,17 @@ def score(data: frames.Dataset, folder: Path, out: Path, **options) -> dict:
 def test_equal_to_cityscapesscripts_with_absent_classes_and_void(tmp_path: Path):
     official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     rng = np.random.default_rng(0)
-    # Truth: void ids among the classes, 'train' (31) nowhere. Prediction: void on labelled pixels, class ids on void,
-    # 'bus' (28) predicted on void only.
-    truth = {f"ulm_00000{i}_000019": rng.choice([*IDS[IDS < 28], 32, 33, 0, 3, 9, 29], (24, 40)) for i in range(3)}
+    # Truth: void ids among the classes, 'train' (31) nowhere. Prediction: void on labelled pixels, classes on
+    # void, 'bus' (28) predicted on void only.
+    truth = {
+        f"ulm_00000{i}_000019": rng.choice([*IDS[IDS < 28], 32, 33, 0, 3, 9, 29], (24, 40)) for i in range(3)
+    }
     truth = {name: label.astype(np.uint8) for name, label in truth.items()}
     data = cityscapes(tmp_path / "data", truth)
     for i, label in enumerate(truth.values()):
-        ids = np.where(rng.random(label.shape) < 0.6, label, rng.choice([*IDS[IDS < 28], 32, 33, 4, 30], label.shape))
+        ids = np.where(
+            rng.random(label.shape) < 0.6, label, rng.choice([*IDS[IDS < 28], 32, 33, 4, 30], label.shape)
+        )
         ids[label == 9] = 28
         put(tmp_path / "pred", data, i, ids.astype(np.uint8))
 
@@ -74,7 +78,9 @@ def test_equal_to_cityscapesscripts_with_absent_classes_and_void(tmp_path: Path)
     assert ours["iou"]["train"] is None and ours["iou"]["bus"] is None
     assert sum(value is None for value in ours["iou"].values()) == 2
     for name, value in ours["iou"].items():
-        np.testing.assert_allclose(np.nan if value is None else value, theirs["classScores"][name], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            np.nan if value is None else value, theirs["classScores"][name], rtol=0, atol=1e-12
+        )
     assert abs(ours["miou"] - theirs["averageScoreClasses"]) <= 1e-12
     matrix = np.array(theirs["confMatrix"])
     np.testing.assert_array_equal(np.array(ours["confusion"])[:, :19], matrix[np.ix_(IDS, IDS)])
@@ -155,7 +161,9 @@ def test_a_result_is_never_older_than_its_pngs(tmp_path: Path):
 
 
 def test_missing_predictions_are_refused_with_their_path(tmp_path: Path):
-    data = cityscapes(tmp_path / "data", {f"ulm_00000{i}_000019": np.full((4, 4), 7, np.uint8) for i in range(2)})
+    data = cityscapes(
+        tmp_path / "data", {f"ulm_00000{i}_000019": np.full((4, 4), 7, np.uint8) for i in range(2)}
+    )
     with pytest.raises(InputError, match=r"no folder of predictions .*run segshift predict"):
         score(data, tmp_path / "nowhere", tmp_path / "out")
     put(tmp_path / "pred", data, 0, np.full((4, 4), 7, np.uint8))
@@ -172,7 +180,9 @@ def test_missing_predictions_are_refused_with_their_path(tmp_path: Path):
         (np.full((4, 4), 200, np.uint8), r"holds \[200\].*official ids"),
     ],
 )
-def test_predictions_that_are_no_label_maps_of_the_frame_are_refused(tmp_path: Path, ids: np.ndarray, message: str):
+def test_predictions_that_are_no_label_maps_of_the_frame_are_refused(
+    tmp_path: Path, ids: np.ndarray, message: str
+):
     data = cityscapes(tmp_path / "data", {"ulm_000000_000019": np.full((4, 4), 7, np.uint8)})
     put(tmp_path / "pred", data, 0, ids)
     with pytest.raises(InputError, match=message):
@@ -182,8 +192,21 @@ def test_predictions_that_are_no_label_maps_of_the_frame_are_refused(tmp_path: P
 def test_a_truncated_prediction_is_refused(tmp_path: Path):
     data = cityscapes(tmp_path / "data", {"ulm_000000_000019": np.full((4, 4), 7, np.uint8)})
     file = put(tmp_path / "pred", data, 0, np.full((4, 4), 7, np.uint8))
-    file.write_bytes(file.read_bytes()[:30])
-    with pytest.raises(InputError, match="cannot read the prediction"):
+    whole = file.read_bytes()
+    for length in (0, 30, len(whole) - 25):
+        file.write_bytes(whole[:length])
+        with pytest.raises(
+            InputError, match=f"cannot read {file} .*: delete it and run segshift predict again"
+        ):
+            score(data, tmp_path / "pred", tmp_path / "out")
+
+
+def test_a_prediction_in_colours_is_refused(tmp_path: Path):
+    data = cityscapes(tmp_path / "data", {"ulm_000000_000019": np.full((4, 4), 7, np.uint8)})
+    file = put(tmp_path / "pred", data, 0, np.full((4, 4, 3), 7, np.uint8))
+    with pytest.raises(
+        InputError, match=f"the prediction {file} has 3 channels, expected one holding cityscapes ids"
+    ):
         score(data, tmp_path / "pred", tmp_path / "out")
 
 

@@ -37,7 +37,10 @@ def test_8_bit_pictures_give_what_wider_ones_give(space):
     ids = np.arange(256, dtype=np.uint8).repeat(6).reshape(32, 48)
     for picture in (ids, ids[:, ::2], ids.T, ids[0], ids[:0]):  # OpenCV reads some of these from a copy
         wide = picture.astype(np.int64)
-        for found, expected in ((space.to_train(picture), space.to_train(wide)), (space.to_file(picture), space.to_file(wide))):
+        for found, expected in (
+            (space.to_train(picture), space.to_train(wide)),
+            (space.to_file(picture), space.to_file(wide)),
+        ):
             assert found.dtype == expected.dtype == np.uint8 and found.shape == picture.shape
             assert np.array_equal(found, expected)
         for truth in (False, True):
@@ -46,11 +49,15 @@ def test_8_bit_pictures_give_what_wider_ones_give(space):
 
 def test_cityscapes_is_that_of_cityscapesscripts():
     official = pytest.importorskip("cityscapesscripts.helpers.labels").labels
-    classes = sorted((label for label in official if 0 <= label.trainId < 255), key=lambda label: label.trainId)
+    classes = sorted(
+        (label for label in official if 0 <= label.trainId < 255), key=lambda label: label.trainId
+    )
     assert CITYSCAPES.names == tuple(label.name for label in classes)
     assert CITYSCAPES.ids == tuple(label.id for label in classes)
     assert CITYSCAPES.colours == tuple(label.color for label in classes)
-    colour_of = {label.id: label.color for label in official} | {4: (20, 20, 20)}  # static of the first edition
+    colour_of = {label.id: label.color for label in official} | {
+        4: (20, 20, 20)
+    }  # static of the first edition
     assert all(colour_of[id] == colour for colour, id in CITYSCAPES.file_colours)
     assert {label.color for label in official} <= {colour for colour, _ in CITYSCAPES.file_colours}
 
@@ -58,7 +65,8 @@ def test_cityscapes_is_that_of_cityscapesscripts():
 def test_synthia_is_that_of_its_readme():
     readme = (
         "void", "sky", "building", "road", "sidewalk", "fence", "vegetation", "pole", "car", "traffic sign",
-        "pedestrian", "bicycle", "motorcycle", "parking-slot", "road-work", "traffic light", "terrain", "rider",
+        "pedestrian", "bicycle", "motorcycle", "parking-slot", "road-work", "traffic light", "terrain",
+        "rider",
         "truck", "bus", "train", "wall", "lanemarking",
     )  # fmt: skip
     named = {id: readme[id].replace("pedestrian", "person") for id in SYNTHIA.ids}

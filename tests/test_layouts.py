@@ -27,7 +27,9 @@ def test_a_published_tree_is_read_as_it_is_unpacked(layout: str, tmp_path: Path)
 
 def test_acdc_subsets_are_conditions_splits_and_both_and_leave_out_reference_frames(tmp_path: Path):
     for condition, split in (("night", "train"), ("night", "val"), ("fog", "val"), ("rain", "test")):
-        trees.acdc(tmp_path, [f"G{condition}{split}_1"], condition=condition, split=split, labelled=split != "test")
+        trees.acdc(
+            tmp_path, [f"G{condition}{split}_1"], condition=condition, split=split, labelled=split != "test"
+        )
     reference = tmp_path / "rgb_anon/night/val_ref/Gnightval/Gnightval_1_rgb_ref_anon.png"
     trees.save(reference, trees.picture("r"))
 

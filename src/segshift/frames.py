@@ -1,12 +1,13 @@
 """Frames: what a data set is made of, how they are read, and how those of two data sets are paired.
 
-A data set is named `layout:path[:subset]`, and `load` lists its frames without opening them. The layouts are those
-of segshift.layouts. Everything is matched by frame id; the order of a listing means nothing.
+A data set is named `layout:path[:subset]`, and `load` lists its frames without opening them. The layouts are
+those of segshift.layouts. Everything is matched by frame id; the order of a listing means nothing.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import struct
 import zlib
@@ -15,17 +16,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 import cv2
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from segshift import runs
 from segshift.labels import LabelSpace
-from segshift.layouts import LAYOUTS, Layout, Part
+from segshift.layouts import LAYOUTS, Layout, Part, is_below_root, path_of, printable
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)
@@ -60,66 +61,91 @@ class Dataset:
     tree: Layout | None = None
     """Where everything lies under `root`."""
     left_out: tuple[tuple[str, str], ...] = ()
-    """(frame id, reason) of what is no frame: labels without an image, frames of a published list that are not
-    there, and GTA5's frames whose image and label differ in size or have no readable header."""
+    """(frame id, reason) of what is no frame: labels without an image, frames of a published list that are
+    not there, and GTA5's frames whose image and label differ in size or have no readable header."""
 
 
 def load(spec: str) -> Dataset:
     """List the frames of the data set that `layout:path[:subset]` names, without opening them.
 
-    Raises: InputError on an unknown layout or subset, a missing or empty folder, and an id that occurs twice.
+    Raises: InputError on an unknown layout or subset, a folder that is missing, empty or unreadable, and an
+    id that occurs twice.
     """
+    try:
+        return _load(spec)
+    except OSError as error:
+        where = error.filename or spec
+        raise InputError(
+            f"cannot list {where} ({error.strerror}): name a folder that this user can read"
+        ) from error
+
+
+def _load(spec: str) -> Dataset:
     layout, path, subset = split(spec)
     tree = LAYOUTS[layout](path)
     if not tree.root.is_dir():
-        raise InputError(f"no folder {tree.root} for '{spec}': name the folder that the data set was unpacked in")
+        raise InputError(
+            f"no folder {tree.root} for '{spec}': name the folder that the data set was unpacked in"
+        )
     parts = tree.choose(subset)
     if not parts:
         names = ", ".join(part.name for part in tree.parts if part.name)
         there = f"name one of {names}" if names else "it has none"
         more = " without the published split.mat" if layout == "gta5" and not names else ""
-        raise InputError(f"no subset '{subset}' in {path}{more}: {there}; leave the subset out for all frames")
+        raise InputError(
+            f"no subset '{subset}' in {path}{more}: {there}; leave the subset out for all frames"
+        )
     found: list[Frame] = []
     left_out: list[tuple[str, str]] = []
     for part in parts:
         inside, without = _list(tree.root, part)
         found += inside
         left_out += without
-    if not found:
-        there = ", ".join(sorted(p.name for p in tree.root.iterdir())[:8]) or "nothing"
+    if not found and not left_out:
+        there = ", ".join(sorted(printable(p.name) for p in tree.root.iterdir())[:8]) or "nothing"
         raise InputError(
-            f"no image {' or '.join(part.images for part in parts[:3])} in {tree.root}, where there is {there}: "
-            f"name the folder that the {layout} data set was unpacked in"
+            f"no image {' or '.join(part.images for part in parts[:3])} in {tree.root}, where there is "
+            f"{there[:100]}: name the folder that the {layout} data set was unpacked in"
         )
     twice = [id for id, count in Counter(frame.id for frame in found).items() if count > 1]
     if twice:
-        paths = " and ".join(str(frame.image) for frame in found if frame.id == twice[0])
+        paths = " and ".join([str(frame.image) for frame in found if frame.id == twice[0]][:2])
         raise InputError(f"frame id '{twice[0]}' belongs to {paths}: rename one of them, or name one subset")
     transferred = (tree.root / "manifest.jsonl").exists()
     if layout == "gta5" and not transferred:
         uneven = dict(_uneven(found))
         found = [frame for frame in found if frame.id not in uneven]
         left_out += uneven.items()
+    if not found:
+        id, why = left_out[0]
+        raise InputError(
+            f"{spec} has no frame that can be used, the first of {len(left_out)} is '{id}': {why}"
+        )
     if left_out:
         id, why = left_out[0]
         _log.warning("%s: %d frames left out, the first is '%s': %s", spec, len(left_out), id, why)
-    return Dataset(spec, layout, tree.root, subset, tuple(found), tree.space, transferred, tree, tuple(left_out))
+    return Dataset(
+        spec, layout, tree.root, subset, tuple(found), tree.space, transferred, tree, tuple(left_out)
+    )
 
 
 def split(spec: str) -> tuple[str, Path, str]:
-    """Layout, folder and subset of layout:path[:subset]. Raises: InputError for an unknown layout."""
-    layout, _, rest = spec.partition(":")
+    """Layout, folder and subset of layout:path[:subset]. Raises: InputError for anything else."""
+    layout, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if layout not in LAYOUTS or not rest:
-        raise InputError(f"'{spec}' names no data set: write layout:path[:subset], layout one of {', '.join(LAYOUTS)}")
-    path = Path(rest).expanduser()
-    if path.exists() or ":" not in rest:  # a path may hold a colon itself
+        shown = printable(str(spec))
+        raise InputError(
+            f"'{shown}' names no data set: write layout:path[:subset], layout one of {', '.join(LAYOUTS)}"
+        )
+    path = path_of(rest)
+    if ":" not in rest or os.path.exists(path):  # a path may hold a colon itself
         return layout, path, ""
     rest, _, subset = rest.rpartition(":")
-    return layout, Path(rest).expanduser(), subset
+    return layout, path_of(rest), subset
 
 
 def _list(root: Path, part: Part) -> tuple[list[Frame], list[tuple[str, str]]]:
-    """Frames of a part, and (id, reason) of what has no image."""
+    """Frames of a part, and (id, reason) of what has no image or no name that stages can write."""
     images = part.find(root, part.images)
     labels = part.find(root, part.labels) if part.labels else {}
     if part.ids is not None:
@@ -129,8 +155,15 @@ def _list(root: Path, part: Part) -> tuple[list[Frame], list[tuple[str, str]]]:
         bare = sorted(listed - images.keys())
     else:
         bare = sorted(labels.keys() - images.keys())
-    found = [Frame(part.id(stars), part.domain, path, labels.get(stars)) for stars, path in images.items()]
-    return found, [(part.id(stars), f"no image {root / part.fill(stars, part.images)}") for stars in bare]
+    reasons = {stars: part.unusable(stars) for stars in images}
+    found = [
+        Frame(part.id(stars), part.domain, path, labels.get(stars))
+        for stars, path in images.items()
+        if not reasons[stars]
+    ]
+    left_out = [(stars, why) for stars, why in reasons.items() if why]
+    left_out += [(stars, printable(f"no image {root / part.fill(stars, part.images)}")) for stars in bare]
+    return found, [(printable(part.id(stars)), why) for stars, why in left_out]
 
 
 def _uneven(found: Iterable[Frame]) -> list[tuple[str, str]]:
@@ -143,11 +176,20 @@ def _uneven(found: Iterable[Frame]) -> list[tuple[str, str]]:
             if getattr(error.__cause__, "errno", None) is not None:
                 raise  # a disk that does not answer says nothing about the frame
             return str(error)
-        return None if (h, w) == (label_h, label_w) else f"{frame.image} is {w}x{h}, its label {label_w}x{label_h}"
+        if (h, w) == (label_h, label_w):
+            return None
+        return f"{frame.image} is {w}x{h}, its label {label_w}x{label_h}"
 
     labelled = [frame for frame in found if frame.label]
     with ThreadPoolExecutor(16) as pool:  # thousands of headers, perhaps on a network disk
         return [(f.id, why) for f, why in zip(labelled, pool.map(compare, labelled), strict=True) if why]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Repeats a list that occurs twice: `load` takes no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def part_of(dataset: Dataset, frame: Frame) -> tuple[Part, tuple[str, ...]]:
@@ -157,39 +199,60 @@ def part_of(dataset: Dataset, frame: Frame) -> tuple[Part, tuple[str, ...]]:
 
 
 def place(dataset: Dataset, frame: Frame, root: Path, what: Literal["image", "label"] = "image") -> Path:
-    """Where a frame's image (as PNG) or label lies in a tree of the same layout under another root."""
+    """Where a frame's image (as PNG) or label lies in a tree of the same layout under another root.
+
+    Raises: InputError when that is outside `root`, and for a label when the data set names no place for it.
+    """
     if what == "image":
-        return root / frame.image.relative_to(dataset.root).with_suffix(".png")
-    part, stars = part_of(dataset, frame)
-    if part.labels is None:
-        raise InputError(f"{dataset.name} says nowhere where labels lie: give `labels` in its dataset.yaml")
-    return root / part.fill(stars, part.labels)
+        inner = PurePath(os.path.relpath(frame.image, dataset.root))
+    else:
+        part, stars = part_of(dataset, frame)
+        if part.labels is None:
+            raise InputError(
+                f"{dataset.name} does not say where labels lie: give `labels` in its dataset.yaml"
+            )
+        inner = PurePath(part.fill(stars, part.labels))
+    if not is_below_root(inner):
+        raise InputError(
+            f"the {what} of frame '{frame.id}' would lie at {inner}, outside of {root}: move it below "
+            f"{dataset.root}"
+        )
+    return root / (inner.with_suffix(".png") if what == "image" else inner)
 
 
 def describe(dataset: Dataset, root: Path) -> None:
-    """Write what a tree under `root`, filled by `place`, needs besides to be loaded: dataset.yaml or split.mat."""
+    """Write what `load` needs besides the files that `place` names under `root`: dataset.yaml or split.mat.
+
+    Raises: InputError when images, which become PNGs, and labels would be the same files.
+    """
     if dataset.tree.description is not None:
-        told = dataset.tree.description | {"root": "."}
-        told["images"] = str(PurePosixPath(told["images"]).with_suffix(".png"))
-        if "subsets" in told:
-            told["subsets"] = {part.name: part.domain for part in dataset.tree.parts}
+        record = dataset.tree.description | {"root": "."}
+        record["images"] = str(PurePosixPath(record["images"]).with_suffix(".png"))
+        if record.get("labels") and PurePosixPath(record["labels"]) == PurePosixPath(record["images"]):
+            raise InputError(
+                f"images and labels of {dataset.name} would both be {record['labels']}, since images are "
+                "written as PNG: move the labels into another folder"
+            )
+        if "subsets" in record:
+            record["subsets"] = {part.name: part.domain for part in dataset.tree.parts}
         with runs.atomic(root / "dataset.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+            text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+            temporary.write_text(text, encoding="utf-8")
     if dataset.layout == "gta5" and (dataset.root / "split.mat").exists():
         with runs.atomic(root / "split.mat") as temporary:
             shutil.copyfile(dataset.root / "split.mat", temporary)
 
 
 def images_of(datasets: Iterable[Dataset]) -> set[Path]:
-    """The image files of data sets, by which frames of two are known to be the same however the paths are spelt."""
-    return {frame.image.resolve() for dataset in datasets for frame in dataset.frames}
+    """The image files of data sets, links resolved: two frames are the same where these are equal."""
+    return {Path(os.path.realpath(frame.image)) for dataset in datasets for frame in dataset.frames}
 
 
 def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
     """(frame, transferred frame) of the same id, in the source's order.
 
-    Source frames that are listed in failures.jsonl at the transferred tree's root, or that its manifest says the
-    gate dropped, are left out.
+    Source frames that are listed in failures.jsonl at the transferred tree's root, or that its manifest says
+    the gate dropped, are left out.
     Raises: InputError when any other frame has no counterpart.
     """
     ours, theirs = ({frame.id: frame for frame in d.frames} for d in (source, transferred))
@@ -201,8 +264,9 @@ def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
         if ids:
             first = ", ".join(f"'{id}'" for id in ids[:3])
             raise InputError(
-                f"{source.name} has {len(ours)} frames and {transferred.name} {len(theirs)}, but {len(ids)} of them "
-                f"are not in {where.name} (first {first}): name the subset that was transferred, or transfer it again"
+                f"{source.name} has {len(ours)} frames and {transferred.name} {len(theirs)}, but {len(ids)} "
+                f"of them are not in {where.name} (first {first}): name the subset that was transferred, or "
+                "transfer it again"
             )
     if failed & ours.keys():
         count = len(failed & ours.keys())
@@ -211,7 +275,7 @@ def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
 
 
 def dropped(root: Path) -> set[str]:
-    """Ids of the frames that a transferred tree's manifest lists as dropped by the gate: they have no image."""
+    """Ids of the frames that a transferred tree's manifest lists as dropped by the gate."""
     return {line["id"] for line in runs.read_lines(root / "manifest.jsonl") if was_dropped(line)}
 
 
@@ -226,91 +290,120 @@ def require_labels(dataset: Dataset) -> None:
     if bare:
         expected = place(dataset, bare[0], dataset.root, "label")
         raise InputError(
-            f"no label for frame '{bare[0].id}' ({len(bare)} of {len(dataset.frames)} frames of {dataset.name} have "
-            f"none), expected {expected}: {dataset.tree.cure}"
+            f"no label for frame '{bare[0].id}' ({len(bare)} of {len(dataset.frames)} frames of "
+            f"{dataset.name} have none), expected {expected}: {dataset.tree.cure}"
         )
 
 
 def require_sizes(dataset: Dataset) -> None:
-    """Raises: InputError when an image and its label differ in size, which only those of a transferred tree may."""
+    """Raises: InputError when image and label differ in size, unless the tree is a transferred one."""
     uneven = [] if dataset.transferred else _uneven(dataset.frames)
     if uneven:
         id, why = uneven[0]
         raise InputError(
-            f"image and label of frame '{id}' have not the same size ({why}), one of {len(uneven)} such frames of "
-            f"{dataset.name}: repair or remove them, segshift check lists them all"
+            f"image and label of frame '{id}' have not the same size ({why}), one of {len(uneven)} such "
+            f"frames of {dataset.name}: repair or remove them, segshift check lists them all"
         )
 
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises on files that are missing, truncated or no pictures."""
+MAX_PIXELS = 178_956_970
+"""Largest picture that is read. Pillow refuses larger ones by itself."""
+
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+    cv2.error,
+)  # fmt: skip
+"""What Pillow and OpenCV raise on files that are missing, truncated, too large or no pictures."""
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def open_picture(path: Path, cure: str = "restore the file, or remove the frame") -> Iterator[Image.Image]:
+    """The picture in a file. Only what reads its pixels belongs into the block.
+
+    Raises: InputError on a file that cannot be read, for which `cure` says what to do.
+    """
     try:
         with Image.open(path) as picture:
             yield picture
     except _BROKEN as error:
         if path.is_symlink() and not path.exists():
-            raise InputError(f"{path} links to {path.readlink()}, which is gone: restore it, or transfer again") from error
-        raise InputError(f"cannot read {path} ({error}): restore the file, or remove the frame") from error
+            gone = f"{path} links to {path.readlink()}, which is gone"
+            raise InputError(f"{gone}: restore it, or transfer again") from error
+        raise InputError(f"cannot read {path} ({_reason(error)}): {cure}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels, from the header alone. Raises: InputError."""
-    with _open(path) as picture:
+    with open_picture(path) as picture:
         return picture.height, picture.width
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB [H, W, 3] uint8, from JPEG or PNG: grey, palette, RGBA and 16-bit images are converted. Raises: InputError."""
-    with _open(path) as picture:
-        if picture.mode.startswith("I"):  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
-            grey = (np.asarray(picture) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.array(picture.convert("RGB"))
+    """RGB [H, W, 3] uint8. Grey, palette, RGBA and 16-bit pictures are converted. Raises: InputError."""
+    with open_picture(path) as picture:
+        if not picture.mode.startswith("I"):
+            return np.array(picture.convert("RGB"))
+        grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
+    return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def one_channel(picture: Image.Image) -> np.ndarray | None:
+    """The values [H, W], uint8 or uint16, of a grey picture, or the indices into a palette; else None."""
+    if picture.mode == "I;16":
+        return np.asarray(picture).astype(np.uint16, copy=False)
+    return np.asarray(picture).astype(np.uint8, copy=False) if picture.mode in ("1", "L", "P") else None
 
 
 def read_label(frame: Frame, space: LabelSpace) -> np.ndarray:
-    """Train ids [H, W] uint8. Raises: InputError on unreadable files and on values outside the label space."""
+    """Train ids [H, W] uint8. Raises: InputError on unreadable files and on values outside `space`."""
     return space.to_train(read_ids(frame, space))
 
 
 def read_ids(frame: Frame, space: LabelSpace) -> np.ndarray:
-    """The data set's own values [H, W], which `space` turns into train ids. Raises: InputError, as `read_label`."""
+    """The data set's own values [H, W], not train ids. Raises: InputError, as `read_label`."""
     ids = _read_ids(frame.label, space)
     unknown = space.unknown(ids, truth=True)
     if unknown:
         raise InputError(
-            f"label {frame.label} holds the values {', '.join(map(str, unknown[:8]))}, which are neither a class nor "
-            f"void of '{space.name}': correct the file, or for your own data name them in dataset.yaml"
+            f"label {frame.label} holds the values {', '.join(map(str, unknown[:8]))}, which are neither a "
+            f"class nor void of '{space.name}': correct the file, or for your own data name them in "
+            "dataset.yaml"
         )
     return ids
 
 
 def write_void(frame: Frame, space: LabelSpace, void: np.ndarray, path: Path) -> None:
-    """Copy a frame's label file to `path` with the pixels `void`, bool [H, W], as void; all others keep their value.
+    """Copy a frame's label file to `path`, with the pixels `void`, bool [H, W], as void.
 
-    The copy has the file's own format; only where that has no value or colour for void, it is grey and holds values.
+    The copy has the file's format. Where that has no value or colour for void, it is grey and holds values.
     Raises: InputError.
     """
     ids, value = read_ids(frame, space), space.ignored_ids[0]
     ids = np.where(void, value, ids).astype(np.uint16 if max(value, int(ids.max())) > 255 else np.uint8)
     copy = Image.fromarray(ids)
-    with _open(frame.label) as picture:
-        if picture.mode == "P" and value < 256:
-            indices, palette = np.where(void, np.uint8(value), np.asarray(picture)), picture.getpalette("RGB")
-            if np.array_equal(_from_palette(indices, palette, space), ids):
-                copy = Image.fromarray(indices)
-                copy.putpalette(palette + [0] * (768 - len(palette)))
-        elif picture.mode not in ("1", "L", "I;16", "P") and space.red_channel:
-            copy = cv2.imdecode(np.fromfile(frame.label, np.uint8), cv2.IMREAD_UNCHANGED)
-            copy[void, 2] = value
-        elif picture.mode not in ("1", "L", "I;16", "P"):
-            colour = next((colour for colour, id in space.file_colours if id in space.ignored_ids), None)
-            if colour is not None:
-                copy = Image.fromarray(np.where(void[..., None], np.uint8(colour), np.asarray(picture.convert("RGB"))))
+    with open_picture(frame.label) as picture:
+        indices, palette = one_channel(picture), picture.getpalette("RGB")
+        colours = None if indices is not None or space.red_channel else np.asarray(picture.convert("RGB"))
+    if palette is not None and value < 256:
+        indices = np.where(void, np.uint8(value), indices)
+        if np.array_equal(_from_palette(indices, palette, space), ids):
+            copy = Image.fromarray(indices)
+            copy.putpalette(palette + [0] * (768 - len(palette)))
+    elif indices is None and space.red_channel:
+        copy = _decode(frame.label)
+        copy[void, 2] = value
+    elif colours is not None:
+        colour = next((colour for colour, id in space.file_colours if id in space.ignored_ids), None)
+        if colour is not None:
+            copy = Image.fromarray(np.where(void[..., None], np.uint8(colour), colours))
     with runs.atomic(path) as temporary:
         if isinstance(copy, np.ndarray):  # Pillow writes no 16-bit colour
             temporary.write_bytes(cv2.imencode(".png", copy)[1])
@@ -320,25 +413,33 @@ def write_void(frame: Frame, space: LabelSpace, void: np.ndarray, path: Path) ->
 
 def _read_ids(path: Path, space: LabelSpace) -> np.ndarray:
     """The values of a label file [H, W], 0 to 65535. Raises: InputError."""
-    with _open(path) as picture:
-        if picture.mode in ("1", "L", "I;16"):
-            return np.asarray(picture).astype(np.uint16 if picture.mode == "I;16" else np.uint8, copy=False)
-        if picture.mode == "P":
-            return _from_palette(np.asarray(picture), picture.getpalette("RGB"), space)
-        if space.red_channel:
-            picture.verify()  # checksums of the whole file: OpenCV reads half of a truncated one without a word
-            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow cuts 16 bits to 8
-            return pixels[..., 2]  # blue, green, red
-        return _from_colours(np.asarray(picture.convert("RGB")), path, space)
+    with open_picture(path) as picture:
+        values, palette = one_channel(picture), picture.getpalette("RGB")
+        colours = None if values is not None or space.red_channel else np.asarray(picture.convert("RGB"))
+    if values is not None:
+        return values if palette is None else _from_palette(values, palette, space)
+    return _from_colours(colours, path, space) if colours is not None else _decode(path)[..., 2]
+
+
+def _decode(path: Path) -> np.ndarray:
+    """The pixels [H, W, 3 or 4] of a colour picture, blue first, with all of their 16 bits, which Pillow cuts
+    to 8. Raises: InputError."""
+    with open_picture(path) as picture:
+        picture.verify()  # checksums of the whole file: OpenCV reads half of a truncated one without a word
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None or pixels.ndim != 3:
+            raise ValueError("no colour picture")
+    return pixels
 
 
 def _from_palette(indices: np.ndarray, palette: list[int], space: LabelSpace) -> np.ndarray:
-    """The indices: they are the ids in the published files. Only where classes have other colours than theirs, as
-    in files saved again with another palette, the ids of the colours."""
+    """The indices, which are the ids in the published files. Where classes have other colours than theirs,
+    as in files saved again with another palette, the ids of the colours."""
     colours = dict(space.file_colours)
     own = {id: colour for colour, id in space.file_colours if id not in space.ignored_ids}
     drawn = {i: tuple(palette[3 * i : 3 * i + 3]) for i in np.unique(indices).tolist()}
-    if all(own.get(i, colour) == colour for i, colour in drawn.items()) or not colours.keys() >= set(drawn.values()):
+    published = all(own.get(i, colour) == colour for i, colour in drawn.items())
+    if published or not colours.keys() >= set(drawn.values()):
         return indices
     table = np.zeros(256, np.uint16)
     table[list(drawn)] = [colours[colour] for colour in drawn.values()]
@@ -348,8 +449,8 @@ def _from_palette(indices: np.ndarray, palette: list[int], space: LabelSpace) ->
 def _from_colours(pixels: np.ndarray, path: Path, space: LabelSpace) -> np.ndarray:
     if not space.file_colours:
         raise InputError(
-            f"label {path} is a colour picture, expected one channel that holds values: give `classes` of its "
-            "dataset.yaml as colours"
+            f"label {path} is a colour picture, expected one channel that holds values: give `classes` of "
+            "its dataset.yaml as colours"
         )
     codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
     known = {(r << 16) + (g << 8) + b: id for (r, g, b), id in space.file_colours}
@@ -359,7 +460,7 @@ def _from_colours(pixels: np.ndarray, path: Path, space: LabelSpace) -> np.ndarr
     if len(strange):
         text = ", ".join(str((int(c) >> 16, int(c) >> 8 & 255, int(c) & 255)) for c in strange[:4])
         raise InputError(
-            f"label {path} holds the colours {text}, which are neither a class nor void of '{space.name}': correct "
-            "the file, or for your own data name them in dataset.yaml"
+            f"label {path} holds the colours {text}, which are neither a class nor void of '{space.name}': "
+            "correct the file, or for your own data name them in dataset.yaml"
         )
     return np.array([known[key] for key in keys.tolist()], np.uint16)[place]

@@ -35,7 +35,7 @@ class LabelSpace:
     merged_ids: tuple[tuple[int, int], ...] = ()
     """(value, train id) of further values, where several of a data set's own classes are one class here."""
     absent: tuple[int, ...] = ()
-    """Train ids that the data set labels nowhere: their `ids` occur in predictions alone."""
+    """Train ids that the data set never labels: their `ids` occur only in predictions."""
     file_colours: tuple[tuple[Colour, int], ...] = ()
     """(RGB, value) of every class and void, for label files drawn in colours."""
     red_channel: bool = False
@@ -61,7 +61,9 @@ class LabelSpace:
 
     @cached_property
     def _to_file(self) -> np.ndarray:
-        table = np.full(256, self.ignored_ids[0], np.uint16 if max(*self.ids, self.ignored_ids[0]) > 255 else np.uint8)
+        table = np.full(
+            256, self.ignored_ids[0], np.uint16 if max(*self.ids, self.ignored_ids[0]) > 255 else np.uint8
+        )
         table[: self.classes] = self.ids
         return table
 
@@ -72,7 +74,7 @@ class LabelSpace:
         return table
 
     def to_train(self, file_ids: np.ndarray) -> np.ndarray:
-        """File ids [H, W] (any integer type, 0 to 65535) to train ids [H, W] uint8; void and unknown become 255."""
+        """File ids [H, W] (integers, 0 to 65535) to train ids [H, W] uint8; void and unknown become 255."""
         return _look_up(self._to_train, file_ids)
 
     def to_file(self, train_ids: np.ndarray) -> np.ndarray:
@@ -86,8 +88,8 @@ class LabelSpace:
     def unknown(self, file_ids: np.ndarray, *, truth: bool = False) -> list[int]:
         """Values in `file_ids` (0 to 65535) that are neither a class nor void, ascending.
 
-        `truth`: they are of a label, not of a prediction, and the classes that the data set labels nowhere are
-        unknown too.
+        `truth`: the values are of a label, not of a prediction: classes that the data set never labels are
+        unknown, too.
         """
         known = self._known
         if truth and self.absent:
@@ -103,37 +105,49 @@ def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 _NAMES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+    "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 _COLOURS = (
-    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+    (250, 170, 30),
     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
     (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )  # fmt: skip
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _VOID_COLOURS = (
     ((0, 0, 0), 0), ((20, 20, 20), 4), ((111, 74, 0), 5), ((81, 0, 81), 6), ((250, 170, 160), 9),
-    ((230, 150, 140), 10), ((180, 165, 180), 14), ((150, 100, 100), 15), ((150, 120, 90), 16), ((0, 0, 90), 29),
+    ((230, 150, 140), 10), ((180, 165, 180), 14), ((150, 100, 100), 15), ((150, 120, 90), 16),
+    ((0, 0, 90), 29),
     ((0, 0, 110), 30),
 )  # fmt: skip
 _SYNTHIA_IDS = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 
 CITYSCAPES_VOID_COLOURS: dict[int, Colour] = dict.fromkeys(range(35), (0, 0, 0)) | {
     5: (111, 74, 0), 6: (81, 0, 81), 9: (250, 170, 160), 10: (230, 150, 140), 14: (180, 165, 180),
-    15: (150, 100, 100), 16: (150, 120, 90), 18: (153, 153, 153), 29: (0, 0, 90), 30: (0, 0, 110), 34: (0, 0, 142),
+    15: (150, 100, 100), 16: (150, 120, 90), 18: (153, 153, 153), 29: (0, 0, 90), 30: (0, 0, 110),
+    34: (0, 0, 142),
 }  # fmt: skip
-"""Colours of Cityscapes' own void ids in its colour files (those of the classes are not used); 34 is GTA5's licence
-plate."""
+"""Colours of Cityscapes' own void ids in its colour files (those of the classes are not used); 34 is GTA5's
+licence plate."""
 
 CITYSCAPES = LabelSpace(
-    "cityscapes", _NAMES, _COLOURS, _CITYSCAPES_IDS, tuple(i for i in range(35) if i not in _CITYSCAPES_IDS),
+    "cityscapes",
+    _NAMES,
+    _COLOURS,
+    _CITYSCAPES_IDS,
+    tuple(i for i in range(35) if i not in _CITYSCAPES_IDS),
     file_colours=(*zip(_COLOURS, _CITYSCAPES_IDS, strict=True), *_VOID_COLOURS),
 )
 """Cityscapes `labelIds` (0 to 33); ACDC and GTA5 write the same, GTA5 also 34 (licence plate, void)."""
 
 SYNTHIA = LabelSpace(
-    "synthia", _NAMES, _COLOURS, _SYNTHIA_IDS, tuple(i for i in range(23) if i not in _SYNTHIA_IDS),
+    "synthia",
+    _NAMES,
+    _COLOURS,
+    _SYNTHIA_IDS,
+    tuple(i for i in range(23) if i not in _SYNTHIA_IDS),
     red_channel=True,
 )
 """SYNTHIA RAND_CITYSCAPES class ids (0 void, 13 parking, 14 road work, 22 lane marking are no class)."""
@@ -147,11 +161,12 @@ CLASS_SETS: dict[int, tuple[int, ...]] = {
 
 ADE20K_COLOURS: dict[str, Colour] = {
     "road": (140, 140, 140), "sidewalk": (235, 255, 7), "building": (180, 120, 120), "wall": (120, 120, 120),
-    "fence": (255, 184, 6), "pole": (51, 0, 255), "traffic light": (41, 0, 255), "traffic sign": (255, 5, 153),
+    "fence": (255, 184, 6), "pole": (51, 0, 255), "traffic light": (41, 0, 255),
+    "traffic sign": (255, 5, 153),
     "vegetation": (4, 200, 3), "terrain": (4, 250, 7), "sky": (6, 230, 230), "person": (150, 5, 61),
     "rider": (150, 5, 61), "car": (0, 102, 200), "truck": (255, 0, 20), "bus": (255, 0, 245),
     "train": (255, 0, 245), "motorcycle": (163, 0, 255), "bicycle": (255, 245, 0),
     "tree": (4, 200, 3), "sign": (255, 5, 153), "pedestrian": (150, 5, 61), "bicyclist": (255, 245, 0),
 }  # fmt: skip
-"""ADE20K colour of the nearest of ADE20K's 150 classes, by class name: a rider is a person there, a motorcycle a
-minibike, a sign a signboard, terrain is grass, and a train, which ADE20K does not have, is a bus."""
+"""ADE20K colour of the nearest of ADE20K's 150 classes, by class name: a rider is a person there, a
+motorcycle a minibike, a sign a signboard, terrain grass; a train, which ADE20K does not have, is a bus."""

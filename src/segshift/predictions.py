@@ -1,9 +1,10 @@
 """Prediction PNGs: what they hold.
 
-A folder of predictions mirrors the data set (`frames.place`): the prediction of an image lies at the image's path
-relative to the data set's root, as PNG. So `leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png` is found by cityscapesScripts
-(pattern `ulm_000000_000019*.png`) and by the benchmark servers, and a folder predicted for a whole data set also
-serves its subsets. Values are the data set's official ids, at the label's size, as its label files hold them.
+A folder of predictions mirrors the data set (`frames.place`): the prediction of an image lies at the image's
+path relative to the data set's root, as PNG. So cityscapesScripts (pattern `ulm_000000_000019*.png`) and the
+benchmark servers find `leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png`, and a folder predicted for a
+whole data set also serves its subsets. Values are the data set's official ids, at the label's size, as its
+label files hold them.
 """
 
 from __future__ import annotations
@@ -14,25 +15,22 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from segshift import runs
+from segshift import frames, runs
 from segshift.config import CHECKPOINTS
 from segshift.labels import LabelSpace
 
 
 def read(file: Path, space: LabelSpace) -> np.ndarray:
-    """Train ids [H, W] uint8; void becomes 255. Raises: InputError on an unreadable file, on several channels and on
-    values outside the label space."""
-    ids = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    """Train ids [H, W] uint8; void becomes 255.
+
+    Raises: InputError on an unreadable file, on several channels and on values outside the label space.
+    """
+    with frames.open_picture(file, "delete it and run segshift predict again") as picture:
+        ids, channels = frames.one_channel(picture), len(picture.getbands())
     if ids is None:
-        raise runs.InputError(f"cannot read the prediction {file}: delete it and run segshift predict again")
-    if ids.ndim != 2:  # OpenCV gives the colours of indexed PNGs, Pillow their indices
-        with Image.open(file) as picture:
-            ids = np.array(picture) if picture.mode == "P" else ids
-    if ids.ndim != 2:
         raise runs.InputError(
-            f"the prediction {file} has {ids.shape[2]} channels, expected one holding {space.name} ids: "
+            f"the prediction {file} has {channels} channels, expected one holding {space.name} ids: "
             "write ids, not colours"
         )
     values = 256 if ids.dtype == np.uint8 else 65536
@@ -46,19 +44,23 @@ def read(file: Path, space: LabelSpace) -> np.ndarray:
 
 
 def read_plain(file: Path) -> np.ndarray | None:
-    """Values [H, W] uint8 of an 8-bit grey PNG, which predictions and most labels are; None for any other file and
-    for a broken one or none. Nothing is checked."""
+    """Values [H, W] uint8 of an 8-bit grey PNG, the format of predictions and of most labels, unchecked.
+
+    None for any other file, and for one that is missing, broken or larger than `frames.MAX_PIXELS`.
+    """
     try:
         content = np.fromfile(file, np.uint8)
     except OSError:
         return None
-    if content[24:26].tolist() != [8, 0]:  # bit depth and colour type in the header
+    header = content[:26].tobytes()  # signature, then width, height, bit depth and colour type
+    width, height = int.from_bytes(header[16:20]), int.from_bytes(header[20:24])
+    if header[:8] != b"\x89PNG\r\n\x1a\n" or header[24:] != b"\x08\x00" or width * height > frames.MAX_PIXELS:
         return None
     return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
 
 
 def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
-    """Write train ids [H, W] uint8 in the official ids, atomically. Raises: InputError when it cannot be written."""
+    """Write train ids [H, W] uint8 in the official ids, atomically. Raises: InputError."""
     # Unfiltered rows: for flat areas of ids the files are smaller and decode twice as fast.
     settings = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 4]
     done, data = cv2.imencode(".png", space.to_file(train_ids), settings)
@@ -68,18 +70,18 @@ def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
 
 
 def how(model: dict[str, Any] | None) -> str:
-    """Of the model.json beside predictions: which checkpoint they are of, what was sampled where it samples, and at what
-    size, window and seed where they were chosen."""
+    """What model.json beside predictions says of them: the rule that selected the checkpoint, how it was
+    sampled, and input size, window and seed where those were chosen."""
     if model is None:
         return "selection of the checkpoint unknown"
     return ", ".join(filter(None, (model["selection"], details(model))))
 
 
 def selection(rules: Sequence[str]) -> str:
-    """What a checkpoint is called that these selection rules choose."""
+    """How the checkpoint that these selection rules choose is called."""
     return "checkpoint: " + ", ".join(CHECKPOINTS.get(rule, rule) for rule in rules)
 
 
 def details(model: dict[str, Any]) -> str:
-    """`how`, but for the checkpoint."""
+    """What `how` says, without the checkpoint."""
     return ", ".join(filter(None, (model.get("sampling"), model.get("input"))))

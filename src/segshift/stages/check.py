@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from segshift import frames, outputs, runs
@@ -40,6 +41,8 @@ class Report:
     frames: int
     labelled: int
     """Frames whose label could be read."""
+    unlabelled: int
+    """Frames of subsets that have no label at all, which is no fault."""
     domains: dict[str, int]
     """Frames per domain."""
     sizes: dict[str, int]
@@ -48,25 +51,28 @@ class Report:
     """By train id."""
     void_pixels: int
     failures: tuple[dict, ...]
-    """{"id", "error"} of every fault; a frame may have several."""
+    """{"id", "error"} of every fault. A frame may have several."""
 
 
 def check(config: CheckConfig, out: str | Path | None = None) -> Report:
-    """Walk a data set in parallel and print a table; writes OUT/check.json, OUT/classes.jsonl (pixels per frame and
-    class, for rare-class sampling) and OUT/failures.jsonl when `out` is given.
+    """Read every file of a data set in parallel and print a table. With `out`, write OUT/check.json,
+    OUT/classes.jsonl (pixels per frame and class, for rare-class sampling) and OUT/failures.jsonl.
 
-    Faults are: images without label where others of the same subset have one, labels without image, unreadable and
-    truncated files, labels of another size than their image (not in transferred trees), values outside the label
-    space, and frames of a published list that are not there. A subset without any label is none: test sets are.
+    Faults are: images without label where others of the same subset have one, labels without image,
+    unreadable and truncated files, labels of another size than their image (not in transferred trees), values
+    outside the label space, names that other stages cannot write, and missing frames of a published list. A
+    subset without any label, such as a test set, is no fault.
 
     A script that calls this with more than one process needs `if __name__ == "__main__":` around the call.
 
     Raises: InputError when the data set cannot be listed.
     """
     dataset = frames.load(config.data)
-    begun = lambda out: (out / "check.json").exists()  # noqa: E731
-    output = None if out is None else outputs.open_output(out, "check", config, free=("workers",), begun=begun)
-    faults = [*dataset.left_out, *_without_label(dataset)]
+    output = None
+    if out is not None:
+        output = outputs.open_output(out, "check", config, free=("workers",), begun=lambda out: (out / "check.json").exists())
+    bare, unlabelled = _without_label(dataset)
+    faults = [*dataset.left_out, *bare]
     sizes: Counter[str] = Counter()
     pixels, occurrences = np.zeros((2, 256), np.int64)
     labelled = 0
@@ -85,10 +91,12 @@ def check(config: CheckConfig, out: str | Path | None = None) -> Report:
         data=dataset.name,
         frames=len(dataset.frames),
         labelled=labelled,
+        unlabelled=unlabelled,
         domains=dict(Counter(frame.domain for frame in dataset.frames)),
         sizes=dict(sizes.most_common()),
         classes=tuple(
-            ClassCount(name, int(pixels[i]), int(occurrences[i])) for i, name in enumerate(dataset.space.names)
+            ClassCount(name, int(pixels[i]), int(occurrences[i]))
+            for i, name in enumerate(dataset.space.names)
         ),
         void_pixels=int(pixels[IGNORE]),
         failures=tuple({"id": id, "error": error} for id, error in faults),
@@ -102,18 +110,18 @@ def check(config: CheckConfig, out: str | Path | None = None) -> Report:
     return report
 
 
-def _without_label(dataset: Dataset) -> list[tuple[str, str]]:
-    """Frames that have no label although others of their subset have one."""
+def _without_label(dataset: Dataset) -> tuple[list[tuple[str, str]], int]:
+    """(id, reason) of frames that have no label although others of their subset have one, and the number of
+    frames in subsets without any."""
     parts = defaultdict(list)
     for frame in dataset.frames:
         parts[frames.part_of(dataset, frame)[0].name].append(frame)
-    return [
-        (frame.id, f"no label {frames.place(dataset, frame, dataset.root, 'label')}")
-        for part in parts.values()
-        if any(frame.label for frame in part)
-        for frame in part
-        if not frame.label
+    labelled = [part for part in parts.values() if any(frame.label for frame in part)]
+    bare = [frame for part in labelled for frame in part if not frame.label]
+    reasons = [
+        (frame.id, f"no label {frames.place(dataset, frame, dataset.root, 'label')}") for frame in bare
     ]
+    return reasons, len(dataset.frames) - sum(map(len, labelled))
 
 
 def _walk(dataset: Dataset, workers: int) -> Iterator[tuple[str | None, np.ndarray | None, list[str]]]:
@@ -127,8 +135,10 @@ def _walk(dataset: Dataset, workers: int) -> Iterator[tuple[str | None, np.ndarr
         yield from pool.map(inspect, dataset.frames, chunksize=_CHUNK)
 
 
-def _inspect(frame: Frame, space: LabelSpace, transferred: bool) -> tuple[str | None, np.ndarray | None, list[str]]:
-    """Image size, pixels per train id (int64 [256]), and what is wrong; None for what cannot be read."""
+def _inspect(
+    frame: Frame, space: LabelSpace, transferred: bool
+) -> tuple[str | None, np.ndarray | None, list[str]]:
+    """Image size, pixels per train id (int64 [256]) and faults. What cannot be read is None."""
     size, counts, errors = None, None, []
     try:
         height, width = frames.read_image(frame.image).shape[:2]
@@ -156,11 +166,20 @@ def _print(report: Report) -> None:
         for column in ("class", "% of labelled pixels", "frames"):
             table.add_column(column, justify="left" if column == "class" else "right")
         for c in report.classes:
-            table.add_row(c.name, f"{100 * c.pixels / max(total, 1):.3f}", str(c.frames), style="" if c.frames else "dim")
+            share = f"{100 * c.pixels / max(total, 1):.3f}"
+            table.add_row(escape(c.name), share, str(c.frames), style="" if c.frames else "dim")
         console.print(table)
     for what, counts in (("domain", report.domains), ("image size", report.sizes)):
-        console.print(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()))
-    console.print(f"{report.frames} frames, {report.frames - report.labelled} without a readable label")
+        console.print(
+            f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False
+        )
+    broken = report.frames - report.unlabelled - report.labelled
+    counts = [f"{report.frames} frames", f"{broken} without a readable label" if broken else ""]
+    if report.unlabelled == report.frames:
+        counts.append("no labels: an unlabelled set")
+    elif report.unlabelled:
+        counts.append(f"{report.unlabelled} in subsets without labels")
+    console.print(", ".join(filter(None, counts)))
     for line in report.failures[:20]:
         console.print(f"{line['id']}: {line['error']}", style="red", markup=False, highlight=False)
     if len(report.failures) > 20:
