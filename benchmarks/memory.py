@@ -25,11 +25,11 @@ from settings import write_results
 
 from segshift import devices
 from segshift.config import TownConfig, TrainConfig
-from segshift.config.common import Device
 from segshift.experiments import fill
 from segshift.recipes import RECIPES
 from segshift.recipes.town import town_target
 from segshift.runs import read_json, slug, write_json
+from segshift.settings import Device
 from segshift.stages import train
 from segshift.town import writer
 

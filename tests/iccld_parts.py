@@ -3,10 +3,10 @@
 import torch
 
 from segshift.config import ICCLDConfig
-from segshift.iccld_network import LatentSegmenter
-from segshift.methods.iccld import AdversarialDiffusion
-from segshift.methods.iccld_self_training import SelfTraining
-from segshift.models import Segmenter
+from segshift.networks.iccld import LatentSegmenter
+from segshift.methods.iccld.diffusion import AdversarialDiffusion
+from segshift.methods.iccld.self_training import SelfTraining
+from segshift.networks import Segmenter
 
 CLASSES = 5
 
@@ -30,7 +30,7 @@ def step2(diffused="label", excluded=(), random=False, **options):
     options = {"unet_channels": (8, 16), "adversary_warmup": 0, "diffused": diffused} | options
     method = AdversarialDiffusion(step1(excluded=excluded, diffused=diffused), ICCLDConfig(**options)).train()
     if random:
-        torch.nn.init.normal_(method.trained[0].unet.conv_out.weight, std=0.1)
+        torch.nn.init.normal_(method.trained.denoiser.unet.conv_out.weight, std=0.1)
     return method
 
 

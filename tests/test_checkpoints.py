@@ -14,7 +14,7 @@ from training import config, dropping, last, logged, same, start, stop_in_step, 
 from segshift import checkpoints, frames, runs
 from segshift.config import ICCLDConfig, NetworkConfig, TrainConfig
 from segshift.labels import CITYSCAPES
-from segshift.methods.zodi_adaptation import ZoDi
+from segshift.methods.zodi_adaptation.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
 

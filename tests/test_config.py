@@ -19,7 +19,7 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
-from segshift.config.common import Data, RunFolder, inputs
+from segshift.settings import Data, RunFolder, inputs
 from segshift.runs import InputError, to_plain
 
 NAN, INF = float("nan"), float("inf")

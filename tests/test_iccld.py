@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from iccld_parts import CLASSES, batch, fit, reached, step1, step2, terms_of
 
 from segshift.config import ICCLDConfig, StrongAugmentation
-from segshift.methods.iccld import (
+from segshift.methods.iccld.diffusion import (
     AdversarialDiffusion,
     adversarial_loss,
     diffuse,
@@ -65,16 +65,16 @@ def test_the_losses_are_their_formulas():
 @pytest.mark.parametrize("unfrozen", [False, True])
 def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(reading, unfrozen):
     method, data = step2(reading, unfreeze_decoder=unfrozen, random=True), batch()
-    method._views(data).weight.fill_(1)  # an untrained teacher is sure of nothing
-    method._views(data).position.fill_(1)
+    method.prepare(data).weight.fill_(1)  # an untrained teacher is sure of nothing
+    method.prepare(data).position.fill_(1)
     terms = method.losses("denoiser", data, 0)
     assert terms.keys() == {
         *(f"{term}_{domain}" for term in ("diffusion", "estimate", "decoded") for domain in ("source", "mixed")),
         "adversarial",
     }  # fmt: skip
     for name, term in terms.items():
-        modules = {"denoiser": method.trained[0].unet.conv_in, "frozen": method.adapted, "average": method.average}
-        modules |= {"decoder": method.trained[1]} if unfrozen else {}
+        modules = {"denoiser": method.trained.denoiser.unet.conv_in, "frozen": method.adapted, "average": method.average}
+        modules |= {"decoder": method.trained.decoder} if unfrozen else {}
         decodes = {"decoder"} if unfrozen and name.startswith("decoded") else set()
         assert reached(term, **modules) == {"denoiser"} | decodes, name
     found = reached(
@@ -101,13 +101,13 @@ def test_the_adversary_waits_for_its_warm_up_and_can_be_absent():
 def test_the_players_of_a_step_share_the_mix_and_the_next_step_draws_anew():
     method, data = step2(), batch()
     method.losses("denoiser", data, 0)
-    views = method._views(data)
+    views = method.prepare(data)
     seen = views.denoised
     method.losses("discriminator", data, 0)
-    assert method._views(data) is views and views.denoised is seen and not seen.requires_grad
-    assert method._views(dict(data)) is not views  # another micro-batch
+    assert method.prepare(data) is views and views.denoised is seen and not seen.requires_grad
+    assert method.prepare(dict(data)) is not views  # another micro-batch
     method.after_step(0)
-    assert method._views(data) is not views
+    assert method.prepare(data) is not views
 
 
 def test_frozen_networks_stay_as_they_are_in_training():
@@ -122,7 +122,7 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
     method, data = step2(), batch()
     data = {name: value[..., :24, :] for name, value in data.items()}  # padded to 32 rows
     data["label"][1] = 255
-    views = method._views(data)
+    views = method.prepare(data)
     source = views.position[:2, 0]
     assert views.label.shape[-2:] == (32, 32) and (views.label[:, 24:] == 255).all() and (views.weight[:, 24:] == 0).all()
     assert source[0].tolist() == [[0.5] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4]  # void rows: half a cell
@@ -233,14 +233,14 @@ def test_a_reading_says_what_is_diffused_on_which_condition(reading):
     plain = StrongAugmentation(jitter_probability=0.0, blur_probability=0.0)
     for augmentation in (plain, StrongAugmentation(jitter=0.9, jitter_probability=1.0)):
         method, data = step2(reading, augmentation=augmentation), batch()
-        views = method._views(data)
+        views = method.prepare(data)
         network, prepare = method.segmenter.network, method.segmenter.prepare
         with torch.no_grad():
             images = network.encode(prepare(torch.cat([data["source"], data["target"]])))[0]
         here = [*range(2), *range(4, 6)]  # source and target; the mixed images between are drawn inside
         if reading == "label":
             torch.testing.assert_close(views.condition[here], images)
-            torch.testing.assert_close(views.z_0[:2], method.adapted[1](data["label"]))
+            torch.testing.assert_close(views.z_0[:2], method.adapted.label_encoder(data["label"]))
         else:
             torch.testing.assert_close(views.z_0[here], images)
             assert torch.allclose(views.condition, views.z_0, atol=1e-6) == (augmentation is plain)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from segshift import models
 from segshift.config import NetworkConfig
-from segshift.iccld_network import Encoder, LabelEncoder, RunningNorm
+from segshift.networks.iccld import Encoder, LabelEncoder, RunningNorm
 from segshift.runs import InputError
 
 

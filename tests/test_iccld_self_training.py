@@ -5,9 +5,9 @@ import torch
 from iccld_parts import CLASSES, batch, reached, step1
 
 from segshift.config import ICCLDConfig
-from segshift.methods import cross_entropy, weighted_cross_entropy
-from segshift.methods.iccld_self_training import SelfTraining, average_of, feature_distance, hide_blocks
-from segshift.models import Segmenter
+from segshift.methods.base import cross_entropy, weighted_cross_entropy
+from segshift.methods.iccld.self_training import SelfTraining, average_of, feature_distance, hide_blocks
+from segshift.networks import Segmenter
 from segshift.runs import InputError
 
 

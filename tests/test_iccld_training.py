@@ -22,7 +22,8 @@ from segshift.config import (
     TrainConfig,
 )
 from segshift.labels import CITYSCAPES
-from segshift.methods.iccld import AdversarialDiffusion, SelfTraining
+from segshift.methods.iccld.diffusion import AdversarialDiffusion
+from segshift.methods.iccld.self_training import SelfTraining
 from segshift.runs import InputError
 from segshift.stages.check import check
 from segshift.stages.predict import predict

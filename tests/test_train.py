@@ -6,7 +6,7 @@ from training import config, last, logged, trees_of
 
 from segshift import checkpoints
 from segshift.config import NetworkConfig
-from segshift.methods.zodi_adaptation import ZoDi
+from segshift.methods.zodi_adaptation.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
 

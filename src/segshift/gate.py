@@ -35,11 +35,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segshift import metrics, models, transforms
+from segshift import metrics, transforms
 from segshift.config import GateConfig
 from segshift.diffusion import Diffusion
 from segshift.labels import IGNORE, LabelSpace
 from segshift.methods import zodi
+from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
 
 SEEN = 0.5
@@ -250,7 +251,7 @@ class Gate:
         image = transforms.resize_image(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1), self.size)
         device = next(self.network.parameters()).device
         logits = self.network.predict(image[None].to(device).float() / 255)
-        models.require_finite(logits)
+        require_finite(logits)
         classes = logits[0].argmax(0)
         return cv2.resize(classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 

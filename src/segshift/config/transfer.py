@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field
 
-from segshift.config.common import (
+from segshift.runs import InputError
+from segshift.settings import (
     Count,
     DataText,
     Device,
@@ -20,7 +21,6 @@ from segshift.config.common import (
     Share,
     Steps,
 )
-from segshift.runs import InputError
 
 
 @dataclass(frozen=True)

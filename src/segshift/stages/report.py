@@ -24,6 +24,7 @@ from markupsafe import Markup
 from segshift import bootstrap, drawing, frames, gallery, metrics, outputs, predictions, runs
 from segshift.config import ReportConfig
 from segshift.gallery import Gallery, Pictures, Predicted
+from segshift.methods import METHODS
 from segshift.metrics import spread
 from segshift.runs import InputError
 
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 _STAGES = ("train", "predict", "evaluate", "estimate", "transfer")
 _NO_LOSS = ("step", "steps", "steps_before", "lr", "seconds", "score", "validation")
-_NAMES = {"zodi": "ZoDi", "source-only": "Source only", "source_only": "Source only", "oracle": "Oracle"}
+_NAMES = {key: m.title for m in METHODS.values() for key in (m.name, runs.slug(m.title))} | {"oracle": "Oracle"}
 
 
 @dataclass(frozen=True)

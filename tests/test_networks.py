@@ -10,8 +10,8 @@ from torch import nn
 
 from segshift import models
 from segshift.config import NetworkConfig
-from segshift.models import Segmenter, build, load_weights
-from segshift.refinenet import RefineNet
+from segshift.networks import Segmenter, build, load_weights
+from segshift.networks.refinenet import RefineNet
 from segshift.runs import InputError
 
 
