@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from iccld_parts import CLASSES, batch, fit, reached, step1, step2, terms_of
+from iccld_parts import CLASSES, batch, fit, losses, reached, step1, step2, terms_of
 
 from segshift.config import ICCLDConfig, StrongAugmentation
 from segshift.methods.iccld.diffusion import (
@@ -64,10 +64,11 @@ def test_the_losses_are_their_formulas():
 @pytest.mark.parametrize("reading", ["label", "image"])
 @pytest.mark.parametrize("unfrozen", [False, True])
 def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(reading, unfrozen):
-    method, data = step2(reading, unfreeze_decoder=unfrozen, random=True), batch()
-    method.prepare(data).weight.fill_(1)  # an untrained teacher is sure of nothing
-    method.prepare(data).position.fill_(1)
-    terms = method.losses("denoiser", data, 0)
+    method = step2(reading, unfreeze_decoder=unfrozen, random=True)
+    views = method.prepare(batch())
+    views.weight.fill_(1)  # an untrained teacher is sure of nothing
+    views.position.fill_(1)
+    terms = method.losses("denoiser", views, 0)
     assert terms.keys() == {
         *(f"{term}_{domain}" for term in ("diffusion", "estimate", "decoded") for domain in ("source", "mixed")),
         "adversarial",
@@ -78,7 +79,7 @@ def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(readi
         decodes = {"decoder"} if unfrozen and name.startswith("decoded") else set()
         assert reached(term, **modules) == {"denoiser"} | decodes, name
     found = reached(
-        method.losses("discriminator", data, 0)["discriminator"],
+        method.losses("discriminator", views, 0)["discriminator"],
         denoiser=method.trained, frozen=method.adapted, average=method.average, discriminator=method.discriminator,
     )  # fmt: skip
     assert found == {"discriminator"}
@@ -90,24 +91,23 @@ def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(readi
 
 def test_the_adversary_waits_for_its_warm_up_and_can_be_absent():
     method, data = step2(adversary_warmup=3), batch()
-    assert method.losses("denoiser", data, 2)["adversarial"] == 0
-    assert method.losses("discriminator", data, 2)["discriminator"] > 0
-    assert method.losses("denoiser", data, 3)["adversarial"] > 0
+    assert losses(method, "denoiser", data, 2)["adversarial"] == 0
+    assert losses(method, "discriminator", data, 2)["discriminator"] > 0
+    assert losses(method, "denoiser", data, 3)["adversarial"] > 0
     alone = step2(adversarial_weight=0.0)
-    assert list(alone.networks) == ["denoiser"] and "adversarial" not in alone.losses("denoiser", data, 9)
+    assert list(alone.networks) == ["denoiser"] and "adversarial" not in losses(alone, "denoiser", data, 9)
     assert any("parametrizations" in name for name in step2(spectral_norm=True).discriminator.state_dict())
 
 
-def test_the_players_of_a_step_share_the_mix_and_the_next_step_draws_anew():
+def test_the_discriminator_judges_what_the_denoiser_made_of_the_same_mix():
     method, data = step2(), batch()
-    method.losses("denoiser", data, 0)
     views = method.prepare(data)
+    method.losses("denoiser", views, 0)
     seen = views.denoised
-    method.losses("discriminator", data, 0)
-    assert method.prepare(data) is views and views.denoised is seen and not seen.requires_grad
-    assert method.prepare(dict(data)) is not views  # another micro-batch
-    method.after_step(0)
-    assert method.prepare(data) is not views
+    method.losses("discriminator", views, 0)
+    assert views.denoised is seen and not seen.requires_grad
+    other = method.prepare(data)  # nothing of a batch is kept: it is drawn anew
+    assert other.denoised is None and not torch.equal(other.z_0, views.z_0)
 
 
 def test_frozen_networks_stay_as_they_are_in_training():
@@ -175,13 +175,14 @@ def test_a_checkpoint_of_step_2_needs_no_run_of_step_1(unfrozen):
 def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
     data, found, kept = batch(), [], []
     for switch in (False, True):
-        method = step1(gradient_checkpointing=switch)
-        second = step2(gradient_checkpointing=switch, random=True)
+        method, second = step1(), step2(random=True)
+        for one in (method, second) if switch else ():
+            one.checkpoint_gradients()
         for one, player in ((method, "segmenter"), (second, "denoiser")):
             numbers: list[int] = []
             torch.manual_seed(3)
             with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
-                loss = sum(one.losses(player, data, 0).values())
+                loss = sum(losses(one, player, data).values())
             kept.append(sum(numbers))
             loss.backward()
         found.append([p.grad for m in (method, second) for network in m.networks.values() for p in network.parameters()])

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from segshift import models
 from segshift.config import NetworkConfig
 from segshift.networks import Segmenter, build, load_weights
 from segshift.networks.refinenet import RefineNet
+from segshift.networks.segmenter import IMAGENET_MEAN, _features, require_finite
 from segshift.runs import InputError
 
 
@@ -53,7 +53,7 @@ def test_images_are_normalised_inside():
             seen["x"] = x
             return x[:, :2]
 
-    Segmenter(Remember(), 2, None)(torch.tensor(models.IMAGENET_MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    Segmenter(Remember(), 2, None)(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32))
     torch.testing.assert_close(seen["x"], torch.zeros(1, 3, 32, 32))
 
 
@@ -90,10 +90,10 @@ def test_features_of_transformers_output_objects():
     from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
 
     a, b = torch.zeros(1, 2, 3, 3), torch.ones(1, 5, 4)
-    assert models._features(BackboneOutput(feature_maps=(b, a))) is a
-    assert models._features(BaseModelOutput(last_hidden_state=b)) is b
-    assert models._features([b, a]) is a
-    assert models._features(([b, a], [b])) is a  # smp's transformers add their class tokens
+    assert _features(BackboneOutput(feature_maps=(b, a))) is a
+    assert _features(BaseModelOutput(last_hidden_state=b)) is b
+    assert _features([b, a]) is a
+    assert _features(([b, a], [b])) is a  # smp's transformers add their class tokens
 
 
 def test_the_users_own_network_is_imported_from_the_working_directory(tmp_path, monkeypatch):
@@ -295,12 +295,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
 def test_logits_are_finite_where_some_class_of_every_pixel_is():
     logits = torch.zeros(2, 3, 4, 4)
     logits[:, 1] = float("-inf")  # a class outside the class set
-    models.require_finite(logits)
+    require_finite(logits)
     for value, classes in ((float("nan"), 0), (float("inf"), 2), (float("-inf"), slice(None))):
         wrong = logits.clone()
         wrong[1, classes, 2, 3] = value
         with pytest.raises(InputError, match="logits are not finite"):
-            models.require_finite(wrong)
+            require_finite(wrong)
 
 
 def own_encoder():

@@ -5,7 +5,13 @@ import torch.nn.functional as F
 
 from segshift.methods.base import cross_entropy
 from segshift.methods.source_only.training import SourceOnly
-from segshift.methods.zodi_adaptation.adaptation import BYOL_MOMENTUM, ZoDi, pooled, predicted_similarity, similarity
+from segshift.methods.zodi_adaptation.adaptation import (
+    BYOL_MOMENTUM,
+    ZoDi,
+    pooled,
+    predicted_similarity,
+    similarity,
+)
 from segshift.networks import Segmenter
 from segshift.runs import InputError
 

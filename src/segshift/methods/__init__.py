@@ -6,7 +6,7 @@ What trains is a `methods.base.Method`. Nothing here imports torch: the command 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from segshift.methods.iccld import ICCLDConfig
 from segshift.methods.source_only import SourceOnlyConfig
@@ -18,12 +18,12 @@ from segshift.methods.zodi_adaptation import ZoDiConfig
 class MethodTable:
     """The table: a line for each package. A field's name is the group of its options, as in --zodi.similarity."""
 
-    zodi: ZoDiConfig = ZoDiConfig()
-    source_only: SourceOnlyConfig = SourceOnlyConfig()
-    iccld: ICCLDConfig = ICCLDConfig()
+    zodi: ZoDiConfig = field(default_factory=ZoDiConfig)
+    source_only: SourceOnlyConfig = field(default_factory=SourceOnlyConfig)
+    iccld: ICCLDConfig = field(default_factory=ICCLDConfig)
 
 
 METHODS: dict[str, MethodSpec] = {
-    spec.name: spec for package in fields(MethodTable) for spec in package.default.methods
+    spec.name: spec for package in fields(MethodTable) for spec in getattr(MethodTable(), package.name).methods
 }
 """Every method by its name."""
