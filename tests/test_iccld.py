@@ -127,14 +127,14 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
     assert views.label.shape[-2:] == (32, 32) and (views.label[:, 24:] == 255).all() and (views.weight[:, 24:] == 0).all()
     assert source[0].tolist() == [[0.5] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4]  # void rows: half a cell
     assert (source[1] == 0).all()
-    assert (step2("image")._views(data).position == 1).all()
+    assert (step2("image").prepare(data).position == 1).all()
 
 
 @pytest.mark.parametrize("reading", ["label", "image"])
 def test_a_prediction_depends_on_its_own_seed_alone(reading):
     method = step2(reading, excluded=[2]).eval()
     method.draws = 2
-    torch.nn.init.normal_(method.average.module[0].unet.conv_out.weight)  # untrained it is zero, and no noise matters
+    torch.nn.init.normal_(method.average.module.denoiser.unet.conv_out.weight)  # untrained it is zero, and no noise matters
     images = torch.rand(3, 3, 40, 33)
     together = method.predict(images, [5, 6, 7])
     assert together.shape == (3, CLASSES, 40, 33) and (together[:, 2] == -math.inf).all()

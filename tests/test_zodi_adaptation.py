@@ -136,7 +136,7 @@ def test_byol_target_follows_as_a_moving_average_and_takes_no_gradient():
     with torch.no_grad():
         method.segmenter.network.classifier.weight.add_(1)
     method.after_step(1)
-    target = method.target.module[0].network.classifier.weight
+    target = method.target.module.segmenter.network.classifier.weight
     torch.testing.assert_close(target, before + (1 - BYOL_MOMENTUM))
     assert not target.requires_grad
 

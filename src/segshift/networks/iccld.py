@@ -16,23 +16,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import timm
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from segshift import hub
 from segshift.config import NetworkConfig
 from segshift.labels import IGNORE
 from segshift.networks.segmenter import Segmenter
-from segshift.networks.weights import timm_names
+from segshift.networks.weights import making_timm, timm_names
 from segshift.runs import InputError
-from segshift.users_code import first_line
 
 STRIDES = (4, 8, 16, 32)
 """Of the encoder's four maps."""
@@ -246,24 +242,14 @@ class LatentSegmenter(nn.Module):
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     """f on a backbone of timm. Raises: InputError for an unknown or unfit backbone, or a failed download."""
     encoder = config.encoder.removeprefix("tu-")  # as smp marks timm's
-    try:
-        with hub.access() if pretrained else nullcontext():
-            network = LatentSegmenter(
-                encoder, classes, pretrained=pretrained,
-                latent_channels=config.latent_channels, inter_coder=config.inter_coder,
-            )  # fmt: skip
-    except InputError:
-        raise
-    except (OSError, HTTPError) as error:
-        raise InputError(
-            f"cannot download the weights of timm's {encoder} from the hub ({first_line(error)}): start "
-            "from random weights with --network.no-pretrained, or from a local copy with --network.weights"
-        ) from error
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"timm makes no backbone '{encoder}' ({first_line(error)}): choose one of timm.list_models(), "
-            "or take --network.no-pretrained where it has no published weights"
-        ) from error
+    with making_timm(encoder, pretrained):
+        network = LatentSegmenter(
+            encoder,
+            classes,
+            pretrained=pretrained,
+            latent_channels=config.latent_channels,
+            inter_coder=config.inter_coder,
+        )
     network = network.to(memory_format=torch.channels_last)
     layer = config.feature_layer or "encoder"
     return Segmenter(network, classes, layer, encoder_tensors=timm_names, head_lr=HEAD_LR)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from segshift import hub
 from segshift.runs import InputError
 from segshift.users_code import first_line
 
@@ -39,6 +42,26 @@ def timm_names(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
     known = {key.replace(".", "_", 1): value for key, value in tensors.items()} | tensors
     known |= {key: known[name] for key, name in names.items() if key not in known and name in known}
     return own_names(encoder, known)
+
+
+@contextmanager
+def making_timm(encoder: str, pretrained: bool) -> Iterator[None]:
+    """A block that makes a backbone of timm. Raises: InputError for an unknown name or a failed download."""
+    try:
+        with hub.access() if pretrained else nullcontext():
+            yield
+    except InputError:
+        raise
+    except (OSError, HTTPError) as error:
+        raise InputError(
+            f"cannot download the weights of timm's {encoder} from the hub ({first_line(error)}): start "
+            "from random weights with --network.no-pretrained, or from a local copy with --network.weights"
+        ) from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"timm makes no backbone '{encoder}' ({first_line(error)}): choose one of timm.list_models(), "
+            "or take --network.no-pretrained where it has no published weights"
+        ) from error
 
 
 def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> None:
