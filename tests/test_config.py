@@ -50,6 +50,7 @@ def made(kind: type, **changes):
         (GateConfig, {"strength_factor": NAN}, "--gate.strength-factor is nan"),
         (GateConfig, {"on_failure": "keep"}, "--gate.on-failure is 'keep': expected 'ignore' or 'drop'"),
         (GateConfig, {"quantile": 1.1}, "--gate.quantile is 1.1"),
+        (TrainConfig, {"method": "zod"}, "--method is 'zod': expected one of zodi, source_only, self_training"),
         (TrainConfig, {"optimizer": "lion"}, "--optimizer is 'lion': expected 'sgd' or 'adamw'"),
         (TrainConfig, {"seed": -1}, "--seed is -1: expected 0 or more"),
         (TrainConfig, {"seed": 2**32}, "--seed is 4294967296: expected less than"),

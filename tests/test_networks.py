@@ -86,6 +86,23 @@ def test_transformers_networks_are_read_from_a_folder(tmp_path):
         assert {parameter.dtype for parameter in weights} == {torch.float32}
 
 
+def test_weights_of_a_transformers_backbone_below_another_head_are_loaded(tmp_path):
+    from transformers import (
+        SegformerConfig,
+        SegformerForImageClassification,
+        SegformerForSemanticSegmentation,
+    )
+
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 8}
+    SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=4)).save_pretrained(tmp_path / "net")
+    other = SegformerForImageClassification(SegformerConfig(**sizes, num_labels=9))
+    other.save_pretrained(tmp_path / "other")
+    weights = str(tmp_path / "other" / "model.safetensors")
+    loaded = build(NetworkConfig(name=f"hf:{tmp_path}/net", weights=weights), 7).encoder.state_dict()
+    saved = other.segformer.state_dict()
+    assert loaded.keys() == saved.keys() and all(torch.equal(value, saved[key]) for key, value in loaded.items())
+
+
 def test_features_of_transformers_output_objects():
     from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
 
@@ -168,6 +185,11 @@ def test_a_network_that_cannot_be_trained_may_predict(tmp_path):
         save_file(networks.__dict__[name](5).state_dict(), tmp_path / "w.safetensors")
         segmenter = build(own(name, weights=str(tmp_path / "w.safetensors")), 5, trained=True)
         assert segmenter(torch.rand(1, 3, 32, 32)).shape == (1, 5, 32, 32)
+
+
+def test_a_network_that_cannot_recompute_activations_says_so():
+    with pytest.raises(InputError, match=r"--gradient-checkpointing needs a network .* TwoConvs cannot"):
+        build(own(), 5).checkpoint_gradients()
 
 
 def test_the_probe_leaves_batch_norm_and_training_mode_alone():

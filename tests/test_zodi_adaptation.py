@@ -161,3 +161,14 @@ def test_source_only_looks_at_the_source_alone():
     terms = method.losses("segmenter", data, 0)
     torch.testing.assert_close(terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"]))
     assert list(terms) == ["source"]
+
+
+@pytest.mark.parametrize("make", [SourceOnly, ZoDi])
+def test_heads_learn_at_a_factor_of_the_rate_where_the_network_has_an_encoder(make):
+    method = make(segmenter(), head_lr=3.0)
+    (encoder, one), (heads, three) = method.parameter_groups("segmenter")
+    assert (one, three) == (1.0, 3.0) and {id(p) for p in encoder} == {id(p) for p in method.segmenter.encoder.parameters()}
+    assert len(encoder) + len(heads) == len(list(method.networks["segmenter"].parameters()))
+    without = SourceOnly(Segmenter(networks.anonymous(5), 5, None), head_lr=3.0)
+    with pytest.raises(InputError, match="--head-lr is 3, and Anonymous has no part called 'encoder'"):
+        without.parameter_groups("segmenter")

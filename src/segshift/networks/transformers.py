@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from segshift import hub
 from segshift.config import NetworkConfig
@@ -19,19 +19,24 @@ from segshift.users_code import first_line
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     """The network with a new classifier. Raises: InputError when it cannot be read or does not segment."""
     network = _read(config.name.removeprefix("hf:"), classes, pretrained)
-    prefix = network.base_model_prefix
-    encoder = "backbone" if isinstance(getattr(network, "backbone", None), nn.Module) else prefix
+    backbone = isinstance(getattr(network, "backbone", None), nn.Module)
+    encoder = "backbone" if backbone else network.base_model_prefix
     layer = encoder if hasattr(network, encoder) else None
-
-    def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
-        """Also from a file of the backbone below another head, as published ones are."""
-        start = f"{prefix}."
-        below = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        return own_names(encoder, below or tensors)
 
     return Segmenter(
         network, classes, config.feature_layer or layer, encoder=encoder, encoder_tensors=encoder_tensors
     )
+
+
+def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
+    """The encoder's tensors by its own names, from a file below any head: transformers knows what files call them."""
+    found = own_names(encoder, tensors)
+    if found is not None or not isinstance(encoder, PreTrainedModel):
+        return found
+    loaded, about = type(encoder).from_pretrained(
+        None, config=encoder.config, state_dict=dict(tensors), output_loading_info=True
+    )
+    return None if about["missing_keys"] or about["mismatched_keys"] else loaded.state_dict()
 
 
 def _read(name: str, classes: int, pretrained: bool) -> nn.Module:
