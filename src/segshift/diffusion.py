@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from segshift import devices, hub
+from segshift import hub
 from segshift.config import DiffusionConfig
+from segshift.execution.device import pick
 from segshift.runs import InputError, read_json
 
 CONTROLNET = "lllyasviel/control_v11p_sd15_seg"
@@ -99,7 +100,7 @@ def load(config: DiffusionConfig, *, control: bool = True) -> Diffusion:
             "pipeline: copy them there again"
         ) from error
     _check(home, modules, scheduler)
-    where = devices.pick(config.device)
+    where = pick(config.device)
     for module in modules.values():
         module.requires_grad_(False).eval().to(where)
         if where.type != "mps":

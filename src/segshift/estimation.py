@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import bootstrap, frames, outputs, runs
+from segshift import bootstrap, execution, frames, outputs, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
 from segshift.frames import Dataset
 from segshift.runs import InputError
@@ -61,7 +61,7 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried on the source
     frames first, so a wrong one costs no transfer.
     """
-    runs.one_process("estimate", runs.STAGES_FIRST)
+    execution.one_process("estimate", execution.STAGES_FIRST)
     run = Path(config.run)
     out = out or (run.with_name(f"{run.stem}-estimate") if run.is_file() else run / "estimate")
     data = frames.load(config.source)

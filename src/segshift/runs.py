@@ -176,24 +176,6 @@ def tuples(value: Any) -> Any:
     return {key: tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def world_size() -> int:
-    """Processes that torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def one_process(command: str, instead: str = "start it without torchrun") -> None:
-    """Raises: InputError under torchrun, where every process would do the whole of it at once."""
-    if world_size() > 1:
-        raise InputError(f"{command} is one process: {instead}")
-
-
-STAGES_FIRST = (
-    "start its stages under torchrun one after the other, with the settings of their config.json, and then this, which finds "
-    "them finished"
-)
-"""What one does with `one_process` of several stages."""
-
-
 def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
     """JSON lines, each checked to be a `kind`; a line that a kill cut short is left out. A missing file is an empty list.
 

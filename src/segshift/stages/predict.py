@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift import checkpoints, devices, frames, models, outputs, predictions, runs, transforms
+from segshift import checkpoints, execution, frames, models, outputs, predictions, runs, transforms
 from segshift.config import PredictConfig
+from segshift.execution.device import pick
 from segshift.frames import Dataset, Frame
 from segshift.methods import Method, iccld
 from segshift.methods.source_only import SourceOnly
@@ -54,7 +55,7 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     Raises: InputError when the run and the data set do not fit, and when `out` holds predictions of another
     configuration or of other weights.
     """
-    runs.one_process("predict")
+    execution.one_process("predict")
     data = frames.load(config.data)
     output = outputs.open_output(
         out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(runs.read_lines(out / "predictions.jsonl"))
@@ -65,7 +66,7 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     out = output.path
     runs.remove_unfinished(out)
     _claim(out, told)
-    device = devices.pick(config.device)
+    device = pick(config.device)
     network = network.to(device)
 
     lines = {line["id"]: line for line in runs.read_lines(out / "predictions.jsonl") if (out / line["file"]).exists()}

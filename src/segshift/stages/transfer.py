@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, diffusion, frames, gate, outputs, runs, transforms
+from segshift import checkpoints, diffusion, execution, frames, gate, outputs, runs, transforms
 from segshift.config import TransferConfig
 from segshift.diffusion import Diffusion
 from segshift.frames import Dataset, Frame
@@ -53,7 +52,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
 
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.
     """
-    index, count = shard(config.shard)
+    index, count = execution.shard(config.shard)
     goals = targets(config)
     dataset = frames.load(config.source)
     if config.control or config.gate:
@@ -90,7 +89,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         journal.merge(known)
         total = len(wanted) * len(goals)
         done = total - sum(map(len, wanted.values()))
-        first = int(os.environ.get("RANK", 0)) == 0
+        first = execution.current().first
         try:
             with runs.progress(f"transfer on {worker.model.device.type}", total, done=done) if first else nullcontext() as bar:
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
@@ -160,16 +159,6 @@ def transfer_images(
     for one in worker.run_all(samples):
         made[one.goal.slug, one.sample.id] = one.picture
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
-
-
-def shard(text: str) -> tuple[int, int]:
-    """(i, n) of this process: the i/n of the configuration, divided further by torchrun. Raises: InputError."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    index, count = map(int, match.groups()) if match else (0, 0)
-    if index >= count:
-        raise InputError(f"shard '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes")
-    world = runs.world_size()
-    return index * world + int(os.environ.get("RANK", 0)), count * world
 
 
 def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
