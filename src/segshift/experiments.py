@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, estimation, execution, frames, models, outputs
+from segshift import checkpoints, estimation, execution, frames, models, outputs, records
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -186,7 +186,7 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
         evaluate.evaluate(
             EvaluateConfig(predictions=str(predictions), data=target.data, classes=config.classes), evaluation
         )
-        miou = read_json(evaluation / "metrics.json")["miou"]
+        miou = read_json(evaluation / "metrics.json", records.METRICS)["miou"]
         if miou is None:
             raise InputError(f"{target.data} has no labelled pixel and no score: name labelled frames as the target '{target.name}'")
         for rule in rules:

@@ -25,7 +25,18 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import batches, checkpoints, execution, frames, loop, metrics, outputs, runs, transforms
+from segshift import (
+    batches,
+    checkpoints,
+    execution,
+    frames,
+    loop,
+    metrics,
+    outputs,
+    records,
+    runs,
+    transforms,
+)
 from segshift.config import TrainConfig
 from segshift.execution.device import pick
 from segshift.frames import Dataset
@@ -246,7 +257,7 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
     if config.iccld.rare_classes is None:
         return None
     path = Path(config.iccld.rare_classes) / "classes.jsonl"
-    counts = {line["id"]: line["pixels"] for line in runs.read_lines(path)}
+    counts = {line["id"]: line["pixels"] for line in runs.read_lines(path, records.ClassPixels)}
     unknown = [pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes]
     if unknown:
         raise InputError(
@@ -332,7 +343,8 @@ class _Keeper:
             yield
             return
         path = self.out / "metrics.jsonl"
-        runs.write_lines(path, [line for line in runs.read_lines(path) if line["step"] <= start])
+        logged = runs.read_lines(path, records.LOGGED)
+        runs.write_lines(path, [line for line in logged if line["step"] <= start])
         with path.open("a", buffering=1) as file:  # by line: a report can follow, a kill loses no more than one
             self.write = lambda line: print(json.dumps(line), file=file)
             yield

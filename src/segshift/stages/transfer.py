@@ -34,7 +34,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, diffusion, execution, frames, gate, outputs, runs, transforms
+from segshift import checkpoints, diffusion, execution, frames, gate, outputs, records, runs, transforms
 from segshift.config import TransferConfig
 from segshift.diffusion import Diffusion
 from segshift.frames import Dataset, Frame
@@ -101,7 +101,8 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
 
 def _begun(out: Path) -> bool:
     """Whether some frame is finished, or has failed."""
-    return any("id" in line for path in (out / "journal").glob("*.jsonl") for line in runs.read_lines(path))
+    paths = (out / "journal").glob("*.jsonl")
+    return any("id" in line for path in paths for line in runs.read_lines(path, records.Entry))
 
 
 def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Frame], finished: set[tuple[str, str]], out: Path) -> None:
@@ -189,13 +190,13 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     weights = {"reference": diffusion.weights_hash(run / "checkpoints" / "best.safetensors"), **worker.model.hashes}
     judge = Gate(config.gate, method.to(worker.model.device), trained.size, space)
     if path.exists():
-        told = runs.read_json(path)
+        told = _measured(path, worker, space)
         if told["weights"] != weights:
             raise InputError(f"{path} was measured with other weights of {run}: name a new folder")
     else:
         told = {"weights": weights, **_measure(config, dataset, worker, judge)}
         if path.exists():  # of another process, which on another kind of GPU measures not quite the same
-            told = runs.read_json(path)
+            told = _measured(path, worker, space)
     judge.limits = Thresholds(**told["thresholds"])
     judge.kept = {slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()}
     for slug, k in told["kept_agreement"].items():
@@ -205,6 +206,16 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
                 "pictures, for a generator that always loses them would look the same", slug, ", ".join(blind),
             )  # fmt: skip
     return judge, told
+
+
+def _measured(path: Path, worker: Worker, space: LabelSpace) -> records.Measured:
+    """gate.json. Raises: InputError, also when it lacks a domain or a class."""
+    told = runs.read_json(path, records.Measured)
+    kept, names = told["kept_agreement"], set(space.names)
+    judged = {goal.slug: {} for goal in worker.goals} | kept
+    if any(not names <= k.keys() for k in judged.values()) or not told["source_agreement"].keys() <= names:
+        raise InputError(f"{path} lacks a domain or a class: restore it, or start again in a new folder")
+    return told
 
 
 def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
