@@ -191,6 +191,8 @@ def run_command(arguments: list[str]) -> int:
             traceback.print_exc()
         errors.print("[bold red]error[/]", escape(one_line(str(error))))
         return 2
+    except BrokenPipeError:
+        raise
     except Exception:
         traceback.print_exc()
         errors.print(f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it with the lines above")
