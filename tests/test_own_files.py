@@ -134,6 +134,10 @@ def estimate_again(w: World) -> None:
     estimation.estimate(w.estimating, w.root / "estimate")
 
 
+def load_model(w: World) -> None:
+    diffusion.load(DiffusionConfig(model=str(w.root / "prior"), device="cpu"), control=False)
+
+
 READERS: dict[str, tuple[Command, ...]] = {
     "check/config.json": (lambda w: check(CheckConfig(w.training.source, workers=1), w.root / "check"),),
     "check/classes.jsonl": (train_longer,),
@@ -150,19 +154,16 @@ READERS: dict[str, tuple[Command, ...]] = {
     "evaluated/metrics.json": (report_on("evaluated"), report_on("evaluated", "estimate"), evaluate_again),
     "evaluated/frames.npz": (report_on("evaluated"), evaluate_again),
     "moved/config.json": (report_on("moved"), report_on("of_moved"), transfer_again),
-    "moved/failures.jsonl": (transfer_again, lambda w: runs.failures(w.root / "moved")),
+    "moved/failures.jsonl": (lambda w: runs.failures(w.root / "moved"), transfer_again),
     "moved/night/failures.jsonl": (adapt, transfer_again),
     "moved/night/manifest.jsonl": (report_on("moved"), report_on("of_moved"), adapt, transfer_again),
-    "moved/journal/0-of-1.jsonl": (transfer_again,),
     "gated/journal/0-of-1.jsonl": (gate_again,),
     "gated/night/manifest.jsonl": (report_on("gated"),),
     "gated/gate.json": (gate_again,),
     "estimate/config.json": (report_on("estimate"), estimate_again),
     "estimate/estimate.json": (report_on("evaluated", "estimate"),),
-    "estimate/source/predictions/model.json": (estimate_again,),
     "estimate/source/predictions/predictions.jsonl": (estimate_again,),
-    "estimate/source/evaluation/metrics.json": (estimate_again,),
-    "prior/segshift.json": (lambda w: diffusion.load(DiffusionConfig(model=str(w.root / "prior"), device="cpu")),),
+    "prior/segshift.json": (load_model,),
 }  # fmt: skip
 """The commands that read each file."""
 

@@ -170,7 +170,7 @@ def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]
         classes = runs.read_config(Path(config.run) / "config.json", TrainConfig).classes
     evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=data, classes=classes), evaluation)
     scored = runs.read_json(evaluation / "metrics.json", records.METRICS)
-    confusion = evaluate.read_matrices(evaluation, scored)
+    confusion = records.read_matrices(evaluation, scored)
     predicted = runs.read_lines(predictions / "predictions.jsonl", records.Prediction)
     confidence = {line["id"]: line["confidence"] for line in predicted}
     return Scored(confusion, confidence, told | {"predictions": str(predictions), "evaluation": str(evaluation)})

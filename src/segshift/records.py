@@ -8,6 +8,7 @@
     OUT/model.json            Model                  stages.predict
     OUT/predictions.jsonl     Prediction             stages.predict
     OUT/metrics.json          METRICS                stages.evaluate
+    OUT/frames.npz            read_matrices          stages.evaluate
     OUT/estimate.json         ESTIMATE               estimation
     RUN/metrics.jsonl         LOGGED                 stages.train
     RUN/labels.json           labels.LabelSpace      checkpoints
@@ -19,12 +20,17 @@ A type names what some reader needs; files may hold more. Names in capitals also
 
 from __future__ import annotations
 
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
+import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from segshift.runs import Failure
+from segshift.runs import Failure, InputError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -204,6 +210,41 @@ def _of_its_classes(found: Metrics) -> Metrics:
 
 
 METRICS: Any = Annotated[Metrics, AfterValidator(_of_its_classes)]
+
+_BROKEN = (
+    OSError, EOFError, ValueError, KeyError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+"""What numpy and zipfile raise on a damaged archive."""
+
+
+def read_matrices(folder: Path, scored: Metrics) -> dict[str, np.ndarray]:
+    """The confusion matrices [C, C + 1] of FOLDER/frames.npz by frame id, of all frames of its metrics.json.
+
+    Raises: InputError.
+    """
+    file = folder / "frames.npz"
+    try:
+        # what is no archive numpy takes for a pickle
+        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
+            ids, confusion = found["ids"], found["confusion"]
+    except _BROKEN as error:
+        what = type(error).__name__
+        raise InputError(f"cannot read {file} ({what}): run segshift evaluate again") from error
+    classes = len(scored["classes"])
+    kinds, shapes = (ids.dtype.kind, confusion.dtype.kind), (ids.shape, confusion.shape)
+    whole = kinds == ("U", "i") and shapes == ((ids.size,), (ids.size, classes, classes + 1))
+    if not whole or confusion.min(initial=0) < 0:
+        raise InputError(
+            f"{file} holds no matrix of {classes} classes for every frame: run segshift evaluate again"
+        )
+    matrices = dict(zip(ids.tolist(), confusion, strict=True))
+    if missing := [frame["id"] for frame in scored["frames"] if frame["id"] not in matrices]:
+        raise InputError(
+            f"{file} lacks {len(missing)} frames of metrics.json (first '{missing[0]}'): evaluate again"
+        )
+    return matrices
+
 
 # ---------------------------------------------------------------------------------------------- estimates
 

@@ -11,9 +11,6 @@ uncertainty, metrics.json also holds the calibration of the confidence and each 
 
 from __future__ import annotations
 
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -86,41 +83,6 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     runs.write_json(out / "metrics.json", result)
     _print(result)
     return out
-
-
-_BROKEN = (
-    OSError, EOFError, ValueError, KeyError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
-    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
-"""What numpy and zipfile raise on a damaged archive."""
-
-
-def read_matrices(folder: Path, scored: records.Metrics) -> dict[str, np.ndarray]:
-    """The confusion matrices [C, C + 1] of FOLDER/frames.npz by frame id, of all frames of its metrics.json.
-
-    Raises: InputError.
-    """
-    file = folder / "frames.npz"
-    try:
-        # what is no archive numpy takes for a pickle
-        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
-            ids, confusion = found["ids"], found["confusion"]
-    except _BROKEN as error:
-        what = type(error).__name__
-        raise runs.InputError(f"cannot read {file} ({what}): run segshift evaluate again") from error
-    classes = len(scored["classes"])
-    kinds, shapes = (ids.dtype.kind, confusion.dtype.kind), (ids.shape, confusion.shape)
-    whole = kinds == ("U", "i") and shapes == ((ids.size,), (ids.size, classes, classes + 1))
-    if not whole or confusion.min(initial=0) < 0:
-        raise runs.InputError(
-            f"{file} holds no matrix of {classes} classes for every frame: run segshift evaluate again"
-        )
-    matrices = dict(zip(ids.tolist(), confusion, strict=True))
-    if missing := [frame["id"] for frame in scored["frames"] if frame["id"] not in matrices]:
-        raise runs.InputError(
-            f"{file} lacks {len(missing)} frames of metrics.json (first '{missing[0]}'): evaluate again"
-        )
-    return matrices
 
 
 def _class_set(config: EvaluateConfig, data: Dataset) -> tuple[int, ...]:

@@ -34,7 +34,6 @@ from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.labels import LabelSpace
 from segshift.metrics import spread
 from segshift.runs import InputError
-from segshift.stages import evaluate
 
 _log = logging.getLogger(__name__)
 
@@ -370,7 +369,7 @@ def _predicted(evaluation: Folder, domain: str | None) -> Predicted:
     scored = _scores(evaluation)
     lines, by_class = [line for line in scored["frames"] if line["domain"] == domain], {}
     if (evaluation.path / "frames.npz").exists():
-        confusion = evaluate.read_matrices(evaluation.path, scored)
+        confusion = records.read_matrices(evaluation.path, scored)
         by_class = {line["id"]: metrics.iou(confusion[line["id"]]).tolist() for line in lines}
     by_frame = {line["id"]: line["miou"] for line in lines}
     return Predicted(Path(evaluation.config.predictions), by_frame, by_class)
