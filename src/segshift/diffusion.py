@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from segshift import devices, hub
+from segshift import hub
 from segshift.config import DiffusionConfig
+from segshift.execution.device import pick
 from segshift.runs import InputError, read_json
 
 CONTROLNET = "lllyasviel/control_v11p_sd15_seg"
@@ -99,7 +101,7 @@ def load(config: DiffusionConfig, *, control: bool = True) -> Diffusion:
             "pipeline: copy them there again"
         ) from error
     _check(home, modules, scheduler)
-    where = devices.pick(config.device)
+    where = pick(config.device)
     for module in modules.values():
         module.requires_grad_(False).eval().to(where)
         if where.type != "mps":
@@ -256,9 +258,15 @@ def _defaults(home: Path) -> Defaults:
     if not path.exists():
         return Defaults()
     told, known = read_json(path), {field.name for field in fields(Defaults)}
-    if not isinstance(told, dict) or not set(told) <= known:
+    if not set(told) <= known:
         raise InputError(f"{path} holds {json.dumps(told)[:80]}: expected some of {', '.join(sorted(known))}")
-    return Defaults(**told)
+    made = read_json(path, Defaults)
+    if not (0 <= made.guidance < inf and made.steps > 0 and 0 <= made.eta <= 1 and made.short_side > 0):
+        raise InputError(
+            f"{path} holds a number out of range ({json.dumps(told)[:80]}): expected guidance of 0 or more, "
+            "eta from 0 to 1, steps and short_side of 1 or more"
+        )
+    return made
 
 
 def _line(error: Exception) -> str:
