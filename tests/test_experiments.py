@@ -116,7 +116,7 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
         built.append((network.encoder, classes))
         raise InputError("cannot download")
 
-    monkeypatch.setattr(experiments.models, "build", offline)
+    monkeypatch.setattr(experiments.networks, "build", offline)
     with pytest.raises(InputError, match="cannot download"):
         experiments.run_experiment(experiments.fill(e, there), tmp_path / "out")
     assert built == [("resnet18", 19)] and not (tmp_path / "out").exists()
