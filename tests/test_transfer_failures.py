@@ -17,6 +17,7 @@ from PIL import Image
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
 from segshift import frames, runs
+from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.journal import Journal
 from segshift.labels import CITYSCAPES, LabelSpace
 from segshift.methods import zodi
@@ -251,15 +252,15 @@ def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
 
 
 def test_an_overflow_is_an_error_and_no_black_picture(config, tmp_path, monkeypatch):
-    predict = zodi.predict
-    monkeypatch.setattr(zodi, "predict", lambda *a, **k: tuple(part * float("inf") for part in predict(*a, **k)))
+    output = StableDiffusion.output
+    monkeypatch.setattr(StableDiffusion, "output", lambda *a, **k: output(*a, **k) * float("inf"))
     with pytest.raises(InputError, match=r"not finite in torch\.float32: take --diffusion\.dtype bfloat16 or float32"):
         stage.transfer(config, tmp_path / "out")
     assert not pictures(tmp_path / "out")
 
 
 def test_the_embedded_prior_warns_of_photographs(config, tmp_path, monkeypatch, caplog, model):
-    monkeypatch.setattr(stage.diffusion, "load", lambda *a, **k: model)
+    monkeypatch.setattr(stage.generators, "load", lambda *a, **k: model)
     stage.transfer(config, tmp_path / "small")
     assert "knows no photographs" not in caplog.text
     town = replace(config, diffusion=replace(config.diffusion, model="town"), short_side=16)

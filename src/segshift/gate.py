@@ -17,7 +17,7 @@ every frame looks like a strange one: neither is judged, and a warning names the
 | e_R, e_c | what f is expected to agree with: k_c a_R(x), k_c a_c(x) |
 | r_R | score of a region: min(1, a_R(x') / e_R) |
 | S(x') | score of a frame: sum_c min(a_c(x'), e_c) / sum_c e_c over the classes c of y |
-| G(x, c) | denoising gap: how much better the prompt c explains x than the empty prompt does |
+| G(x, c) | how much better the prompt c explains x than the empty prompt does, where the generator can tell (`generators.movement`) |
 
 Regions are the connected regions of the label, not cells of a grid: what a generator loses is a thing (a car turned
 into road, a sign that is gone), and a cell would hold half of it and much else. Shapes: pictures [H, W, 3] uint8,
@@ -33,13 +33,11 @@ from functools import cached_property
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segshift import metrics, models, transforms
 from segshift.config import GateConfig
-from segshift.diffusion import Diffusion
 from segshift.labels import IGNORE, LabelSpace
-from segshift.methods import zodi
 from segshift.runs import InputError
 
 SEEN = 0.5
@@ -47,9 +45,6 @@ SEEN = 0.5
 
 PILOT = 32
 """First draws of so many frames tell k_c of a domain."""
-
-MOVEMENT_TIME = 0.5
-"""Time step of the denoising gap, as a share of the schedule: there the prompt decides on the look, not on the grain."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,8 @@ class Verdict:
     """Their pixels, bool [H, W]."""
     lowest: float
     """The least r_R; 1 where no region is judged."""
-    movement: float
-    """G(x', c) - G(x, c); 0 is the source itself."""
+    movement: float | None
+    """G(x', c) - G(x, c); 0 is the source itself, None where the generator cannot tell."""
 
     @property
     def passed(self) -> bool:
@@ -186,7 +181,13 @@ def thresholds(frame: np.ndarray, lowest: np.ndarray, quantile: float, fraction:
 
 
 def judge(
-    seen: Seen, pred: np.ndarray, limits: Thresholds, kept: np.ndarray, *, movement: float = 0.0, require_movement: bool = False
+    seen: Seen,
+    pred: np.ndarray,
+    limits: Thresholds,
+    kept: np.ndarray,
+    *,
+    movement: float | None = 0.0,
+    require_movement: bool = False,
 ) -> Verdict:
     """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size. kept: k_c of its domain, [C].
 
@@ -199,7 +200,7 @@ def judge(
     judged = parts[~np.isnan(parts)]
     return Verdict(
         layout=not score < limits.frame,
-        moved=movement > 0 or not require_movement,
+        moved=not require_movement or (movement is not None and movement > 0),
         score=score,
         classes=classes,
         judged=len(judged),
@@ -208,25 +209,6 @@ def judge(
         lowest=float(judged.min(initial=1)),
         movement=movement,
     )
-
-
-@torch.inference_mode()
-def denoising_gap(
-    model: Diffusion, z0: Tensor, text: Tensor, empty: Tensor, hint: Tensor | None, n: Tensor, control_strength: float
-) -> Tensor:
-    """G = ||eps(z_t, t, empty, y) - n||^2 - ||eps(z_t, t, c, y) - n||^2, the mean over latent elements, [B].
-
-    The diffusion model as a classifier between two prompts (Li et al., "Your Diffusion Model is Secretly a Zero-Shot
-    Classifier", ICCV 2023), at one time step and with the same noise n for both, and for x and x'. z0, n [B,C,h,w];
-    text, empty [1,L,M]; hint [B,C0,h,w]. Cost: two evaluations of the networks.
-    """
-    t = zodi.start_timestep(model, MOVEMENT_TIME)
-    z = zodi.diffuse(model, z0, n, t)
-    with_none, with_prompt = (
-        (zodi.predict(model, z, t, c, hint, control_strength=control_strength)[0] - n).square().mean((1, 2, 3))
-        for c in (empty, text)
-    )
-    return with_none - with_prompt
 
 
 class Gate:
@@ -260,7 +242,7 @@ class Gate:
         classes = class_agreement(pred, label, self.space.classes)
         return Seen(label, index, classes, region_agreement(pred, label, index))
 
-    def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float) -> Verdict:
+    def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float | None) -> Verdict:
         """A draw [h, w, 3] uint8 of the frame that was `seen`."""
         return judge(
             seen, self.predict(picture, seen.label.shape), self.limits, self.kept[domain],
@@ -287,7 +269,7 @@ class Gate:
             "agreement": {name: [round(e, 4), round(a, 4)] for name, e, a in pairs if not np.isnan(e)},
             "regions": {"judged": verdict.judged, "failed": verdict.failed, "lowest": round(verdict.lowest, 4), "threshold": self.limits.region},
             "failing_share": round(int(verdict.failing.sum()) / max(labelled, 1), 6),
-            "movement": round(verdict.movement, 8), "draws": list(draws),
+            "movement": _rounded(verdict.movement), "draws": list(draws),
         }  # fmt: skip
 
 
@@ -295,13 +277,17 @@ def draw(seed: int, strength: float, verdict: Verdict) -> dict:
     """What the manifest tells of one draw."""
     return {
         "seed": seed, "strength": strength, "passed": verdict.passed, "score": _finite(verdict.score),
-        "failed_regions": verdict.failed, "movement": round(verdict.movement, 8),
+        "failed_regions": verdict.failed, "movement": _rounded(verdict.movement),
     }  # fmt: skip
 
 
 def _finite(score: float) -> float | None:
     """JSON has no nan."""
     return None if np.isnan(score) else round(score, 6)
+
+
+def _rounded(movement: float | None) -> float | None:
+    return None if movement is None else round(movement, 8)
 
 
 def redraw_seed(seed: int, frame_id: str, attempt: int) -> int:

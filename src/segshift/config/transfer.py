@@ -19,6 +19,7 @@ from segshift.config.common import (
     Settings,
     Share,
     Steps,
+    option,
 )
 from segshift.runs import InputError
 
@@ -124,4 +125,28 @@ class TransferConfig(Settings):
     """Labels in the output tree: symbolic links to the source's, or copies."""
     gate: OptionalGate = None
     """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
+    generator: str | None = None
+    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the diffusion model of
+    --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    _OF_DIFFUSION: ClassVar[tuple[str, ...]] = (
+        "mode", "inversion", "control", "steps", "guidance", "eta", "control_strength", "diffusion",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.custom_generator:
+            return
+        default = TransferConfig(source=self.source)
+        for name in self._OF_DIFFUSION:
+            if getattr(self, name) != getattr(default, name):
+                raise InputError(
+                    f"{option(name)} is for a diffusion model, and --generator {self.generator} is your own: leave one of "
+                    "them out"
+                )
+
+    @property
+    def custom_generator(self) -> bool:
+        """Whether the generator is the user's own, module:factory."""
+        return self.generator is not None and ":" in self.generator

@@ -35,15 +35,15 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, diffusion, frames, gate, outputs, runs, transforms
+from segshift import checkpoints, frames, gate, generators, outputs, runs, transforms
 from segshift.config import TransferConfig
-from segshift.diffusion import Diffusion
 from segshift.frames import Dataset, Frame
 from segshift.gate import Gate, Thresholds
+from segshift.generators.base import DiffusionFamily, Generator, file_hash
 from segshift.journal import Journal
 from segshift.labels import CITYSCAPES, LabelSpace
 from segshift.runs import InputError
-from segshift.worker import Sample, Worker, targets
+from segshift.worker import Failed, Sample, Worker, targets
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     index, count = shard(config.shard)
     goals = targets(config)
     dataset = frames.load(config.source)
-    if config.control or config.gate:
+    if config.gate or (config.control and not config.custom_generator):
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))
@@ -74,9 +74,12 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     if not any(wanted.values()):
         journal.merge(known)  # a run may have been killed just before it did
     else:
-        worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
-        if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
-            raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
+        worker = Worker(config, dataset.space, generators.load(config))
+        generator = worker.generator
+        if generator.needs_layouts:
+            frames.require_labels(dataset)
+        if any(line.get("weights", generator.hashes) != generator.hashes for line in journal.read()):
+            raise InputError(f"{out} was begun with other weights of '{generator.name}': name a new folder")
         if output.check():  # thresholds of other settings
             (out / "gate.json").unlink(missing_ok=True)
         judge = _gate(config, dataset, worker, out / "gate.json") if config.gate else None
@@ -92,7 +95,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         done = total - sum(map(len, wanted.values()))
         first = int(os.environ.get("RANK", 0)) == 0
         try:
-            with runs.progress(f"transfer on {worker.model.device.type}", total, done=done) if first else nullcontext() as bar:
+            with runs.progress(f"transfer on {generator.device.type}", total, done=done) if first else nullcontext() as bar:
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
         finally:
             journal.add({"finished": True})
@@ -116,16 +119,17 @@ def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Fram
 
 def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
     """The embedded prior is a toy: what it makes of photographs looks like a result and is none."""
-    if config.diffusion.model != "town":
+    generator = worker.generator
+    if config.generator is not None or config.diffusion.model != "town" or generator.short_side is None:
         return
     try:
         side = min(frames.image_size(dataset.frames[0].image))
     except InputError:
         return  # listed as a failure when its turn comes
-    if side > 2 * worker.short_side:
+    if side > 2 * generator.short_side:
         _log.warning(
             "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a real model, as in "
-            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", worker.short_side, side,
+            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", generator.short_side, side,
         )  # fmt: skip
 
 
@@ -136,29 +140,31 @@ def transfer_images(
     *,
     ids: Sequence[str] | None = None,
     space: LabelSpace = CITYSCAPES,
-    model: Diffusion | None = None,
+    model: Generator | DiffusionFamily | None = None,
 ) -> dict[str, list[np.ndarray]]:
     """The same in memory, for a few images; `config.source` is not read.
 
-    images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None together with control=False. ids: what the
-    noise of an image is drawn from, its position where not given. model: one that is loaded already.
+    images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None where the generator takes no layouts, as with
+    control=False. ids: what the noise of an image is drawn from, its position where not given. model: one that is
+    loaded already.
     Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError, also for a gate, whose
     thresholds are of a data set.
     """
     if config.gate:
         raise InputError("a gate measures a data set before it judges: leave gate out, or transfer a folder of frames")
-    model = model or diffusion.load(config.diffusion, control=config.control)
-    worker = Worker(config, space, model)
+    worker = Worker(config, space, model or generators.load(config))
     slugs = [goal.slug for goal in worker.goals]
-    if config.control and labels is None:
+    if worker.generator.needs_layouts and labels is None:
         raise InputError("no labels, and the layout is drawn from them: give them, or set control=False")
     samples = [
-        Sample(ids[i] if ids else str(i), image, labels[i] if config.control else None, list(slugs))
+        Sample(ids[i] if ids else str(i), image, labels[i] if labels is not None else None, wanted=list(slugs))
         for i, image in enumerate(images)
     ]
     made: dict[tuple[str, str], np.ndarray] = {}
     for one in worker.run_all(samples):
-        made[one.goal.slug, one.sample.id] = one.picture
+        if isinstance(one, Failed):
+            raise one.error
+        made[one.domain.slug, one.sample.id] = one.picture
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
 
 
@@ -197,8 +203,8 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
             f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
             f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in gate.reference"
         )
-    weights = {"reference": diffusion.weights_hash(run / "checkpoints" / "best.safetensors"), **worker.model.hashes}
-    judge = Gate(config.gate, method.to(worker.model.device), trained.size, space)
+    weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
+    judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)
     if path.exists():
         told = runs.read_json(path)
         if told["weights"] != weights:
@@ -226,7 +232,7 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
     by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
     for frame in by_key[: config.gate.sample]:
         try:
-            sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals])
+            sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals], labelled=True)
         except InputError:
             continue  # listed as a failure when its turn comes
         seen = judge.look(sample.image, sample.label)
@@ -256,21 +262,30 @@ def _kept(worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) ->
     """k_c [C] by domain, from ungated draws of the pilot frames."""
     seen_of = {sample.id: seen for sample, seen in pilot}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {goal.slug: [] for goal in worker.goals}
+    failed: dict[str, Failed] = {}
     with runs.progress("gate: first draws", len(pilot) * len(found)) as bar:
         for made in worker.run_all([sample for sample, _ in pilot]):
+            bar.advance()
+            if isinstance(made, Failed):
+                failed[made.domain.slug] = made
+                continue
             seen = seen_of[made.sample.id]
             pred = judge.predict(made.picture, seen.label.shape)
-            found[made.goal.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
-            bar.advance()
+            found[made.domain.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
+    for slug, one in failed.items():
+        if not found[slug]:
+            raise InputError(f"no frame can be transferred to '{slug}', and the gate measures on them: {one.error}")
     return {slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()}
 
 
 def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance) -> None:
     """Make and write what is `wanted`: domains by frame id."""
 
-    def fail(frame: Frame, error: InputError) -> None:
+    def fail(frame: Frame, error: InputError, domains: int | None = None) -> None:
         journal.add({"id": frame.id, "error": str(error)})
-        advance(len(wanted[frame.id]))
+        advance(len(wanted[frame.id]) if domains is None else domains)
+
+    labelled = worker.generator.needs_layouts or config.gate is not None
 
     sizes = _sizes(dataset, worker)
     groups: dict[tuple[int, int], deque[Frame]] = {}
@@ -289,11 +304,14 @@ def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, 
             while queue and len(batch) < min(rows, worker.limit):
                 frame = queue.popleft()
                 try:
-                    batch[frame.id] = frame, _read(config, dataset, frame, wanted[frame.id])
+                    batch[frame.id] = frame, _read(config, dataset, frame, wanted[frame.id], labelled=labelled)
                 except InputError as error:
                     fail(frame, error)
             for made in worker.run([sample for _, sample in batch.values()], rows):
-                frame, root = batch[made.sample.id][0], journal.out / made.goal.slug
+                frame, root = batch[made.sample.id][0], journal.out / made.domain.slug
+                if isinstance(made, Failed):
+                    fail(frame, made.error, 1)
+                    continue
                 decision, sha256 = worker.gate.decision(made.verdict) if worker.gate else "kept", None
                 if decision == "ignored":
                     frames.write_void(frame, dataset.space, made.verdict.failing, frames.place(dataset, frame, root, "label"))
@@ -309,7 +327,7 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
 
     def size(frame: Frame) -> tuple[int, int] | InputError:
         try:
-            return worker.size(*frames.image_size(frame.image))
+            return worker.generator.size(*frames.image_size(frame.image))
         except InputError as error:
             return error
 
@@ -317,10 +335,10 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
         return {f.id: s for f, s in zip(dataset.frames, pool.map(size, dataset.frames), strict=True)}
 
 
-def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str]) -> Sample:
+def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str], *, labelled: bool) -> Sample:
     image = frames.read_image(frame.image)
     label = ids = None
-    if config.control or config.gate:
+    if labelled:
         ids = frames.read_ids(frame, dataset.space)
         label = dataset.space.to_train(ids)
     if label is not None and label.shape != image.shape[:2] and not dataset.transferred:
@@ -329,7 +347,7 @@ def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[s
             f"{label.shape[1]}x{label.shape[0]}: repair or remove them"
         )
     published = config.mode == "reference" and dataset.space == CITYSCAPES
-    return Sample(frame.id, image, label, list(wanted), ids if published else None)
+    return Sample(frame.id, image, label, ids if published else None, wanted=list(wanted))
 
 
 def _write(config: TransferConfig, dataset: Dataset, frame: Frame, root: Path, picture: np.ndarray) -> str:
