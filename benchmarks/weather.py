@@ -1,9 +1,10 @@
-"""Weather by classical filters (albumentations): a generator without a network, to compare the diffusion model with.
+"""Weather by classical filters (albumentations): a generator without a network, to compare the diffusion
+model with.
 
     cd benchmarks; segshift transfer OUT --source ... --to fog rain snow night game --generator weather:build
 
-The prompt's words choose the filters, several one after the other ("driving at night in the rain"); words of fair weather
-leave the image as it is. The strength of a domain is the filter's amount.
+The prompt's words choose the filters, several one after the other ("driving at night in the rain"); words of
+fair weather leave the image as it is. The strength of a domain is the filter's amount.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
 
-import albumentations as A  # noqa: E402
+import albumentations as A
 
-from segshift.generators import Domain  # noqa: E402
+from segshift.generators import Domain
 
 CLEAR = ("day", "daylight", "clear", "sunny")
 
@@ -34,7 +35,9 @@ def rain(strength: float) -> A.BasicTransform:
 
 
 def snow(strength: float) -> A.BasicTransform:
-    return A.RandomSnow(snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1.5 + strength, p=1)
+    return A.RandomSnow(
+        snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1.5 + strength, p=1
+    )
 
 
 def night(strength: float) -> A.BasicTransform:
@@ -51,7 +54,9 @@ def night(strength: float) -> A.BasicTransform:
 def game(strength: float) -> A.BasicTransform:
     """Strong colours in few steps."""
     bits = 6 if strength < 0.5 else 5
-    return A.Compose([A.HueSaturationValue(0, (round(60 * strength),) * 2, 0, p=1), A.Posterize((bits, bits), p=1)])
+    return A.Compose(
+        [A.HueSaturationValue(0, (round(60 * strength),) * 2, 0, p=1), A.Posterize((bits, bits), p=1)]
+    )
 
 
 FILTERS: dict[str, Callable[[float], A.BasicTransform]] = {
@@ -64,7 +69,9 @@ def filters(prompt: str) -> list[Callable[[float], A.BasicTransform]]:
     words = set(re.findall(r"[a-z]+", prompt.lower()))
     found = [one for name, one in FILTERS.items() if name in words]
     if not found and not words & set(CLEAR):
-        raise ValueError(f"no weather in '{prompt}': name some of {', '.join(FILTERS)}, or one of {', '.join(CLEAR)}")
+        raise ValueError(
+            f"no weather in '{prompt}': name some of {', '.join(FILTERS)}, or one of {', '.join(CLEAR)}"
+        )
     return found
 
 

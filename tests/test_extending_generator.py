@@ -45,7 +45,10 @@ def test_the_example_transfers_resumes_and_runs_in_shards_to_the_same_bytes(comm
         assert line["weights"] == {"module": runs.hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()}
     fog = frames.load(f"cityscapes:{whole}/fog:train")
     assert [frame.id for frame in fog.frames] == list(IDS)
-    assert frames.read_image(fog.frames[0].image).mean() > frames.read_image(frames.load(command[2]).frames[0].image).mean()
+    assert (
+        frames.read_image(fog.frames[0].image).mean()
+        > frames.read_image(frames.load(command[2]).frames[0].image).mean()
+    )
 
     journal = whole / "journal" / "0-of-1.jsonl"
     killed = tmp_path / "killed"
@@ -63,12 +66,16 @@ def test_the_example_transfers_resumes_and_runs_in_shards_to_the_same_bytes(comm
     assert journal.read_text() == before  # nothing was left to do
 
 
-def test_another_generator_in_the_same_file_does_not_go_on_with_the_run(command, tmp_path, capsys, monkeypatch):
+def test_another_generator_in_the_same_file_does_not_go_on_with_the_run(
+    command, tmp_path, capsys, monkeypatch
+):
     out = transfer(command, tmp_path / "out", "--shard", "0/2")
     Path("generator.py").write_text(EXAMPLE.read_text() + "\n# mended\n")
     monkeypatch.delitem(sys.modules, "generator")
     assert run_command([*command[:1], str(out), *command[1:]]) == 2
-    assert "begun with other weights of 'generator:build': name a new folder" in " ".join(capsys.readouterr().err.split())
+    assert "begun with other weights of 'generator:build': name a new folder" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_every_frame_and_domain_has_a_seed_of_its_own(command, tmp_path):
@@ -78,5 +85,9 @@ def test_every_frame_and_domain_has_a_seed_of_its_own(command, tmp_path):
         "    return lambda image, layout, domain, seed: np.full_like(image, seed % 256)\n"
     )
     out = transfer(command, tmp_path / "out")
-    levels = {np.asarray(frames.read_image(out / path)).ravel()[0] for path in pictures(out) if "leftImg8bit" in path}
+    levels = {
+        np.asarray(frames.read_image(out / path)).ravel()[0]
+        for path in pictures(out)
+        if "leftImg8bit" in path
+    }
     assert len(levels) >= 8  # of ten pictures

@@ -1,4 +1,5 @@
-"""Generators: the noise formulas, ZoDi's walk over a family that knows the answer, and what users' own may do wrong."""
+"""Generators: the noise formulas, ZoDi's walk over a family that knows the answer, and what users' own may do
+wrong."""
 
 import sys
 from dataclasses import replace
@@ -66,7 +67,9 @@ class Oracle(DiffusionFamily):
     def point(self, share: float, size: tuple[int, int]) -> Point:
         return point(self.prediction, 0.98 * share)
 
-    def output(self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float) -> Tensor:
+    def output(
+        self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float
+    ) -> Tensor:
         z0 = self.z0.repeat(len(z) // len(self.z0), 1, 1, 1)
         n = (z - point.a * z0) / point.b
         return {"epsilon": n, "v_prediction": point.a * n - point.b * z0, "flow": n - z0}[self.prediction]
@@ -102,7 +105,9 @@ def own(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         Path("mine.py").write_text(f"import numpy as np\nimport torch\n{body}\n")
         sys.path_importer_cache.clear()
-        return TransferConfig(**{"source": f"cityscapes:{source}:train", "batch_size": 3, "generator": name, **more})
+        return TransferConfig(
+            **{"source": f"cityscapes:{source}:train", "batch_size": 3, "generator": name, **more}
+        )
 
     yield write
     sys.modules.pop("mine", None)
@@ -117,8 +122,16 @@ INVERTED = "def build():\n    return lambda image, layout, domain, seed: 255 - i
         (INVERTED, "mine.py:build", "'mine.py:build' is no <module>:<factory>: write it with dots"),
         (INVERTED, "nowhere:build", r"cannot import generator 'nowhere:build' \(ModuleNotFoundError"),
         (INVERTED, "mine:make", r"cannot import generator 'mine:make' \(AttributeError"),
-        ("def build(:", "mine:build", r"cannot import generator 'mine:build' \(SyntaxError: .* in .*mine\.py, line 3"),
-        ("def build():\n    return {}['weights']", "mine:build", r"fails when it is built \(KeyError: .*mine\.py, line 4"),
+        (
+            "def build(:",
+            "mine:build",
+            r"cannot import generator 'mine:build' \(SyntaxError: .* in .*mine\.py, line 3",
+        ),
+        (
+            "def build():\n    return {}['weights']",
+            "mine:build",
+            r"fails when it is built \(KeyError: .*mine\.py, line 4",
+        ),
         ("def build():\n    pass", "mine:build", "made a NoneType: make build.. return what is called as"),
         (INVERTED, "sdxl", "--generator is 'sdxl': expected stable-diffusion or <module>:<factory>"),
         (INVERTED, "custom", "--generator is 'custom': expected stable-diffusion or"),
@@ -133,14 +146,19 @@ def test_what_is_no_generator_is_refused_and_leaves_no_folder(own, tmp_path, bod
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("1 / 0", r"generator 'mine:build' fails on bochum.* \(ZeroDivisionError: division by zero in .*mine\.py, line"),
+        (
+            "1 / 0",
+            r"generator 'mine:build' fails on bochum.* \(ZeroDivisionError: division by zero in .*mine",
+        ),
         ("None", "made a NoneType of bochum.*: expected a NumPy array of uint8 .64, 64, 3."),
         ("image[:32]", r"made an array of uint8 \[32, 64, 3\]"),
         ("image / np.float32(0)", r"made an array of float32 \[64, 64, 3\], not finite, of bochum"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
-def test_a_frame_that_fails_is_listed_the_others_finish_and_it_is_made_when_mended(own, tmp_path, expression, message):
+def test_a_frame_that_fails_is_listed_the_others_finish_and_it_is_made_when_mended(
+    own, tmp_path, expression, message
+):
     marked = "int(image[0, 0, 0])"
     whole = stage.transfer(own(INVERTED, to=("night", "fog")), tmp_path / "whole")
     data = stage.frames.load(own(INVERTED).source)
@@ -155,7 +173,9 @@ def test_a_frame_that_fails_is_listed_the_others_finish_and_it_is_made_when_mend
     )
     out = stage.transfer(own(body, to=("night", "fog")), tmp_path / "out")
     failed = runs.failures(out)
-    assert {line["id"] for line in failed} >= {bad.id} and all("mine:build" in line["error"] for line in failed)
+    assert {line["id"] for line in failed} >= {bad.id} and all(
+        "mine:build" in line["error"] for line in failed
+    )
     assert not runs.failures(out / "night") and runs.failures(out / "fog") == failed
     [error] = [line["error"] for line in failed if line["id"] == bad.id]
     assert stage.re.search(message, error) and len(error) < 400
@@ -192,13 +212,16 @@ def test_images_without_labels_are_transferred_and_layouts_come_where_asked_for(
 
 @pytest.mark.parametrize(
     "change",
-    [{"mode": "reference"}, {"inversion": "none"}, {"control": False}, {"steps": 4}, {"guidance": 2.0}, {"eta": 0.0},
+    [{"mode": "reference"}, {"inversion": "none"}, {"control": False}, {"steps": 4}, {"guidance": 2.0},
+     {"eta": 0.0},
      {"control_strength": 0.5}, {"diffusion": DiffusionConfig(dtype="float16")}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_options_of_the_diffusion_model_are_refused_beside_ones_own_generator(change):
     [name] = change
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is for a diffusion model, and --generator a:b"):
+    with pytest.raises(
+        InputError, match=f"--{name.replace('_', '-')} is for a diffusion model, and --generator a:b"
+    ):
         TransferConfig(source="cityscapes:/data", generator="a:b", **change)
     TransferConfig(source="cityscapes:/data", **change)
 
@@ -224,7 +247,9 @@ def test_the_gate_judges_and_redraws_ones_own_generator(own, tmp_path):
     lines = manifest(stage.transfer(gated, tmp_path / "out"))
     assert len(lines) == len(IDS) and all(line["gate"]["movement"] is None for line in lines)
     assert lines[0]["gate"]["draws"][0]["seed"] == 42 and lines[0]["weights"].keys() == {"module"}
-    with pytest.raises(InputError, match="--gate.require-movement needs a diffusion model, and mine:build is none"):
+    with pytest.raises(
+        InputError, match=r"--gate\.require-movement needs a diffusion model, and mine:build is none"
+    ):
         stage.transfer(replace(gated, gate=replace(gated.gate, require_movement=True)), tmp_path / "moved")
 
 
@@ -241,7 +266,9 @@ def test_the_estimate_takes_ones_own_generator(own, tmp_path):
     )  # fmt: skip
     out = estimation.estimate(config, tmp_path / "estimate")
     night = runs.read_json(out / "estimate.json")["domains"]["night"]
-    assert night["target_draws"][0]["model"] == "mine:build" and night["corrected"]["miou"]["value"] is not None
+    assert (
+        night["target_draws"][0]["model"] == "mine:build" and night["corrected"]["miou"]["value"] is not None
+    )
     with pytest.raises(InputError, match="--steps is for a diffusion model"):
         estimation.estimate(replace(config, steps=3), tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -1,7 +1,8 @@
-"""A generator at work on batches of frames: prepared once, then every target domain, redrawn where a gate asks.
+"""A generator at work on batches of frames: prepared once, then every target domain, redrawn where a gate
+asks.
 
-What a batch yields is whole; one that ran out of memory is begun again with half of the rows. A frame that the
-generator cannot make is reported, and its neighbours are made without it.
+What a batch yields is whole; one that ran out of memory is begun again with half of the rows. A frame that
+the generator cannot make is reported, and its neighbours are made without it.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def targets(config: TransferConfig) -> tuple[Domain, ...]:
         strength = strength if config.strength is None else config.strength
         slug = runs.slug(name)
         if not slug or slug in found:
-            raise InputError(f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})")
+            raise InputError(
+                f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})"
+            )
         found[slug] = Domain(slug, prompt + zodi.QUALITY, strength)
     if not found:
         raise InputError("no target domain: name at least one, as in --to night")
@@ -106,7 +109,8 @@ class Worker:
                 self.generator.check(self.drawn(goal, attempt), attempt)
         if config.gate and config.gate.require_movement and not self.generator.measures_movement:
             raise InputError(
-                f"--gate.require-movement needs a diffusion model, and {self.generator.name} is none: leave it out"
+                f"--gate.require-movement needs a diffusion model, and {self.generator.name} is none: leave "
+                "it out"
             )
 
     @property
@@ -120,8 +124,8 @@ class Worker:
         return replace(goal, strength=goal.strength * factor**attempt)
 
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
-        """What the generator leaves of an image [H, W, 3] uint8 without any change of domain, [h, w, 3] uint8 at the
-        working size. Raises: InputError out of memory."""
+        """What the generator leaves of an image [H, W, 3] uint8 without any change of domain, [h, w, 3] uint8
+        at the working size. Raises: InputError out of memory."""
         try:
             return self.generator.reconstruct(image)
         except torch.OutOfMemoryError as error:
@@ -135,7 +139,8 @@ class Worker:
         )
 
     def run(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
-        """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs out.
+        """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs
+        out.
 
         Raises: InputError out of memory at one row.
         """
@@ -164,7 +169,9 @@ class Worker:
     def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
         started = perf_counter()
         prepared = self.generator.prepare(samples, rows)
-        batch = Batch(samples, prepared, [self.gate.look(s.image, s.label) if self.gate else None for s in samples])
+        batch = Batch(
+            samples, prepared, [self.gate.look(s.image, s.label) if self.gate else None for s in samples]
+        )
         for goal in self.goals:
             chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]
             if not chosen:
@@ -188,7 +195,9 @@ class Worker:
         """The chosen samples' best draws: the first that passes the gate, or the one that fails it least."""
         before: dict[int, float] = {}
         if self.gate and self.generator.measures_movement:
-            before = dict(zip(chosen, self.generator.movement(batch.prepared, chosen, goal, None), strict=True))
+            before = dict(
+                zip(chosen, self.generator.movement(batch.prepared, chosen, goal, None), strict=True)
+            )
         best: dict[int, Made | Failed] = {}
         waiting = chosen
         for attempt in range(self.tries if self.gate else 1):
@@ -202,7 +211,8 @@ class Worker:
     def _draw(
         self, batch: Batch, goal: Domain, chosen: list[int], attempt: int, before: dict[int, float]
     ) -> dict[int, Made | Failed]:
-        """One draw of each chosen sample. before: movement of their source images, where the generator can tell."""
+        """One draw of each chosen sample. before: movement of their source images, where the generator can
+        tell."""
         domain = self.drawn(goal, attempt)
         seeds = [gate.redraw_seed(self.config.seed, batch.samples[i].id, attempt) for i in chosen]
         try:
@@ -233,7 +243,8 @@ class Worker:
             "id": made.sample.id, "domain": domain.slug, "prompt": domain.prompt,
             "negative_prompt": generator.negative_prompt, "strength": domain.strength, "seed": made.seed,
             "mode": self.config.mode, "settings": generator.settings(size, self.config.output_size),
-            "model": generator.name, "weights": generator.hashes, "seconds": round(made.seconds, 3), "sha256": sha256,
+            "model": generator.name, "weights": generator.hashes, "seconds": round(made.seconds, 3),
+            "sha256": sha256,
         }  # fmt: skip
         if self.gate and made.seen and made.verdict:
             record["gate"] = self.gate.record(made.seen, made.verdict, domain.slug, made.draws)
@@ -241,7 +252,8 @@ class Worker:
 
 
 def _better(before: Made | Failed | None, now: Made | Failed) -> Made | Failed:
-    """The better of a frame's draws so far and a new one, with what the gate said of all; a failure counts for nothing."""
+    """The better of a frame's draws so far and a new one, with what the gate said of all; a failure counts
+    for nothing."""
     if before is None or isinstance(before, Failed):
         return now
     if isinstance(now, Failed) or before.verdict is None or now.verdict is None:

@@ -1,10 +1,11 @@
 """What makes target-like images: the two interfaces, and nothing that needs a library.
 
-A `Generator` makes pictures of frames. It is all that the transfer, its journal, the gate and the estimate know. A
-`DiffusionFamily` is what ZoDi's walk (segshift.methods.zodi) needs of a diffusion model to become one.
+A `Generator` makes pictures of frames. It is all that the transfer, its journal, the gate and the estimate
+know. A `DiffusionFamily` is what ZoDi's walk (segshift.methods.zodi) needs of a diffusion model to become
+one.
 
-Shapes: B rows of a batch, H x W pixels, latents [B,C,h,w] float32 (a video model's [B,C,1,h,w]), train ids uint8 with
-255 for void.
+Shapes: B rows of a batch, H x W pixels, latents [B,C,h,w] float32 (a video model's [B,C,1,h,w]), train ids
+uint8 with 255 for void.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from segshift.generators import schedule
 from segshift.generators.schedule import Point, Prediction
 from segshift.runs import InputError
 
-# -------------------------------------------------------------------------------------------------- generators
+# ------------------------------------------------------------------------------------------------- generators
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Source:
     label: np.ndarray | None
     """Train ids [H, W] uint8; None where nobody asked for them."""
     label_ids: np.ndarray | None = None
-    """Cityscapes' own ids [H, W] that the train ids were made from; None in the default mode and for other data."""
+    """Cityscapes' own ids [H, W] that the train ids were made from; None in the default mode and for other
+    data."""
 
 
 class FrameError(InputError):
@@ -60,7 +62,8 @@ class FrameError(InputError):
 class Generator(ABC):
     """Turns source images into pictures of a domain.
 
-    A picture is a function of its image, layout, domain and seed: not of its row, or of what else is in the batch.
+    A picture is a function of its image, layout, domain and seed: not of its row, or of what else is in the
+    batch.
     """
 
     name: str
@@ -84,7 +87,8 @@ class Generator(ABC):
     def prepare(self, sources: Sequence[Source], rows: int) -> Any:
         """A batch of sources of one working size, and what is computed once for all of their draws.
 
-        rows: of every batch of this size. A generator whose pixels depend on the shape of a batch fills up to it.
+        rows: of every batch of this size. A generator whose pixels depend on the shape of a batch fills up to
+        it.
         """
 
     @abstractmethod
@@ -95,9 +99,12 @@ class Generator(ABC):
         """
 
     def check(self, domain: Domain, draw: int) -> None:  # noqa: B027
-        """Raises: InputError for a strength that this generator cannot follow. draw: 0, or the number of the redraw."""
+        """Raises: InputError for a strength that this generator cannot follow. draw: 0, or the number of the
+        redraw."""
 
-    def movement(self, batch: Any, index: Sequence[int], domain: Domain, pictures: np.ndarray | None) -> list[float]:
+    def movement(
+        self, batch: Any, index: Sequence[int], domain: Domain, pictures: np.ndarray | None
+    ) -> list[float]:
         """How much better the prompt explains each picture than no prompt does (`gate.denoising_gap`).
 
         pictures: [len(index), h, w, 3] uint8; None for the sources themselves.
@@ -106,7 +113,8 @@ class Generator(ABC):
 
     @abstractmethod
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
-        """What is left of an image [H, W, 3] uint8 without any change of domain: [h, w, 3] uint8 at the working size.
+        """What is left of an image [H, W, 3] uint8 without any change of domain: [h, w, 3] uint8 at the
+        working size.
 
         Raises: torch.OutOfMemoryError.
         """
@@ -122,7 +130,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
 
 
-# ------------------------------------------------------------------------------------------ diffusion families
+# ----------------------------------------------------------------------------------------- diffusion families
 
 Record = dict[str, Tensor]
 """What only the family reads: a text's or a layout's conditioning, batch first in every tensor."""
@@ -145,7 +153,8 @@ def join(first: Record, second: Record) -> Record:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model is sampled with where the user says nothing. A model folder brings its own as `segshift.json`."""
+    """What a model is sampled with where the user says nothing. A model folder brings its own as
+    `segshift.json`."""
 
     guidance: float = 9.0
     steps: int = 20
@@ -156,7 +165,8 @@ class Defaults:
 
 
 class DiffusionFamily(ABC):
-    """A latent diffusion model: frozen, in evaluation mode, on one device and in one dtype. Latents are float32."""
+    """A latent diffusion model: frozen, in evaluation mode, on one device and in one dtype. Latents are
+    float32."""
 
     name: str
     hashes: dict[str, str]
@@ -187,7 +197,8 @@ class DiffusionFamily(ABC):
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Record:
-        """Text conditioning, a row a prompt. Raises: InputError for a prompt longer than the text encoder reads."""
+        """Text conditioning, a row a prompt. Raises: InputError for a prompt longer than the text encoder
+        reads."""
 
     @abstractmethod
     def hint(self, pictures: Tensor) -> Record:
@@ -195,14 +206,17 @@ class DiffusionFamily(ABC):
 
     @abstractmethod
     def grid(self, steps: int, size: tuple[int, int]) -> list[Point]:
-        """The whole walk: `steps` points of falling noise, and the one without noise. size: h and w of the latents."""
+        """The whole walk: `steps` points of falling noise, and the one without noise. size: h and w of the
+        latents."""
 
     @abstractmethod
     def point(self, share: float, size: tuple[int, int]) -> Point:
         """The point at `share` of the schedule's time, in (0, 1]; it need not be one of a grid."""
 
     @abstractmethod
-    def output(self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float) -> Tensor:
+    def output(
+        self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float
+    ) -> Tensor:
         """The network's output, float32 [B,C,h,w]. text, hint: of B rows; no hint is no layout."""
 
     def denoise(
@@ -218,8 +232,8 @@ class DiffusionFamily(ABC):
     ) -> tuple[Tensor, Tensor]:
         """eps and x0 at a point, both [B,C,h,w].
 
-        text, negative: of one row. hint: of B rows. With a `negative` and guidance w != 1 the network's output is
-        o(negative) + w (o(text) - o(negative)), of one batch of 2B, the layout acting in both.
+        text, negative: of one row. hint: of B rows. With a `negative` and guidance w != 1 the network's
+        output is o(negative) + w (o(text) - o(negative)), of one batch of 2B, the layout acting in both.
         """
         rows = len(z)
         if negative is None or guidance == 1:
@@ -227,12 +241,14 @@ class DiffusionFamily(ABC):
         else:
             both = join(repeat(negative, rows), repeat(text, rows))
             hints = None if hint is None else join(hint, hint)
-            unconditional, conditional = self.output(torch.cat((z, z)), point, both, hints, control_strength).chunk(2)
+            unconditional, conditional = self.output(
+                torch.cat((z, z)), point, both, hints, control_strength
+            ).chunk(2)
             o = unconditional + guidance * (conditional - unconditional)
         return schedule.eps_and_x0(self.prediction, o, z, point)
 
 
-# -------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 
 
 def file_hash(path: Path) -> str:

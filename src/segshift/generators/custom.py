@@ -9,8 +9,9 @@
     domain   `slug`, `prompt` and `strength` of the target domain
     seed     0 to 2^32 - 1, a number of the frame's own: a function of --seed, frame id and domain
 
-and returns the picture, [h, w, 3] uint8. A call that raises fails its frame, and the others go on. Where the picture is a
-function of image, layout, domain and seed, neither batch size nor order nor the number of processes changes a byte.
+and returns the picture, [h, w, 3] uint8. A call that raises fails its frame, and the others go on. Where the
+picture is a function of image, layout, domain and seed, neither batch size nor order nor the number of
+processes changes a byte.
 """
 
 from __future__ import annotations
@@ -66,23 +67,29 @@ class Custom(Generator):
         size = self.size(*image.shape[:2])
         return image if size == image.shape[:2] else resize(image, size)
 
-    def generate(self, batch: Batch, index: Sequence[int], domain: Domain, seeds: Sequence[int]) -> np.ndarray:
+    def generate(
+        self, batch: Batch, index: Sequence[int], domain: Domain, seeds: Sequence[int]
+    ) -> np.ndarray:
         return np.stack([self._one(batch[i], domain, seed) for i, seed in zip(index, seeds, strict=True)])
 
     def _one(self, source: Source, domain: Domain, seed: int) -> np.ndarray:
         own = transforms.key_seed(seed, source.id, domain.slug) % 2**32
-        layout = None if source.label is None else source.label.copy()  # what is written into them stays there
+        layout = (
+            None if source.label is None else source.label.copy()
+        )  # what is written into them stays there
         try:
             picture = self.function(source.image.copy(), layout, domain, own)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise FrameError(f"generator '{self.name}' fails on {source.id} ({_told(error)}): mend it there") from error
+            raise FrameError(
+                f"generator '{self.name}' fails on {source.id} ({_told(error)}): mend it there"
+            ) from error
         expected = source.image.shape
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != expected:
             raise FrameError(
-                f"generator '{self.name}' made {_shown(picture)} of {source.id}: expected a NumPy array of uint8 "
-                f"{list(expected)}"
+                f"generator '{self.name}' made {_shown(picture)} of {source.id}: expected a NumPy array of "
+                f"uint8 {list(expected)}"
             )
         return picture
 
@@ -94,10 +101,12 @@ def load(config: TransferConfig) -> Custom:
     """
     name = config.generator or ""
     module_name, _, factory_name = name.partition(":")
-    if module_name.endswith(".py") or not all(p.isidentifier() for p in [*module_name.split("."), factory_name]):
+    if module_name.endswith(".py") or not all(
+        p.isidentifier() for p in [*module_name.split("."), factory_name]
+    ):
         raise InputError(
-            f"generator '{name}' is no <module>:<factory>: write it with dots for folders and without .py, as in "
-            "weather:build, seen from the current folder"
+            f"generator '{name}' is no <module>:<factory>: write it with dots for folders and without .py, "
+            "as in weather:build, seen from the current folder"
         )
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # the user's file lies where the command is started
@@ -106,26 +115,30 @@ def load(config: TransferConfig) -> Custom:
         factory = getattr(module, factory_name)
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"cannot import generator '{name}' ({_told(error)}): expected <module>:<factory>, importable from {here} or "
-            "installed"
+            f"cannot import generator '{name}' ({_told(error)}): expected <module>:<factory>, importable "
+            f"from {here} or installed"
         ) from error
     try:
         function = factory()
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"generator '{name}' fails when it is built ({_told(error)}): make {factory_name}() return what turns an "
-            "image into a picture"
+            f"generator '{name}' fails when it is built ({_told(error)}): make {factory_name}() return what "
+            "turns an image into a picture"
         ) from error
     if not callable(function):
         raise InputError(
-            f"generator '{name}' made a {type(function).__name__}: make {factory_name}() return what is called as "
-            "(image, layout, domain, seed)"
+            f"generator '{name}' made a {type(function).__name__}: make {factory_name}() return what is "
+            "called as (image, layout, domain, seed)"
         )
     file = getattr(module, "__file__", None)
     return Custom(name, function, {"module": file_hash(Path(file))} if file else {}, config.short_side)
 
 
-_LIBRARIES = ("<", str(Path(__file__).parents[1]), *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")))
+_LIBRARIES = (
+    "<",
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")),
+)
 
 
 def _told(error: BaseException) -> str:

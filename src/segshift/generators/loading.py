@@ -1,4 +1,5 @@
-"""Parts of diffusion models from a folder in the hub's layout or from the hub. Weights are read from safetensors only."""
+"""Parts of diffusion models from a folder in the hub's layout or from the hub. Weights are read from
+safetensors only."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def folder(
     weights: dict[str, str],
     more: tuple[str, ...],
 ) -> Path:
-    """`name` as a local folder, or the hub's files of it: `weights` (file stem by sub-folder) and `more` patterns.
+    """`name` as a local folder, or the hub's files of it: `weights` (file stem by sub-folder) and `more`
+    patterns.
 
     option: that the name was given by. Raises: InputError when there is no such folder, or a download fails.
     """
@@ -50,7 +52,8 @@ def folder(
     except (OSError, HfHubHTTPError, HTTPError, HFValidationError) as error:
         raise InputError(
             f"cannot download {', '.join(wanted)} of {name} (revision {revision or 'main'}) from "
-            f"the Hugging Face hub ({_line(error)}): go online once, or point to a local copy with {option} /path"
+            f"the Hugging Face hub ({_line(error)}): go online once, or point to a local copy with {option} "
+            "/path"
         ) from error
     return home
 
@@ -67,20 +70,25 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
     if variant == "none":
         others = ", ".join(sorted(p.name for p in place.glob("*"))) or "nothing"
         raise InputError(
-            f"{place} holds {others}: expected config.json and {stem}.safetensors of a diffusers pipeline (weights "
-            "are read from safetensors only): get that file, or convert the pickled one to it"
+            f"{place} holds {others}: expected config.json and {stem}.safetensors of a diffusers pipeline "
+            "(weights are read from safetensors only): get that file, or convert the pickled one to it"
         )
     asked = {"dtype" if kind is AutoModel else "torch_dtype": dtype}
     try:
         module, told = kind.from_pretrained(
-            place, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **asked
+            place,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **asked,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"cannot read {files[variant]} ({_line(error)}): get the folder again") from error
     if missing := sorted(told["missing_keys"]):  # diffusers would go on with random numbers in their place
         raise InputError(
-            f"{files[variant]} lacks {len(missing)} weights that its config.json asks for ({missing[0]}, ...): "
-            "get both files from the same model"
+            f"{files[variant]} lacks {len(missing)} weights that its config.json asks for ({missing[0]}, "
+            "...): get both files from the same model"
         )
     return module, file_hash(files[variant])
 
@@ -92,8 +100,8 @@ def scheduler_and_tokenizer(home: Path) -> tuple[DDIMScheduler, PreTrainedTokeni
         tokenizer = AutoTokenizer.from_pretrained(home / "tokenizer", local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"cannot read {home}/scheduler and {home}/tokenizer ({_line(error)}): expected those of a diffusers "
-            "pipeline: copy them there again"
+            f"cannot read {home}/scheduler and {home}/tokenizer ({_line(error)}): expected those of a "
+            "diffusers pipeline: copy them there again"
         ) from error
     return scheduler, tokenizer
 

@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
-"""What a network is trained to predict: n; v = a n - b x0, where a^2 + b^2 = 1; or n - x0, where a = 1 - b."""
+"""What a network is trained to predict: n; v = a n - b x0, where a^2 + b^2 = 1; or n - x0, where a = 1 -
+b."""
 
 
 class Point(NamedTuple):

@@ -1,8 +1,8 @@
 """Stable Diffusion 1.x and 2.x with a ControlNet, read from a diffusers pipeline folder or from the hub.
 
-The embedded prior and the user's own models are the same code path: a folder with `unet/`, `vae/`, `text_encoder/`,
-`tokenizer/` and `scheduler/`, with or without `controlnet/`. A hub name is first fetched into such a folder. A safety
-checker is never read.
+The embedded prior and the user's own models are the same code path: a folder with `unet/`, `vae/`,
+`text_encoder/`, `tokenizer/` and `scheduler/`, with or without `controlnet/`. A hub name is first fetched
+into such a folder. A safety checker is never read.
 
 A v-prediction is turned into eps and x0 without dividing by sqrt(abar_t), so any Stable Diffusion 2 works.
 """
@@ -32,12 +32,14 @@ CONTROLNET = "lllyasviel/control_v11p_sd15_seg"
 """The ControlNet of a hub model for which none is named."""
 
 REVISIONS = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
-"""Commits pinned by us; of any other model the newest is taken, and its weights' hashes are recorded all the same."""
+"""Commits pinned by us; of any other model the newest is taken, and its weights' hashes are recorded all the
+same."""
 
 
 @dataclass(eq=False)
 class StableDiffusion(DiffusionFamily):
-    """The parts. Records: text {"text": [B,L,M]}, layout {"layout": [B,C0,h,w]}, the ControlNet's embedding of it."""
+    """The parts. Records: text {"text": [B,L,M]}, layout {"layout": [B,C0,h,w]}, the ControlNet's embedding
+    of it."""
 
     name: str
     vae: AutoencoderKL
@@ -78,8 +80,8 @@ class StableDiffusion(DiffusionFamily):
         images = self.vae.decode((z / self.vae.config.scaling_factor).to(self.dtype)).sample.float()
         if not images.isfinite().all():  # of which a black picture would tell nobody
             raise InputError(
-                f"{self.name} made a picture that is not finite in {self.dtype}: take --diffusion.dtype bfloat16 or "
-                "float32, in a new folder"
+                f"{self.name} made a picture that is not finite in {self.dtype}: take --diffusion.dtype "
+                "bfloat16 or float32, in a new folder"
             )
         return (images * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
 
@@ -100,10 +102,12 @@ class StableDiffusion(DiffusionFamily):
         found = len(tokenizer(prompt).input_ids)
         if found > length:
             raise InputError(
-                f"the prompt '{prompt}' has {found} tokens, and the text encoder of {self.name} reads {length}: "
-                "shorten it"
+                f"the prompt '{prompt}' has {found} tokens, and the text encoder of {self.name} reads "
+                f"{length}: shorten it"
             )
-        tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt").to(encoder.device)
+        tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt").to(
+            encoder.device
+        )
         # Stable Diffusion 1 attends to the padding too; a text encoder that does not says so in its config
         mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         return encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
@@ -130,12 +134,17 @@ class StableDiffusion(DiffusionFamily):
         return Point(t, abar**0.5, (1 - abar) ** 0.5)
 
     @torch.inference_mode()
-    def output(self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float) -> Tensor:
+    def output(
+        self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float
+    ) -> Tensor:
         inputs = z.to(self.dtype), point.t, text["text"].to(self.dtype)
         residuals: dict[str, Any] = {}
         if hint is not None and self.controlnet is not None:
             down, middle = self.controlnet(
-                *inputs, controlnet_cond=hint["layout"], conditioning_scale=control_strength, return_dict=False
+                *inputs,
+                controlnet_cond=hint["layout"],
+                conditioning_scale=control_strength,
+                return_dict=False,
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return self.unet(*inputs, **residuals, return_dict=False)[0].float()
@@ -190,7 +199,9 @@ def _home(config: DiffusionConfig, dtype: torch.dtype) -> Path:
     if config.model == "town":
         home = Path(str(resources.files("segshift"))) / "town" / "prior"
         if not home.is_dir():
-            raise InputError(f"no embedded prior at {home}: install segshift again, or train one (segshift prior train)")
+            raise InputError(
+                f"no embedded prior at {home}: install segshift again, or train one (segshift prior train)"
+            )
         return home
     return loading.folder(
         config.model,
@@ -208,8 +219,8 @@ def _controlnet_home(config: DiffusionConfig, home: Path, dtype: torch.dtype) ->
             return home / "controlnet"
         if config.model == "town" or Path(config.model).expanduser().is_dir():
             raise InputError(
-                f"no folder {home / 'controlnet'}: name a ControlNet with --diffusion.controlnet (a local folder or "
-                f"{CONTROLNET}), or transfer without one (--no-control)"
+                f"no folder {home / 'controlnet'}: name a ControlNet with --diffusion.controlnet (a local "
+                f"folder or {CONTROLNET}), or transfer without one (--no-control)"
             )
     name = config.controlnet or CONTROLNET
     revision = config.controlnet_revision or REVISIONS.get(name)
@@ -224,22 +235,26 @@ def _check(home: Path, modules: dict[str, Any], scheduler: DDIMScheduler) -> Non
     if unet.config.in_channels != vae.config.latent_channels:
         raise InputError(
             f"the UNet of {home} takes {unet.config.in_channels} channels and its VAE makes "
-            f"{vae.config.latent_channels}: expected a text-to-image model, not one for inpainting or upscaling"
+            f"{vae.config.latent_channels}: expected a text-to-image model, not one for inpainting or "
+            "upscaling"
         )
     if text != unet.config.cross_attention_dim:
         raise InputError(
-            f"the UNet of {home} reads text of width {unet.config.cross_attention_dim} and its text encoder writes "
-            f"{text}: take both from the same model"
+            f"the UNet of {home} reads text of width {unet.config.cross_attention_dim} and its text encoder "
+            f"writes {text}: take both from the same model"
         )
     if controlnet is not None and controlnet.config.cross_attention_dim != unet.config.cross_attention_dim:
         raise InputError(
-            f"the ControlNet reads text of width {controlnet.config.cross_attention_dim} and the UNet of {home} "
-            f"{unet.config.cross_attention_dim}: choose a ControlNet made for this model (Stable Diffusion 1 has 768, "
-            "2 has 1024)"
+            f"the ControlNet reads text of width {controlnet.config.cross_attention_dim} and the UNet of "
+            f"{home} {unet.config.cross_attention_dim}: choose a ControlNet made for this model (Stable "
+            "Diffusion 1 has 768, 2 has 1024)"
         )
     if controlnet is not None and controlnet.config.controlnet_conditioning_channel_order != "rgb":
-        raise InputError("the ControlNet takes its layout as BGR: expected one that takes RGB, as the published ones do")
+        raise InputError(
+            "the ControlNet takes its layout as BGR: expected one that takes RGB, as the published ones do"
+        )
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise InputError(
-            f"{home}/scheduler predicts '{scheduler.config.prediction_type}': expected epsilon or v_prediction"
+            f"{home}/scheduler predicts '{scheduler.config.prediction_type}': expected epsilon or "
+            "v_prediction"
         )

@@ -15,21 +15,22 @@ Azuma, Matsui, Maki, "ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Ima
 | s, t, k | noise strength in (0, 1], t = int(s T), k = int(s N) |
 | N, eta, w | DDIM steps over the whole schedule, DDIM's eta in [0, 1], guidance scale |
 
-The model is any `DiffusionFamily` (segshift.generators.base); the formulas are in segshift.generators.schedule.
-Shapes: B images, H x W pixels at the working size, C latent channels at h x w (Stable Diffusion: 4, H/8 x W/8), text
-of one row, hint of B rows. Latents are float32 whatever the networks compute in.
+The model is any `DiffusionFamily` (segshift.generators.base); the formulas are in
+segshift.generators.schedule. Shapes: B images, H x W pixels at the working size, C latent channels at h x w
+(Stable Diffusion: 4, H/8 x W/8), text of one row, hint of B rows. Latents are float32 whatever the networks
+compute in.
 
 Where this differs from the paper's text or the published code:
 - s = 1 asks for t = T, which does not exist (the published code stops there): t = T - 1 is taken.
 - z0 is the mode of E's posterior, as in the recorded runs; the code as published draws a sample of it.
 - The two passes of classifier-free guidance run as one batch of 2B, and only the conditional one when w = 1.
 - The ControlNet's embedding of the layout is computed once per image, not at every step.
-- Void pixels are black in the layout. Only the reference mode paints those of Cityscapes' label files in the colours of
-  their own ids (a tunnel, a trailer), which is what the published layouts show.
-- The published code asks for a bilinear resize of the layout, but only after the image's rule (area, Lanczos) has made
-  it that size already; so area and Lanczos is what happens, and what the reference mode does.
-- The walk starts at the grid point of step k (851 for s = 0.9, N = 20) although z_t holds the noise of t = 900. This is
-  kept, in both modes: it is how the published results were made.
+- Void pixels are black in the layout. Only the reference mode paints those of Cityscapes' label files in the
+  colours of their own ids (a tunnel, a trailer), which is what the published layouts show.
+- The published code asks for a bilinear resize of the layout, but only after the image's rule (area, Lanczos)
+  has made it that size already; so area and Lanczos is what happens, and what the reference mode does.
+- The walk starts at the grid point of step k (851 for s = 0.9, N = 20) although z_t holds the noise of t =
+  900. This is kept, in both modes: it is how the published results were made.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ DOMAINS: dict[str, tuple[str, float]] = {
 """Prompt and noise strength of the published target domains."""
 
 SENTENCE_STRENGTH = 0.75
-"""Noise strength of a target domain that the user describes in a sentence (ours: between night and weather)."""
+"""Noise strength of a target domain that the user describes in a sentence (ours: between night and
+weather)."""
 
 QUALITY = ", best quality"
 """Follows every prompt."""
@@ -131,9 +133,9 @@ def layout(
 ) -> np.ndarray:
     """Train ids [H, W] uint8 as the picture [h, w, 3] uint8 that the ControlNet sees.
 
-    Nearest neighbour by default, so no colour appears that stands for no class; `reference` resizes as published.
-    A class that the palette does not know is black, like void. label_ids: Cityscapes' `labelIds` [H, W], 0 to 34, that
-    the train ids were made from; with them void pixels have Cityscapes' colours.
+    Nearest neighbour by default, so no colour appears that stands for no class; `reference` resizes as
+    published. A class that the palette does not know is black, like void. label_ids: Cityscapes' `labelIds`
+    [H, W], 0 to 34, that the train ids were made from; with them void pixels have Cityscapes' colours.
     """
     table = np.zeros((256, 3), np.uint8)
     for train_id, name in enumerate(space.names):
@@ -148,7 +150,8 @@ def layout(
 
 
 def noise(seed: int, frame_id: str, domain: str, step: int, shape: tuple[int, ...]) -> Tensor:
-    """Gaussian noise of one frame and step: a function of these arguments alone, on every machine and device."""
+    """Gaussian noise of one frame and step: a function of these arguments alone, on every machine and
+    device."""
     key = hashlib.sha256(repr((seed, frame_id, domain, step)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big"))
     return torch.randn(shape, generator=generator)
@@ -161,13 +164,19 @@ def published_noise(seed: int, shape: tuple[int, ...]) -> Noise:
 
 
 def invert(
-    model: DiffusionFamily, z0: Tensor, text: Record, hint: Record | None, sampling: Sampling, noises: Noise | None
+    model: DiffusionFamily,
+    z0: Tensor,
+    text: Record,
+    hint: Record | None,
+    sampling: Sampling,
+    noises: Noise | None,
 ) -> Tensor:
     """z_t, the start of the walk [B,C,h,w].
 
     Stochastic inversion noises z0 with n, predicts the noise once without guidance, and noises z0 with that
-    prediction: it carries the structure of the image, which n does not. Ablations: plain noise n (SDEdit), and DDIM
-    inversion, which goes up the grid that the walk comes down. noises: None with `ddim`, which draws none.
+    prediction: it carries the structure of the image, which n does not. Ablations: plain noise n (SDEdit),
+    and DDIM inversion, which goes up the grid that the walk comes down. noises: None with `ddim`, which draws
+    none.
     """
     if sampling.inversion == "ddim":
         z = z0
@@ -204,7 +213,8 @@ def denoise(
     sampling: Sampling,
     noises: Noise | None,
 ) -> Tensor:
-    """Walk the last k points of the grid down from z [B,C,h,w] (DDIM, eq. 12 and 16). noises: None with eta 0."""
+    """Walk the last k points of the grid down from z [B,C,h,w] (DDIM, eq. 12 and 16). noises: None with eta
+    0."""
     for i, (here, there) in enumerate(pairwise(walk(model, z, sampling)), start=1):
         eps, x0 = model.denoise(
             z, here, text, hint, sampling.control_strength, negative=negative, guidance=sampling.guidance
@@ -236,8 +246,8 @@ def transfer(
 class Encoded:
     """Sources of one working size, encoded once for all domains and draws; rows after the last one repeat it.
 
-    All batches of one working size have the same number of rows, and so have those of redraws: a frame's picture does
-    not depend on its neighbours.
+    All batches of one working size have the same number of rows, and so have those of redraws: a frame's
+    picture does not depend on its neighbours.
     """
 
     sources: Sequence[Source]
@@ -256,7 +266,9 @@ class ZoDi(Generator):
     needs_layouts: bool
     short_side: int
 
-    def __init__(self, model: DiffusionFamily, config: TransferConfig, space: LabelSpace, domains: Iterable[Domain]) -> None:
+    def __init__(
+        self, model: DiffusionFamily, config: TransferConfig, space: LabelSpace, domains: Iterable[Domain]
+    ) -> None:
         """Raises: InputError on settings that this model cannot follow."""
         default = model.defaults
         self.model, self.config, self.space = model, config, space
@@ -274,7 +286,8 @@ class ZoDi(Generator):
         )
         if not 1 <= self.sampling.steps <= model.most_steps:
             raise InputError(
-                f"{self.sampling.steps} steps: expected 1 to {model.most_steps}, the time steps of {model.name}"
+                f"{self.sampling.steps} steps: expected 1 to {model.most_steps}, the time steps of "
+                f"{model.name}"
             )
         if config.control:
             self._check_palette()
@@ -286,8 +299,9 @@ class ZoDi(Generator):
         names = [name for name in self.space.names if not colour(name, self.palette)]
         if len(names) == self.space.classes:
             raise InputError(
-                f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the ControlNet's "
-                f"palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or use no control"
+                f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the "
+                f"ControlNet's palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or "
+                "use no control"
             )
         if names:
             _log.warning("no colour in palette '%s', drawn black: %s", self.palette, ", ".join(names))
@@ -302,8 +316,8 @@ class ZoDi(Generator):
                 f"strength of {1 / steps:.3g} or more, or more steps"
             )
         raise InputError(
-            f"strength {strength:.3g}, of draw {draw + 1} of '{domain.slug}', walks none of {steps} steps: give "
-            "fewer gate.tries, a gate.strength_factor nearer to 1, or more steps"
+            f"strength {strength:.3g}, of draw {draw + 1} of '{domain.slug}', walks none of {steps} steps: "
+            "give fewer gate.tries, a gate.strength_factor nearer to 1, or more steps"
         )
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -320,9 +334,13 @@ class ZoDi(Generator):
 
     def _layout(self, source: Source, size: tuple[int, int]) -> np.ndarray:
         reference = self.config.mode == "reference"
-        return layout(source.label, self.space, size, self.palette, reference=reference, label_ids=source.label_ids)
+        return layout(
+            source.label, self.space, size, self.palette, reference=reference, label_ids=source.label_ids
+        )
 
-    def generate(self, batch: Encoded, index: Sequence[int], domain: Domain, seeds: Sequence[int]) -> np.ndarray:
+    def generate(
+        self, batch: Encoded, index: Sequence[int], domain: Domain, seeds: Sequence[int]
+    ) -> np.ndarray:
         index, seeds, chosen = _fill(index, batch.rows), _fill(seeds, batch.rows), len(index)
         drawn = transfer(
             self.model,
@@ -344,7 +362,11 @@ class ZoDi(Generator):
         self, batch: Encoded, index: Sequence[int], domain: Domain, pictures: np.ndarray | None
     ) -> list[float]:
         chosen, index = len(index), _fill(index, batch.rows)
-        z0 = batch.z0[index] if pictures is None else self.model.encode(self._stack(list(pictures), batch.rows))
+        z0 = (
+            batch.z0[index]
+            if pictures is None
+            else self.model.encode(self._stack(list(pictures), batch.rows))
+        )
         noises = [noise(self.config.seed, batch.sources[i].id, "movement", 0, z0.shape[1:]) for i in index]
         hint = None if batch.hint is None else take(batch.hint, index)
         gap = denoising_gap(
@@ -373,7 +395,9 @@ class ZoDi(Generator):
         return batch.to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def _noise(self, ids: Sequence[str], seeds: Sequence[int], slug: str, shape: tuple[int, ...]) -> Noise:
-        if self.config.mode == "reference":  # one seed is one stream, and every image of that seed gets its numbers
+        if (
+            self.config.mode == "reference"
+        ):  # one seed is one stream, and every image of that seed gets its numbers
             streams = {seed: published_noise(seed, (1, *shape)) for seed in seeds}
 
             def published(step: int) -> Tensor:

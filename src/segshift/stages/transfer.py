@@ -1,20 +1,23 @@
-"""The transfer stage: labelled source frames in, target-like frames of the same layout out (ZoDi, section 3.1).
+"""The transfer stage: labelled source frames in, target-like frames of the same layout out (ZoDi, section
+3.1).
 
 OUT/config.json            the configuration
-OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by id
-OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
-OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer, and what
-                           each domain leaves of its network's agreement, measured on draws that are thrown away
+OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by
+id OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
+OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer,
+and what
+                           each domain leaves of its network's agreement, measured on draws that are thrown
+                           away
 OUT/journal/<i>-of-<n>.jsonl  what each process has done, a line at a time; the manifests are made from these
 
-Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to its own
-journal only, so no line can be lost. Frames are never half-done: the label first, then the image (atomically), then
-the line; what has a line and an image is finished, and so is a line that says the gate dropped the frame. The bytes of
-a frame depend on nothing but its settings: not on its neighbours (segshift.worker), the number of processes, or where a
-run was interrupted. What a gate measures counts among the settings: a function of the source frames and of first draws
-that depend on the settings alone, measured once and kept. Another batch size,
-and another number of threads on a CPU (torchrun gives each of several processes one), changes a picture by a grey level,
-and so perhaps a score that lies on the threshold.
+Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to
+its own journal only, so no line can be lost. Frames are never half-done: the label first, then the image
+(atomically), then the line; what has a line and an image is finished, and so is a line that says the gate
+dropped the frame. The bytes of a frame depend on nothing but its settings: not on its neighbours
+(segshift.worker), the number of processes, or where a run was interrupted. What a gate measures counts among
+the settings: a function of the source frames and of first draws that depend on the settings alone, measured
+once and kept. Another batch size, and another number of threads on a CPU (torchrun gives each of several
+processes one), changes a picture by a grey level, and so perhaps a score that lies on the threshold.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ _log = logging.getLogger(__name__)
 
 
 def transfer(config: TransferConfig, out: str | Path) -> Path:
-    """Transfer the frames of `config.source` into OUT/<domain>, those of this process where there are several.
+    """Transfer the frames of `config.source` into OUT/<domain>, those of this process where there are
+    several.
 
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.
     """
@@ -69,7 +73,11 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
-    own = {(line["domain"], line["id"]) for line in lines if line.get("gate", {}).get("decision") in ("ignored", "dropped")}
+    own = {
+        (line["domain"], line["id"])
+        for line in lines
+        if line.get("gate", {}).get("decision") in ("ignored", "dropped")
+    }
     _mend_labels(config, dataset, dataset.frames[index::count], finished - own, out)
     if not any(wanted.values()):
         journal.merge(known)  # a run may have been killed just before it did
@@ -95,7 +103,11 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         done = total - sum(map(len, wanted.values()))
         first = int(os.environ.get("RANK", 0)) == 0
         try:
-            with runs.progress(f"transfer on {generator.device.type}", total, done=done) if first else nullcontext() as bar:
+            with (
+                runs.progress(f"transfer on {generator.device.type}", total, done=done)
+                if first
+                else nullcontext() as bar
+            ):
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
         finally:
             journal.add({"finished": True})
@@ -108,9 +120,15 @@ def _begun(out: Path) -> bool:
     return any("id" in line for path in (out / "journal").glob("*.jsonl") for line in runs.read_lines(path))
 
 
-def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Frame], finished: set[tuple[str, str]], out: Path) -> None:
-    """Link or copy the source's labels again where those beside the `finished` (domain, frame id) are gone, as after the
-    data set was moved."""
+def _mend_labels(
+    config: TransferConfig,
+    dataset: Dataset,
+    chosen: Sequence[Frame],
+    finished: set[tuple[str, str]],
+    out: Path,
+) -> None:
+    """Link or copy the source's labels again where those beside the `finished` (domain, frame id) are gone,
+    as after the data set was moved."""
     by_id = {frame.id: frame for frame in chosen if frame.label}
     for slug, id in sorted(finished):
         if id in by_id and not (path := frames.place(dataset, by_id[id], out / slug, "label")).exists():
@@ -128,7 +146,8 @@ def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) 
         return  # listed as a failure when its turn comes
     if side > 2 * generator.short_side:
         _log.warning(
-            "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a real model, as in "
+            "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a "
+            "real model, as in "
             "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", generator.short_side, side,
         )  # fmt: skip
 
@@ -144,20 +163,24 @@ def transfer_images(
 ) -> dict[str, list[np.ndarray]]:
     """The same in memory, for a few images; `config.source` is not read.
 
-    images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None where the generator takes no layouts, as with
-    control=False. ids: what the noise of an image is drawn from, its position where not given. model: one that is
-    loaded already.
-    Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError, also for a gate, whose
-    thresholds are of a data set.
+    images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None where the generator takes no
+    layouts, as with control=False. ids: what the noise of an image is drawn from, its position where not
+    given. model: one that is loaded already.
+    Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError, also for a
+    gate, whose thresholds are of a data set.
     """
     if config.gate:
-        raise InputError("a gate measures a data set before it judges: leave gate out, or transfer a folder of frames")
+        raise InputError(
+            "a gate measures a data set before it judges: leave gate out, or transfer a folder of frames"
+        )
     worker = Worker(config, space, model or generators.load(config))
     slugs = [goal.slug for goal in worker.goals]
     if worker.generator.needs_layouts and labels is None:
         raise InputError("no labels, and the layout is drawn from them: give them, or set control=False")
     samples = [
-        Sample(ids[i] if ids else str(i), image, labels[i] if labels is not None else None, wanted=list(slugs))
+        Sample(
+            ids[i] if ids else str(i), image, labels[i] if labels is not None else None, wanted=list(slugs)
+        )
         for i, image in enumerate(images)
     ]
     made: dict[tuple[str, str], np.ndarray] = {}
@@ -169,11 +192,14 @@ def transfer_images(
 
 
 def shard(text: str) -> tuple[int, int]:
-    """(i, n) of this process: the i/n of the configuration, divided further by torchrun. Raises: InputError."""
+    """(i, n) of this process: the i/n of the configuration, divided further by torchrun. Raises:
+    InputError."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     index, count = map(int, match.groups()) if match else (0, 0)
     if index >= count:
-        raise InputError(f"shard '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes")
+        raise InputError(
+            f"shard '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes"
+        )
     world = runs.world_size()
     return index * world + int(os.environ.get("RANK", 0)), count * world
 
@@ -184,24 +210,31 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     Raises: InputError, also when `path` was measured with other weights.
     """
     if config.gate.reference is None:
-        raise InputError("a gate without a reference network: name a run of method source_only in --gate.reference")
+        raise InputError(
+            "a gate without a reference network: name a run of method source_only in --gate.reference"
+        )
     run = Path(config.gate.reference)
     method, trained, space = checkpoints.load_run(run)
     if trained.method != "source_only":
         raise InputError(
-            f"{run} was trained by method {trained.method}, and the gate judges by a network of source data alone: name "
-            "a run of method source_only in gate.reference"
+            f"{run} was trained by method {trained.method}, and the gate judges by a network of source data "
+            "alone: name a run of method source_only in gate.reference"
         )
     if trained.more_sources or trained.select in ("transferred", "oracle"):
-        why = f"on {', '.join(trained.more_sources)} too" if trained.more_sources else f"and chosen by {trained.select}_validation"
+        why = (
+            f"on {', '.join(trained.more_sources)} too"
+            if trained.more_sources
+            else f"and chosen by {trained.select}_validation"
+        )
         raise InputError(
-            f"{run} was trained {why}, and the gate judges by a network of source data alone: name a run without more_sources, "
-            "with select last or source, in gate.reference"
+            f"{run} was trained {why}, and the gate judges by a network of source data alone: name a run "
+            "without more_sources, with select last or source, in gate.reference"
         )
     if space.names != dataset.space.names:
         raise InputError(
             f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
-            f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in gate.reference"
+            f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in "
+            "gate.reference"
         )
     weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
     judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)
@@ -214,19 +247,23 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
         if path.exists():  # of another process, which on another kind of GPU measures not quite the same
             told = runs.read_json(path)
     judge.limits = Thresholds(**told["thresholds"])
-    judge.kept = {slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()}
+    judge.kept = {
+        slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()
+    }
     for slug, k in told["kept_agreement"].items():
         if blind := [name for name, a in told["source_agreement"].items() if a >= gate.SEEN > a * k[name]]:
             _log.warning(
-                "%s: the gate does not judge %s, of which the reference network finds too little there: look at some "
-                "pictures, for a generator that always loses them would look the same", slug, ", ".join(blind),
+                "%s: the gate does not judge %s, of which the reference network finds too little there: look "
+                "at some "
+                "pictures, for a generator that always loses them would look the same",
+                slug, ", ".join(blind),
             )  # fmt: skip
     return judge, told
 
 
 def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
-    """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain, from first
-    draws of some of them: every process measures the same."""
+    """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain,
+    from first draws of some of them: every process measures the same."""
     began = perf_counter()
     scores, lowest, agreements, pilot = [], [], [], []
     by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
@@ -237,7 +274,8 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
             continue  # listed as a failure when its turn comes
         seen = judge.look(sample.image, sample.label)
         verdict = gate.judge(
-            seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits, np.ones(dataset.space.classes)
+            seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits,
+            np.ones(dataset.space.classes),
         )  # fmt: skip
         scores.append(verdict.score)
         lowest.append(verdict.lowest)
@@ -245,13 +283,19 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
         if len(pilot) < gate.PILOT:
             pilot.append((sample, seen))
     if not scores:
-        raise InputError(f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check")
+        raise InputError(
+            f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check"
+        )
     limits = gate.thresholds(np.array(scores), np.array(lowest), config.gate.quantile, config.gate.fraction)
     by_class, names = np.array(agreements).T, dataset.space.names
     kept = {slug: k.round(4).tolist() for slug, k in _kept(worker, judge, pilot).items()}
     return {
         "frames": len(scores), "thresholds": asdict(limits),
-        "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in zip(names, by_class, strict=True) if not np.isnan(a).all()},
+        "source_agreement": {
+            name: round(float(np.nanmean(a)), 4)
+            for name, a in zip(names, by_class, strict=True)
+            if not np.isnan(a).all()
+        },
         "kept_agreement": {slug: dict(zip(names, k, strict=True)) for slug, k in kept.items()},
         "seconds": round(perf_counter() - began, 3),
         "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
@@ -271,14 +315,22 @@ def _kept(worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) ->
                 continue
             seen = seen_of[made.sample.id]
             pred = judge.predict(made.picture, seen.label.shape)
-            found[made.domain.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
+            found[made.domain.slug].append(
+                (seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes)))
+            )
     for slug, one in failed.items():
         if not found[slug]:
-            raise InputError(f"no frame can be transferred to '{slug}', and the gate measures on them: {one.error}")
-    return {slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()}
+            raise InputError(
+                f"no frame can be transferred to '{slug}', and the gate measures on them: {one.error}"
+            )
+    return {
+        slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()
+    }
 
 
-def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance) -> None:
+def _transfer(
+    config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance
+) -> None:
     """Make and write what is `wanted`: domains by frame id."""
 
     def fail(frame: Frame, error: InputError, domains: int | None = None) -> None:
@@ -298,13 +350,18 @@ def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, 
             groups.setdefault(sizes[frame.id], deque()).append(frame)
     all_sizes = list(sizes.values())
     for size, queue in groups.items():
-        rows = min(config.batch_size, all_sizes.count(size))  # of all processes, so that the shapes are the same in each
+        rows = min(
+            config.batch_size, all_sizes.count(size)
+        )  # of all processes, so that the shapes are the same in each
         while queue:
             batch: dict[str, tuple[Frame, Sample]] = {}
             while queue and len(batch) < min(rows, worker.limit):
                 frame = queue.popleft()
                 try:
-                    batch[frame.id] = frame, _read(config, dataset, frame, wanted[frame.id], labelled=labelled)
+                    batch[frame.id] = (
+                        frame,
+                        _read(config, dataset, frame, wanted[frame.id], labelled=labelled),
+                    )
                 except InputError as error:
                     fail(frame, error)
             for made in worker.run([sample for _, sample in batch.values()], rows):
@@ -314,7 +371,12 @@ def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, 
                     continue
                 decision, sha256 = worker.gate.decision(made.verdict) if worker.gate else "kept", None
                 if decision == "ignored":
-                    frames.write_void(frame, dataset.space, made.verdict.failing, frames.place(dataset, frame, root, "label"))
+                    frames.write_void(
+                        frame,
+                        dataset.space,
+                        made.verdict.failing,
+                        frames.place(dataset, frame, root, "label"),
+                    )
                     frame = replace(frame, label=None)  # it is there already
                 if decision != "dropped":
                     sha256 = _write(config, dataset, frame, root, made.picture)
@@ -335,7 +397,9 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
         return {f.id: s for f, s in zip(dataset.frames, pool.map(size, dataset.frames), strict=True)}
 
 
-def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str], *, labelled: bool) -> Sample:
+def _read(
+    config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str], *, labelled: bool
+) -> Sample:
     image = frames.read_image(frame.image)
     label = ids = None
     if labelled:
@@ -361,8 +425,8 @@ def _write(config: TransferConfig, dataset: Dataset, frame: Frame, root: Path, p
 
 
 def _place_label(config: TransferConfig, label: Path, path: Path) -> None:
-    """Link or copy. Links are absolute: transferred trees get moved and copied about, the data set they were made
-    from stays; a tree that is to leave this machine is written with `labels="copy"`."""
+    """Link or copy. Links are absolute: transferred trees get moved and copied about, the data set they were
+    made from stays; a tree that is to leave this machine is written with `labels="copy"`."""
     if config.labels == "copy":
         if not path.exists():
             with runs.atomic(path) as temporary:
