@@ -26,7 +26,7 @@ CLEAR = ("day", "daylight", "clear", "sunny")
 
 
 def fog(strength: float) -> A.BasicTransform:
-    return A.RandomFog(fog_coef_range=(0.8 * strength, strength), alpha_coef=0.1, p=1)
+    return A.RandomFog(fog_coef_range=(0.8 * strength, strength), alpha_coef=0.25, p=1)
 
 
 def rain(strength: float) -> A.BasicTransform:
@@ -36,7 +36,7 @@ def rain(strength: float) -> A.BasicTransform:
 
 def snow(strength: float) -> A.BasicTransform:
     return A.RandomSnow(
-        snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1.5 + strength, p=1
+        snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1 + strength, p=1
     )
 
 
@@ -44,7 +44,7 @@ def night(strength: float) -> A.BasicTransform:
     """A curve that keeps lights and takes the rest down, blue last."""
 
     def darken(image: np.ndarray, **_: object) -> np.ndarray:
-        level = np.linspace(0, 1, 256) ** (1 + 2 * strength)
+        level = np.linspace(0, 1, 256) ** (1 + strength)
         curves = [255 * (1 - loss * strength) * level for loss in (0.6, 0.55, 0.4)]
         return cv2.LUT(image, np.stack(curves, 1).round().astype(np.uint8)[None])
 
