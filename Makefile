@@ -1,8 +1,8 @@
-# make demo | make test | make lint: every target sets up .venv first, once.
+# make demo | make test | make lint | make docs: every target sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all demo test lint clean
+.PHONY: all demo test lint docs clean
 all: .venv/installed
 
 # Exact versions by name (constraints.txt); the package itself declares honest ranges.
@@ -20,6 +20,11 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff
 	$(BIN)/ruff check src tests benchmarks
+
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf .venv

@@ -23,9 +23,9 @@ import torch
 import tyro
 from settings import write_results
 
-from segshift import devices
 from segshift.config import TownConfig, TrainConfig
 from segshift.config.common import Device
+from segshift.execution.device import pick
 from segshift.experiments import fill
 from segshift.recipes import RECIPES
 from segshift.recipes.town import town_target
@@ -52,7 +52,7 @@ class Benchmark:
 def peak(config: TrainConfig, out: Path, threads: int) -> float:
     """GiB that a training takes at most, in a process that has done nothing before."""
     torch.set_num_threads(threads)
-    device = devices.pick(config.device)
+    device = pick(config.device)
     shutil.rmtree(out, ignore_errors=True)  # a training that was stopped has another peak when it continues
     before = psutil.Process().memory_info().rss
     train.train(config, out)
@@ -96,7 +96,7 @@ def main(b: Benchmark) -> None:
                     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                         write_json(known, alone.submit(peak, config, out, b.threads).result())
                 row[name] = read_json(known)
-    write_results(b.out, "memory", table(peaks), {"peaks": peaks, "device": str(devices.pick(b.device)), "steps": STEPS}, "timm")
+    write_results(b.out, "memory", table(peaks), {"peaks": peaks, "device": str(pick(b.device)), "steps": STEPS}, "timm")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def write_data(b: Benchmark) -> None:
             score, there = float(rng.beta(6, 2)), [name for name, id in zip(CITYSCAPES.names, CITYSCAPES.ids, strict=True) if (label == id).any()]
             gate = {"decision": "kept" if score > 0.4 else "ignored", "passed": score > 0.4, "tries": 1 if score > 0.55 else 3,
                     "score": score, "agreement": {name: [0.9, float(rng.random())] for name in there}}  # fmt: skip
-            told.append({"id": id, "domain": domain, "prompt": f"driving at {domain}", "strength": 0.9, "gate": gate})
+            made = {"model": "town", "weights": {}, "sha256": None}
+            told.append({"id": id, "domain": domain, "prompt": f"driving at {domain}", "strength": 0.9, **made, "gate": gate})
     for domain, told in lines.items():
         runs.write_lines(b.out / f"transferred/{domain}/manifest.jsonl", told)
 

@@ -26,7 +26,7 @@ CLEAR = ("day", "daylight", "clear", "sunny")
 
 
 def fog(strength: float) -> A.BasicTransform:
-    return A.RandomFog(fog_coef_range=(0.8 * strength, strength), alpha_coef=0.25, p=1)
+    return A.RandomFog(fog_coef_range=(0.8 * strength, strength), alpha_coef=0.1, p=1)
 
 
 def rain(strength: float) -> A.BasicTransform:

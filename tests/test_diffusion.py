@@ -225,5 +225,5 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_refused(made):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_device_that_is_not_there_is_refused(made):
-    with pytest.raises(InputError, match=r"torch finds no device 'cuda' here: choose auto or"):
+    with pytest.raises(InputError, match=r"torch finds no device 'cuda' here: give --device auto or"):
         stable_diffusion.load_model(DiffusionConfig(model=str(made), device="cuda"))

@@ -70,7 +70,7 @@ def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refuse
     [line] = failures(tmp_path / "out")
     assert str(image) in line["error"]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="start its stages under torchrun one after the other"):
+    with pytest.raises(InputError, match="start its stages one after the other on all processes"):
         experiments.run_experiment(experiment, tmp_path / "two")
 
 

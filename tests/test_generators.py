@@ -1,6 +1,7 @@
 """Generators: the noise formulas, ZoDi's walk over a family that knows the answer, and what users' own may do
 wrong."""
 
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -178,7 +179,7 @@ def test_a_frame_that_fails_is_listed_the_others_finish_and_it_is_made_when_mend
     )
     assert not runs.failures(out / "night") and runs.failures(out / "fog") == failed
     [error] = [line["error"] for line in failed if line["id"] == bad.id]
-    assert stage.re.search(message, error) and len(error) < 400
+    assert re.search(message, error) and len(error) < 400
     made = {path for path in pictures(out) if "leftImg8bit" in path}
     assert len(made) == 2 * len(IDS) - len(failed)
     assert pictures(out).items() <= pictures(whole).items()

@@ -24,6 +24,7 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
+from segshift.labels import LabelSpace
 from segshift.runs import InputError
 from segshift.stages.evaluate import evaluate
 from segshift.stages.report import report
@@ -105,7 +106,7 @@ def world(tmp_path: Path) -> dict[str, Path | str]:
         found[f"{method}/clear"] = evaluated(run, "clear", day, right)
     outputs.begin(tmp_path / "transferred", "transfer", TransferConfig(source=day, to=("night",)))
     trees.cityscapes(tmp_path / "transferred/night")
-    told = {"domain": "night", "prompt": "driving at night <&>", "strength": 0.9}
+    told = trees.transferred_line("night", "driving at night <&>", 0.9)
     runs.write_lines(tmp_path / "transferred/night/manifest.jsonl", [{"id": id} | told for id in trees.IDS[:2]])
     return found
 
@@ -293,7 +294,7 @@ def test_label_spaces_are_shown_apart(tmp_path: Path, world: dict):
     mine = f"folder:{trees.folder(tmp_path / 'mine')}:train"
     other = evaluated(training(tmp_path / "mine-run", mine, "source_only"), "mine", mine, 0.5)
     for run, (name, count) in {world["zodi"]: ("cityscapes", 19), tmp_path / "mine-run": ("mine", 3)}.items():
-        runs.write_json(run / "labels.json", {"name": name, "names": ["road"] * count})
+        runs.write_json(run / "labels.json", LabelSpace(name, ("road",) * count, ((0, 0, 0),) * count, tuple(range(count))))
     page = write(tmp_path / "out", world["zodi/night"], other, world["zodi"], tmp_path / "mine-run")
     charts = [svg["aria-label"] for svg in page.of("svg")]
     assert {"mIoU on source, % (cityscapes, 19 classes)", "mIoU on source, % (mine, 3 classes)"} <= set(charts)
@@ -470,7 +471,7 @@ def test_a_frame_that_cannot_be_read_costs_only_its_own_pictures(tmp_path: Path,
 def test_predictions_without_labels_are_shown_beside_their_images(tmp_path: Path, world: dict):
     folder = world["zodi"] / "predictions/night"
     ids = [frame.id for frame in frames.load(world["night"]).frames]
-    runs.write_lines(folder / "predictions.jsonl", [{"id": id, "confidence": 0.5} for id in ids])
+    runs.write_lines(folder / "predictions.jsonl", [{"id": id, "file": f"{id}.png", "confidence": 0.5} for id in ids])
     page = write(tmp_path / "out", folder)
     [shown] = page.galleries
     assert "Predictions without labels" in page.text and shown["score"] == "confidence"

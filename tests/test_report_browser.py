@@ -39,7 +39,7 @@ def file(tmp_path_factory) -> Path:
     outputs.begin(root / "moved", "transfer", TransferConfig(source=day, to=("fog",)))
     trees.cityscapes(root / "moved/fog", IDS)
     gates = [{"decision": "kept", "tries": 1, "score": (i + 1) / COUNT, "agreement": {}} for i in range(COUNT)]
-    told = {"domain": "fog", "prompt": "driving in fog", "strength": 0.6}
+    told = trees.transferred_line("fog", "driving in fog", 0.6)
     runs.write_lines(root / "moved/fog/manifest.jsonl", [{"id": id, "gate": g} | told for id, g in zip(IDS, gates, strict=True)])
     night = f"acdc:{trees.acdc(root / 'acdc')}:night/val"
     shown = [root / "moved"]

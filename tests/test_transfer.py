@@ -15,7 +15,7 @@ import torchvision
 import trees
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
-from segshift import frames, runs
+from segshift import execution, frames, runs
 from segshift.generators import schedule
 from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.labels import ADE20K_COLOURS, CITYSCAPES
@@ -128,10 +128,10 @@ def test_two_processes_at_once_write_what_one_writes(config, tmp_path):
 
 
 def test_torchruns_ranks_divide_a_shard_further(monkeypatch):
-    assert stage.shard("1/3") == (1, 3)
+    assert execution.shard("1/3") == (1, 3)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert stage.shard("1/3") == (3, 6)
+    assert execution.shard("1/3") == (3, 6)
 
 
 def test_each_source_image_is_encoded_once_and_each_prompt_embedded_once(config, tmp_path, monkeypatch):

@@ -160,13 +160,13 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_continues(config, t
 
 def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypatch):
     slow, quick = (Journal(tmp_path, name, ("night",)) for name in ("0-of-2", "1-of-2"))
-    slow.add({"id": "a", "domain": "night"})
+    slow.add({"id": "a", **trees.transferred_line("night")})
     write, first = runs.write_lines, []
 
     def interrupted(path, lines):
         if not first:  # between the slow one's reading and writing, the quick one finishes
             first.append(path)
-            quick.add({"id": "b", "domain": "night"})
+            quick.add({"id": "b", **trees.transferred_line("night")})
             quick.add({"finished": True})
             quick.merge({"a", "b"})
         write(path, lines)
@@ -187,8 +187,8 @@ def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypat
         ({"to": ("night", "Night ")}, "'Night ' is empty or given twice"),
         ({"to": ("...",)}, "'...' is empty"),
         ({"to": ("a sentence far longer than this encoder reads",)}, "tokens, and the text encoder .* reads 32"),
-        ({"shard": "2/2"}, "shard '2/2': expected i/n"),
-        ({"shard": "half"}, "shard 'half': expected i/n"),
+        ({"shard": "2/2"}, "--shard is '2/2': expected i/n"),
+        ({"shard": "half"}, "--shard is 'half': expected i/n"),
         ({"steps": 1000}, "1000 steps: expected 1 to 999"),
     ],
     ids=str,

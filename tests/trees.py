@@ -129,6 +129,12 @@ def mark_transferred(root: Path, ids: Iterable[str]) -> Path:
     return root
 
 
+def transferred_line(domain: str, prompt: str = "", strength: float = 0.9) -> dict:
+    """What every line of a manifest tells that `segshift transfer` writes, but for the frame's id."""
+    made = {"model": "town", "weights": {"unet": "0"}, "sha256": "0"}
+    return {"domain": domain, "prompt": prompt, "strength": strength, **made}
+
+
 CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 
 

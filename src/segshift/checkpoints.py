@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -150,12 +149,11 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
 def read_space(run: Path) -> LabelSpace:
     """The label space that a run was trained in. Raises: InputError."""
     path = run / "labels.json"
-    try:
-        return TypeAdapter(LabelSpace).validate_python(runs.read_json(path))
-    except ValidationError as error:
-        raise InputError(
-            f"{path} is no label space ({error.error_count()} errors): restore it from the training run"
-        ) from error
+    space = runs.read_json(path, LabelSpace)
+    if not 0 < len(space.names) == len(space.colours) == len(space.ids):
+        lengths = f"{len(space.names)} names, {len(space.colours)} colours and {len(space.ids)} ids"
+        raise InputError(f"{path} has {lengths}, expected as many of each: restore it")
+    return space
 
 
 def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str, Any]:

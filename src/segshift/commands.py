@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
+from segshift import execution
 from segshift.config import (
     CheckConfig,
     EstimateConfig,
@@ -26,7 +27,7 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
-from segshift.runs import Failure, InputError, failures, one_line, world_size
+from segshift.runs import Failure, InputError, failures, one_line
 
 # The stages are imported where they are used: `--help` and wrong options do not wait for torch.
 
@@ -190,6 +191,8 @@ def run_command(arguments: list[str]) -> int:
             traceback.print_exc()
         errors.print("[bold red]error[/]", escape(one_line(str(error))))
         return 2
+    except BrokenPipeError:
+        raise
     except Exception:
         traceback.print_exc()
         errors.print(f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it with the lines above")
@@ -198,7 +201,7 @@ def run_command(arguments: list[str]) -> int:
         Console(soft_wrap=True, highlight=False).print("results:", escape(str(done)))
     for line in failed if isinstance(failed, list) else []:
         errors.print("[yellow]failed[/]", escape(one_line(f"{line['id']}: {line['error']}")))
-    return 1 if isinstance(failed, list) and failed and world_size() == 1 else 0
+    return 1 if isinstance(failed, list) and failed and not execution.current().ends_all else 0
 
 
 def _print_help() -> None:

@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import bootstrap, frames, outputs, runs
+from segshift import bootstrap, execution, frames, outputs, records, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
 from segshift.frames import Dataset
 from segshift.generators import Domain
@@ -62,7 +62,7 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried on the source
     frames first, so a wrong one costs no transfer.
     """
-    runs.one_process("estimate", runs.STAGES_FIRST)
+    execution.one_process("estimate", execution.STAGES_FIRST)
     run = Path(config.run)
     out = out or (run.with_name(f"{run.stem}-estimate") if run.is_file() else run / "estimate")
     data = frames.load(config.source)
@@ -83,7 +83,8 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
         for prompt in (name, config.own_prompt):  # the own domain once for each strength, and kept
             if (prompt, goal.strength) not in sets:
                 sets[prompt, goal.strength] = [_transferred(config, data, prompt, goal.strength, s, tree, out) for s in seeds]
-    result = _result(config, data, goals, source, sets, runs.read_json(out / "source" / "evaluation" / "metrics.json"))
+    scored = runs.read_json(out / "source" / "evaluation" / "metrics.json", records.METRICS)
+    result = _result(config, data, goals, source, sets, scored)
     lost = {f["id"]: f for drawn in sets.values() for one in drawn for f in runs.failures(Path(one.told["transferred"]))}
     runs.write_failures(out, lost.values())  # and the estimate is of the other frames
     runs.write_json(out / "estimate.json", result)
@@ -146,7 +147,7 @@ def _transferred(
     [goal] = targets(told)
     name = f"{goal.slug}-{strength:g}-{seed}"
     folder = transfer.transfer(told, tree / name) / goal.slug
-    lines = runs.read_lines(folder / "manifest.jsonl")
+    lines = runs.read_lines(folder / "manifest.jsonl", records.Transferred)
     if not lines:
         raise InputError(f"no frame of {data.name} could be transferred to '{prompt}'; the first: {runs.failures(tree / name)[0]['error']}")
     digest = hashlib.sha256("".join(f"{line['id']} {line['sha256']}\n" for line in lines).encode()).hexdigest()
@@ -174,15 +175,16 @@ def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]
     if classes is None and Path(config.run).is_dir():
         classes = runs.read_config(Path(config.run) / "config.json", TrainConfig).classes
     evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=data, classes=classes), evaluation)
-    with np.load(evaluation / "frames.npz") as found:
-        confusion = dict(zip(found["ids"].tolist(), found["confusion"], strict=True))
-    confidence = {line["id"]: line["confidence"] for line in runs.read_lines(predictions / "predictions.jsonl")}
+    scored = runs.read_json(evaluation / "metrics.json", records.METRICS)
+    confusion = records.read_matrices(evaluation, scored)
+    predicted = runs.read_lines(predictions / "predictions.jsonl", records.Prediction)
+    confidence = {line["id"]: line["confidence"] for line in predicted}
     return Scored(confusion, confidence, told | {"predictions": str(predictions), "evaluation": str(evaluation)})
 
 
 def _result(
     config: EstimateConfig, data: Dataset, goals: Sequence[Domain], source: Scored,
-    sets: dict[tuple[str, float], list[Scored]], scored: dict[str, Any],
+    sets: dict[tuple[str, float], list[Scored]], scored: records.Metrics,
 ) -> dict[str, Any]:  # fmt: skip
     """estimate.json. Scores are fractions in [0, 1]; null where a class has none."""
     everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
@@ -249,7 +251,7 @@ def _trained_on(run: Path) -> set[str]:
     for config in _trainings(run):
         for name in (config.source, *config.more_sources, *config.transferred):
             tree = frames.split(name)[1]
-            lines = runs.read_lines(tree / "manifest.jsonl")
+            lines = runs.read_lines(tree / "manifest.jsonl", records.Line)
             if lines or name in config.transferred:
                 found |= {tree.name, *(line["prompt"] for line in lines[:1] if "prompt" in line)}
     return found

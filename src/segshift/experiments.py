@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, estimation, frames, models, outputs
+from segshift import checkpoints, estimation, execution, frames, models, outputs, records
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -28,11 +28,9 @@ from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.runs import (
-    STAGES_FIRST,
     InputError,
     Saved,
     failures,
-    one_process,
     read_config,
     read_json,
     slug,
@@ -114,7 +112,7 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment; before
     anything is written for data sets that are not there.
     """
-    one_process("run", STAGES_FIRST)
+    execution.one_process("run", execution.STAGES_FIRST)
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
     output = outputs.open_output(out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json")))
@@ -188,7 +186,7 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
         evaluate.evaluate(
             EvaluateConfig(predictions=str(predictions), data=target.data, classes=config.classes), evaluation
         )
-        miou = read_json(evaluation / "metrics.json")["miou"]
+        miou = read_json(evaluation / "metrics.json", records.METRICS)["miou"]
         if miou is None:
             raise InputError(f"{target.data} has no labelled pixel and no score: name labelled frames as the target '{target.name}'")
         for rule in rules:

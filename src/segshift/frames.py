@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 from PIL import Image, UnidentifiedImageError
 
-from segshift import runs
+from segshift import records, runs
 from segshift.labels import LabelSpace
 from segshift.layouts import LAYOUTS, Layout, Part, is_below_root, path_of, printable
 from segshift.runs import InputError
@@ -276,7 +276,8 @@ def pair(source: Dataset, transferred: Dataset) -> list[tuple[Frame, Frame]]:
 
 def dropped(root: Path) -> set[str]:
     """Ids of the frames that a transferred tree's manifest lists as dropped by the gate."""
-    return {line["id"] for line in runs.read_lines(root / "manifest.jsonl") if was_dropped(line)}
+    lines = runs.read_lines(root / "manifest.jsonl", records.Line)
+    return {line["id"] for line in lines if was_dropped(line)}
 
 
 def was_dropped(line: dict) -> bool:

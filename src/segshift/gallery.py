@@ -23,7 +23,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from segshift import drawing, frames, predictions, runs
+from segshift import drawing, frames, predictions, records, runs
+from segshift.config import TransferConfig
 from segshift.frames import Dataset, Frame
 from segshift.labels import IGNORE
 from segshift.runs import InputError
@@ -233,9 +234,11 @@ def _origin(data: Dataset) -> tuple[dict[str, Frame], dict[str, dict]]:
     config = data.root.parent / "config.json"
     if not data.transferred or not config.exists():
         return {}, {}
-    gates = {line["id"]: line.get("gate", {}) for line in runs.read_lines(data.root / "manifest.jsonl")}
+    lines = runs.read_lines(data.root / "manifest.jsonl", records.Line)
+    gates = {line["id"]: line.get("gate", {}) for line in lines}
     try:
-        return {frame.id: frame for frame in frames.load(runs.read_json(config)["config"]["source"]).frames}, gates
+        source = frames.load(runs.read_config(config, TransferConfig, "transfer").source)
+        return {frame.id: frame for frame in source.frames}, gates
     except InputError:
         return {}, gates
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segshift import frames, runs
+from segshift import frames, records, runs
 from segshift.frames import Dataset
 from segshift.runs import InputError
 
@@ -33,8 +33,9 @@ class Journal:
             ) from error
 
     def read(self) -> list[dict]:
-        """The lines of every process."""
-        return [line for path in sorted(self.path.parent.glob("*.jsonl")) for line in runs.read_lines(path)]
+        """The lines of every process. Raises: InputError."""
+        paths = sorted(self.path.parent.glob("*.jsonl"))
+        return [line for path in paths for line in runs.read_lines(path, records.Entry)]
 
     def finished(self, dataset: Dataset, lines: list[dict]) -> set[tuple[str, str]]:
         """(domain, frame id) of what has one of the `lines` and an image, or a line that says it was dropped."""

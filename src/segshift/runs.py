@@ -74,6 +74,8 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"disk full while writing {path}: free some space and run the same command again") from error
+        if error.errno == errno.EISDIR:
+            raise InputError(f"{path} is a folder, expected a file: move it, or name a new output") from error
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"the name of {path} is too long for this file system: shorten it") from error
         raise
@@ -120,29 +122,35 @@ class Saved(TypedDict):
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """The value in a JSON file, checked to be a `kind`: any type that pydantic knows. Raises: InputError."""
+    """The value in a JSON file, checked to be a `kind`, any type that pydantic knows (`segshift.records`).
+
+    Returns: a dataclass where `kind` is one, or else the value as it is, with the keys that no type names.
+    Raises: InputError.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        value = json.loads(content.decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"no file {path}: name a folder that segshift wrote") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON ({error}): restore it, or start again in a new folder") from error
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder") from error
-    return _checked(value, kind, str(path))
+    return _checked(value, content, kind, str(path))
 
 
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    """`value`, which is read from the file `where`. Raises: InputError when it is no `kind`."""
+def _checked(value: Any, content: bytes, kind: Any, where: str) -> Any:
+    """What `read_json` returns of a `value` that is `content` in the file `where`. Raises: InputError."""
     try:
-        return _adapter(kind).validate_python(value)
+        made = _adapter(kind).validate_json(content, strict=True)  # no text for a number, no 1 for true
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
+        what = ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))
         raise InputError(
-            f"{where} is not as segshift wrote it ({f'{place}: ' if place else ''}{first['msg']}): restore it, or start "
-            "again in a new folder"
+            f"{where} is not as segshift wrote it ({what}): restore it, or start again in a new folder"
         ) from None
+    return made if is_dataclass(made) else value
 
 
 @cache
@@ -176,24 +184,6 @@ def tuples(value: Any) -> Any:
     return {key: tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def world_size() -> int:
-    """Processes that torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def one_process(command: str, instead: str = "start it without torchrun") -> None:
-    """Raises: InputError under torchrun, where every process would do the whole of it at once."""
-    if world_size() > 1:
-        raise InputError(f"{command} is one process: {instead}")
-
-
-STAGES_FIRST = (
-    "start its stages under torchrun one after the other, with the settings of their config.json, and then this, which finds "
-    "them finished"
-)
-"""What one does with `one_process` of several stages."""
-
-
 def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
     """JSON lines, each checked to be a `kind`; a line that a kill cut short is left out. A missing file is an empty list.
 
@@ -211,7 +201,7 @@ def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
             value = json.loads(line)
         except (ValueError, RecursionError):  # cut, perhaps within a letter
             continue
-        lines.append(_checked(value, kind, f"{path}, line {number},"))
+        lines.append(_checked(value, line, kind, f"{path}, line {number},"))
     return lines
 
 
@@ -225,8 +215,12 @@ def write_failures(out: Path, failed: Iterable[dict]) -> None:
     """Write what `failures` reads, by id; no file where nothing failed."""
     if lines := sorted(failed, key=lambda line: line["id"]):
         write_lines(out / "failures.jsonl", lines)
-    else:
-        (out / "failures.jsonl").unlink(missing_ok=True)
+        return
+    path = out / "failures.jsonl"
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot delete {path} ({error.strerror}): delete it yourself") from error
 
 
 class Failure(TypedDict):

@@ -30,8 +30,9 @@ import cv2
 import numpy as np
 import torch
 
-from segshift import devices, transforms
+from segshift import transforms
 from segshift.config import TransferConfig
+from segshift.execution.device import pick
 from segshift.generators.base import Domain, FrameError, Generator, Source, file_hash, resize
 from segshift.runs import InputError
 
@@ -46,7 +47,7 @@ class Custom(Generator):
     def __init__(self, name: str, function: Function, hashes: dict[str, str], short_side: int | None) -> None:
         """name: module:factory. short_side: in pixels; None leaves images as they are."""
         self.name, self.function, self.hashes, self.short_side = name, function, hashes, short_side
-        self.device = devices.pick("auto")
+        self.device = pick("auto")
         self.needs_layouts = bool(getattr(function, "needs_layouts", False))
 
     def size(self, height: int, width: int) -> tuple[int, int]:

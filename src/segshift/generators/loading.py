@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,21 @@ def scheduler_and_tokenizer(home: Path) -> tuple[DDIMScheduler, PreTrainedTokeni
 
 
 def defaults(home: Path) -> Defaults:
-    """Those of the folder's segshift.json, or Stable Diffusion's. Raises: InputError for unknown ones."""
+    """Those of the folder's segshift.json, or Stable Diffusion's. Raises: InputError for unknown or
+    impossible ones."""
     path = home / "segshift.json"
     if not path.exists():
         return Defaults()
     told, known = read_json(path), {field.name for field in fields(Defaults)}
-    if not isinstance(told, dict) or not set(told) <= known:
+    if not set(told) <= known:
         raise InputError(f"{path} holds {json.dumps(told)[:80]}: expected some of {', '.join(sorted(known))}")
-    return Defaults(**told)
+    made = read_json(path, Defaults)
+    if not (0 <= made.guidance < inf and made.steps > 0 and 0 <= made.eta <= 1 and made.short_side > 0):
+        raise InputError(
+            f"{path} holds a number out of range ({json.dumps(told)[:80]}): expected guidance of 0 or more, "
+            "eta from 0 to 1, steps and short_side of 1 or more"
+        )
+    return made
 
 
 def _line(error: Exception) -> str:

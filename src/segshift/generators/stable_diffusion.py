@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from segshift import devices
 from segshift.config import DiffusionConfig, TransferConfig
+from segshift.execution.device import pick
 from segshift.generators import loading
 from segshift.generators.base import Defaults, DiffusionFamily, Record, join
 from segshift.generators.schedule import Point, Prediction
@@ -179,7 +179,7 @@ def load_model(config: DiffusionConfig, *, control: bool = True) -> StableDiffus
         modules[part], hashes[part] = loading.part(kind, folder, dtype)
     scheduler, tokenizer = loading.scheduler_and_tokenizer(home)
     _check(home, modules, scheduler)
-    where = devices.pick(config.device)
+    where = pick(config.device)
     for part in parts:
         modules[part].requires_grad_(False).eval().to(where)
         if where.type != "mps":

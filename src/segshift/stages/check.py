@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from segshift import frames, outputs, runs
+from segshift import execution, frames, outputs, runs
 from segshift.config import CheckConfig
 from segshift.frames import Dataset, Frame
 from segshift.labels import IGNORE, LabelSpace
@@ -132,7 +132,9 @@ def _walk(dataset: Dataset, workers: int) -> Iterator[tuple[str | None, np.ndarr
         yield from map(inspect, dataset.frames)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(inspect, dataset.frames, chunksize=_CHUNK)
+        with execution.starting_workers():
+            found = pool.map(inspect, dataset.frames, chunksize=_CHUNK)
+        yield from found
 
 
 def _inspect(

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from segshift import calibration, frames, labels, metrics, outputs, predictions, runs
+from segshift import calibration, execution, frames, labels, metrics, outputs, predictions, records, runs
 from segshift.config import EvaluateConfig
 from segshift.frames import Dataset, Frame
 from segshift.labels import LabelSpace
@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     Raises: InputError on missing, unreadable or mis-sized predictions, on a data set without labels, and on a class
     set that the label space has not.
     """
-    runs.one_process("evaluate")
+    execution.one_process("evaluate")
     data, folder = frames.load(config.data), Path(config.predictions)
     chosen = _class_set(config, data)
     kept, left_out = _labelled(config, data, folder)
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
                 {"id": frame.id, "domain": frame.domain, "miou": metrics.plain(score), "pixel_accuracy": metrics.plain(accuracy)}
             )
             bar.advance()
-    model = runs.read_json(folder / "model.json") if (folder / "model.json").exists() else None
+    model = runs.read_json(folder / "model.json", records.Model) if (folder / "model.json").exists() else None
     setting = _setting(config, data, len(kept), len(chosen), len(left_out))
     result = {
         "protocol": f"{setting}; {predictions.how(model)}",

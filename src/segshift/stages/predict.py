@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift import checkpoints, devices, frames, models, outputs, predictions, runs, transforms
+from segshift import checkpoints, execution, frames, models, outputs, predictions, records, runs, transforms
 from segshift.config import PredictConfig
+from segshift.execution.device import pick
 from segshift.frames import Dataset, Frame
 from segshift.methods import Method, iccld
 from segshift.methods.source_only import SourceOnly
@@ -54,10 +55,10 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     Raises: InputError when the run and the data set do not fit, and when `out` holds predictions of another
     configuration or of other weights.
     """
-    runs.one_process("predict")
+    execution.one_process("predict")
     data = frames.load(config.data)
     output = outputs.open_output(
-        out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(runs.read_lines(out / "predictions.jsonl"))
+        out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(_predicted(out))
     )
     network, size, told = load_network(config, data)
     if output.claim():  # what predicted before left no prediction
@@ -65,10 +66,10 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     out = output.path
     runs.remove_unfinished(out)
     _claim(out, told)
-    device = devices.pick(config.device)
+    device = pick(config.device)
     network = network.to(device)
 
-    lines = {line["id"]: line for line in runs.read_lines(out / "predictions.jsonl") if (out / line["file"]).exists()}
+    lines = {line["id"]: line for line in _predicted(out) if (out / line["file"]).exists()}
     runs.write_lines(out / "predictions.jsonl", list(lines.values()))  # without a line that a kill cut short
     todo = [frame for frame in data.frames if frame.id not in lines]
     failed: list[dict[str, str]] = []
@@ -106,6 +107,10 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     runs.write_lines(out / "predictions.jsonl", [lines[f.id] for f in data.frames if f.id in lines])
     runs.write_failures(out, failed)
     return out
+
+
+def _predicted(out: Path) -> list[records.Prediction]:
+    return runs.read_lines(out / "predictions.jsonl", records.Prediction)
 
 
 def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, int] | None, dict[str, Any]]:
@@ -172,9 +177,9 @@ def _hash(network: nn.Module) -> str:
 def _claim(out: Path, told: dict[str, Any]) -> None:
     """Write OUT/model.json. Raises: InputError when other weights have predicted into `out`."""
     path = out / "model.json"
-    before = runs.read_json(path) if path.exists() else told
+    before = runs.read_json(path, records.Model) if path.exists() else told
     if before["weights"] != told["weights"]:
-        steps = f" (step {before['step']}, now step {told['step']})" if before["step"] is not None else ""
+        steps = f" (step {before['step']}, now step {told['step']})" if before.get("step") is not None else ""
         raise InputError(
             f"{out} holds predictions of other weights of {before['run']}{steps}: name a new folder, or delete this one"
         )

@@ -21,16 +21,26 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segshift import bootstrap, drawing, frames, gallery, metrics, outputs, predictions, runs
-from segshift.config import ReportConfig
+from segshift import bootstrap, drawing, frames, gallery, metrics, outputs, predictions, records, runs
+from segshift.config import (
+    EstimateConfig,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from segshift.gallery import Gallery, Pictures, Predicted
+from segshift.labels import LabelSpace
 from segshift.metrics import spread
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)
 
-_STAGES = ("train", "predict", "evaluate", "estimate", "transfer")
-_NO_LOSS = ("step", "steps", "steps_before", "lr", "seconds", "score", "validation")
+_STAGES: dict[str, type] = {
+    "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "estimate": EstimateConfig,
+    "transfer": TransferConfig,
+}  # fmt: skip
 _NAMES = {"zodi": "ZoDi", "source-only": "Source only", "source_only": "Source only", "oracle": "Oracle"}
 
 
@@ -40,7 +50,9 @@ class Folder:
 
     path: Path
     stage: str
-    config: dict[str, Any]
+    config: Any
+    saved: dict[str, Any]
+    """`config` as config.json holds it."""
 
 
 @dataclass(frozen=True)
@@ -232,10 +244,17 @@ def _recognise(path: Path) -> Folder:
         file = path.parent / "config.json"  # one domain of a transfer
     if not file.exists():
         raise InputError(f"no config.json in {path}: name a folder that segshift {', '.join(_STAGES)} wrote")
-    saved = runs.read_json(file)
-    if saved.get("stage") not in _STAGES:
-        raise InputError(f"{path} holds a run of stage '{saved.get('stage')}': name folders of {', '.join(_STAGES)}")
-    return Folder(path, saved["stage"], saved["config"])
+    saved: runs.Saved = runs.read_json(file, runs.Saved)
+    stage = saved["stage"]
+    if stage not in _STAGES:
+        raise InputError(f"{path} holds a run of stage '{stage}': name folders of {', '.join(_STAGES)}")
+    config = runs.read_config(file, _STAGES[stage], stage)
+    try:
+        if isinstance(config, EvaluateConfig | PredictConfig):
+            frames.split(config.data)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return Folder(path, stage, config, saved["config"])
 
 
 def _names(paths: list[str | Path]) -> list[str]:
@@ -270,8 +289,9 @@ def _reliability(found: dict, index: int) -> Markup:
 def _groups(evaluations: list[Folder]) -> list[Group]:
     groups: dict[tuple, Group] = {}
     columns: dict[tuple, Column] = {}
-    results = [_result(folder) for folder in evaluations]
-    homes = [r["model"]["run"] if r["model"] else f.config["predictions"] for f, r in zip(evaluations, results, strict=True)]
+    results = [_scores(folder) for folder in evaluations]
+    pairs = zip(evaluations, results, strict=True)
+    homes = [r["model"]["run"] if r["model"] else f.config.predictions for f, r in pairs]
     for folder, result, home, name in zip(evaluations, results, homes, _names(homes), strict=True):
         classes = tuple(result["classes"])
         key = (result["data"]["space"], classes)
@@ -285,17 +305,18 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         model = Model(f"{run} {about}", name, about, rules, predictions.details(made), seed, row)
         if model not in group.models:
             group.models.append(model)
-        tree = f"{Path(folder.config['data'].split(':')[1]).name}, transferred"  # its frames kept their source's domain
+        # its frames kept their source's domain
+        tree = f"{Path(folder.config.data.split(':')[1]).name}, transferred"
         moved = result["data"]["transferred"] and len(result["domains"]) == 1
         parts = {tree if moved else domain: (scores, domain) for domain, scores in result["domains"].items()}
         if len(parts) > 1:
             parts["all"] = (result, None)
         for title, (scores, domain) in parts.items():
             setting = result["setting"]  # the selection of the checkpoint belongs to the row
-            layout, root, subset = frames.split(folder.config["data"])
+            layout, root, subset = frames.split(folder.config.data)
             place = (key, title, setting, layout, root.resolve(), subset)
             if place not in columns:
-                columns[place] = Column(title, setting, folder.config["data"], classes)
+                columns[place] = Column(title, setting, folder.config.data, classes)
                 group.columns.append(columns[place])
             column = columns[place]
             if column.scores.get(model.key) == scores:
@@ -309,11 +330,15 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
     return list(groups.values())
 
 
-def _result(folder: Folder, name: str = "metrics.json") -> dict:
+def _result(folder: Folder, name: str, kind: Any) -> Any:
     file = folder.path / name
     if not file.exists():
         raise InputError(f"no {file}: run segshift {folder.stage} again to finish it")
-    return runs.read_json(file)
+    return runs.read_json(file, kind)
+
+
+def _scores(evaluation: Folder) -> records.Metrics:
+    return _result(evaluation, "metrics.json", records.METRICS)
 
 
 def _evaluated(group: Group, pictures: Pictures) -> Gallery:
@@ -341,21 +366,22 @@ def _evaluated(group: Group, pictures: Pictures) -> Gallery:
 
 
 def _predicted(evaluation: Folder, domain: str | None) -> Predicted:
-    lines = [line for line in _result(evaluation)["frames"] if line["domain"] == domain]
-    by_class, file = {}, evaluation.path / "frames.npz"
-    if file.exists():
-        with np.load(file) as found:
-            confusion = dict(zip(found["ids"].tolist(), found["confusion"], strict=True))
+    scored = _scores(evaluation)
+    lines, by_class = [line for line in scored["frames"] if line["domain"] == domain], {}
+    if (evaluation.path / "frames.npz").exists():
+        confusion = records.read_matrices(evaluation.path, scored)
         by_class = {line["id"]: metrics.iou(confusion[line["id"]]).tolist() for line in lines}
-    return Predicted(Path(evaluation.config["predictions"]), {line["id"]: line["miou"] for line in lines}, by_class)
+    by_frame = {line["id"]: line["miou"] for line in lines}
+    return Predicted(Path(evaluation.config.predictions), by_frame, by_class)
 
 
 def _unlabelled(folders: list[Folder], pictures: Pictures) -> list[tuple[str, Gallery]]:
     """Galleries of predictions alone, as of a test split, by data set."""
     by_data: dict[str, dict[str, Predicted]] = {}
-    for folder, name in zip(folders, _names([f.config["run"] for f in folders]), strict=True):
-        scores = {line["id"]: line["confidence"] for line in runs.read_lines(folder.path / "predictions.jsonl")}
-        columns = by_data.setdefault(folder.config["data"], {})
+    for folder, name in zip(folders, _names([f.config.run for f in folders]), strict=True):
+        lines = runs.read_lines(folder.path / "predictions.jsonl", records.Prediction)
+        scores = {line["id"]: line["confidence"] for line in lines}
+        columns = by_data.setdefault(folder.config.data, {})
         columns[name if name not in columns else str(folder.path)] = Predicted(folder.path, scores)
     return [(data, _predicted_alone(data, columns, pictures)) for data, columns in by_data.items()]
 
@@ -373,8 +399,8 @@ def _transfers(folders: list[Folder], pictures: Pictures) -> list[dict]:
     for folder in folders:
         inside = [folder.path] if (folder.path / "manifest.jsonl").exists() else sorted(folder.path.iterdir())
         for tree in inside:
-            if lines := runs.read_lines(tree / "manifest.jsonl"):
-                trees, name = sources.setdefault(folder.config["source"], {}), lines[0]["domain"]
+            if lines := runs.read_lines(tree / "manifest.jsonl", records.Transferred):
+                trees, name = sources.setdefault(folder.config.source, {}), lines[0]["domain"]
                 trees[name if name not in trees else str(tree)] = (tree, lines)
     return [
         {
@@ -418,13 +444,13 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
     """Estimates beside the truth, where the same weights were evaluated on real frames of the domain; by classes."""
     truths: dict[tuple, list[float | None]] = {}
     for evaluation in evaluations:
-        result = _result(evaluation)
+        result = _scores(evaluation)
         if result["model"] and not result["data"]["transferred"]:
             for domain, scores in result["domains"].items():
                 labelled = bootstrap.shown(np.array(scores["confusion"]))  # as the estimate, which leaves the others out
                 truths.setdefault(_same(result, domain), []).append(metrics.plain(bootstrap.mean(labelled).item()))
     groups: dict[tuple, dict] = {}
-    results = [_result(folder, "estimate.json") for folder in folders]
+    results = [_result(folder, "estimate.json", records.ESTIMATE) for folder in folders]
     for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
         classes = tuple(result["classes"])
         group = groups.setdefault(classes, {"classes": classes, "networks": [], "pairs": []})
@@ -451,11 +477,12 @@ def _curves(folders: list[Folder]) -> dict:
     other classes in charts of their own."""
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
     files = [folder.path / "labels.json" for folder in folders]
-    spaces = [(s["name"], len(s["names"])) if (s := runs.read_json(f) if f.exists() else None) else None for f in files]
+    found_spaces = [runs.read_json(file, LabelSpace) if file.exists() else None for file in files]
+    spaces = [space and (space.name, space.classes) for space in found_spaces]
     for index, folder in enumerate(folders):
         over = "" if len(set(spaces)) == 1 else " ({}, {} classes)".format(*spaces[index] or ("", "unknown"))
-        for line in runs.read_lines(folder.path / "metrics.jsonl"):
-            values = {f"loss: {name}": value for name, value in line.items() if name not in _NO_LOSS}
+        for line in runs.read_lines(folder.path / "metrics.jsonl", records.LOGGED):
+            values = {f"loss: {name}": value for name, value in line.items() if name not in records.NO_LOSS}
             judged = {name: told["miou"] for name, told in line.get("validation", {}).items() if told["miou"] is not None}
             values |= {f"mIoU on {name}, %{over}": 100 * miou for name, miou in judged.items()}
             values |= {"learning rate": line["lr"]} if "lr" in line else {}
@@ -476,14 +503,14 @@ def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
 def _settings(folders: list[Folder]) -> dict:
     """Every folder's settings, and where those of the trainings differ."""
     trainings = [f for f in folders if f.stage == "train"]
-    flat = [_flat(f.config) for f in trainings]
+    flat = [_flat(f.saved) for f in trainings]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     rows = [(key, [json.dumps(s.get(key)) for s in flat]) for key in keys]
     texts = []
     for f in folders:
         file = f.path / "environment.json"
-        made = runs.read_json(file) if file.exists() else None
-        text = json.dumps(f.config, indent=2, ensure_ascii=False)
+        made = runs.read_json(file, records.Versions) if file.exists() else None
+        text = json.dumps(f.saved, indent=2, ensure_ascii=False)
         texts.append({"stage": f.stage, "path": str(f.path), "config": text, "environment": made})
     return {
         "names": _names([f.path for f in trainings]),

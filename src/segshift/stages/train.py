@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,8 +25,20 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import batches, checkpoints, devices, frames, loop, metrics, outputs, runs, transforms
+from segshift import (
+    batches,
+    checkpoints,
+    execution,
+    frames,
+    loop,
+    metrics,
+    outputs,
+    records,
+    runs,
+    transforms,
+)
 from segshift.config import TrainConfig
+from segshift.execution.device import pick
 from segshift.frames import Dataset
 from segshift.methods import Method
 from segshift.outputs import Output
@@ -160,7 +171,7 @@ def _check_method(config: TrainConfig) -> None:
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     """Raises: InputError when the device is not there or does not fit the settings."""
-    devices.pick(config.device)
+    pick(config.device)
     AcceleratorState._reset_state(True)  # one process may train twice, with another precision
     accelerator = Accelerator(
         cpu=config.device == "cpu",
@@ -201,7 +212,7 @@ class _Data:
         images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in others)
         labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
         pixels = self.config.size[0] * self.config.size[1]
-        readers = max(1, self.config.workers) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each with a cache of its own
+        readers = max(1, self.config.workers) * execution.current().local_count  # each with a cache of its own
         keep = pixels * (3 * images + labels) * readers < batches.CACHE_BYTES
         return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep)
 
@@ -246,7 +257,7 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
     if config.iccld.rare_classes is None:
         return None
     path = Path(config.iccld.rare_classes) / "classes.jsonl"
-    counts = {line["id"]: line["pixels"] for line in runs.read_lines(path)}
+    counts = {line["id"]: line["pixels"] for line in runs.read_lines(path, records.ClassPixels)}
     unknown = [pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes]
     if unknown:
         raise InputError(
@@ -332,7 +343,8 @@ class _Keeper:
             yield
             return
         path = self.out / "metrics.jsonl"
-        runs.write_lines(path, [line for line in runs.read_lines(path) if line["step"] <= start])
+        logged = runs.read_lines(path, records.LOGGED)
+        runs.write_lines(path, [line for line in logged if line["step"] <= start])
         with path.open("a", buffering=1) as file:  # by line: a report can follow, a kill loses no more than one
             self.write = lambda line: print(json.dumps(line), file=file)
             yield

@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, frames, gate, generators, outputs, runs, transforms
+from segshift import checkpoints, execution, frames, gate, generators, outputs, records, runs, transforms
 from segshift.config import TransferConfig
 from segshift.frames import Dataset, Frame
 from segshift.gate import Gate, Thresholds
@@ -57,7 +56,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
 
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.
     """
-    index, count = shard(config.shard)
+    index, count = execution.shard(config.shard)
     goals = targets(config)
     dataset = frames.load(config.source)
     if config.gate or (config.control and not config.custom_generator):
@@ -101,7 +100,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         journal.merge(known)
         total = len(wanted) * len(goals)
         done = total - sum(map(len, wanted.values()))
-        first = int(os.environ.get("RANK", 0)) == 0
+        first = execution.current().first
         try:
             with (
                 runs.progress(f"transfer on {generator.device.type}", total, done=done)
@@ -117,7 +116,8 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
 
 def _begun(out: Path) -> bool:
     """Whether some frame is finished, or has failed."""
-    return any("id" in line for path in (out / "journal").glob("*.jsonl") for line in runs.read_lines(path))
+    paths = (out / "journal").glob("*.jsonl")
+    return any("id" in line for path in paths for line in runs.read_lines(path, records.Entry))
 
 
 def _mend_labels(
@@ -191,19 +191,6 @@ def transfer_images(
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
 
 
-def shard(text: str) -> tuple[int, int]:
-    """(i, n) of this process: the i/n of the configuration, divided further by torchrun. Raises:
-    InputError."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    index, count = map(int, match.groups()) if match else (0, 0)
-    if index >= count:
-        raise InputError(
-            f"shard '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes"
-        )
-    world = runs.world_size()
-    return index * world + int(os.environ.get("RANK", 0)), count * world
-
-
 def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
     """The gate, and what gate.json tells of its thresholds: those of `path`, or measured on source frames.
 
@@ -239,13 +226,13 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
     judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)
     if path.exists():
-        told = runs.read_json(path)
+        told = _measured(path, worker, space)
         if told["weights"] != weights:
             raise InputError(f"{path} was measured with other weights of {run}: name a new folder")
     else:
         told = {"weights": weights, **_measure(config, dataset, worker, judge)}
         if path.exists():  # of another process, which on another kind of GPU measures not quite the same
-            told = runs.read_json(path)
+            told = _measured(path, worker, space)
     judge.limits = Thresholds(**told["thresholds"])
     judge.kept = {
         slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()
@@ -259,6 +246,16 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
                 slug, ", ".join(blind),
             )  # fmt: skip
     return judge, told
+
+
+def _measured(path: Path, worker: Worker, space: LabelSpace) -> records.Measured:
+    """gate.json. Raises: InputError, also when it lacks a domain or a class."""
+    told = runs.read_json(path, records.Measured)
+    kept, names = told["kept_agreement"], set(space.names)
+    judged = {goal.slug: {} for goal in worker.goals} | kept
+    if any(not names <= k.keys() for k in judged.values()) or not told["source_agreement"].keys() <= names:
+        raise InputError(f"{path} lacks a domain or a class: restore it, or start again in a new folder")
+    return told
 
 
 def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:

@@ -5,23 +5,36 @@ Every function queues one lot of a street: on `side` (-1 left, 1 right) of the p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from . import things as th
-from .canvas import BRICK, LEAVES, PLASTER, STONE, Look, box, grid
+from .canvas import BRICK, LEAVES, PLASTER, STONE, Canvas, Look, box, grid
 from .vehicles import GLASS, pick, tone
+from .worlds import Colour, World
 
-if TYPE_CHECKING:
-    from .street import Street
+
+class Site(Protocol):
+    """The street that a lot lies at."""
+
+    rng: np.random.Generator
+    c: Canvas
+    world: World
+    lawn: Look
+
+    def colour(self, options: Sequence[Colour]) -> Colour: ...
+
+    def add(self, z: float, painter: Callable[[], None]) -> None: ...
+
 
 BUILDING, WALL, FENCE, VEGETATION = 2, 3, 4, 8
 STOREY = 3.1  # metres
 WARM, COOL = (0.98, 0.80, 0.46), (0.80, 0.84, 0.86)  # light behind windows
 
 
-def building(street: Street, side: int, x: float, z0: float, z1: float) -> None:
+def building(street: Site, side: int, x: float, z0: float, z1: float) -> None:
     """House of 2 to 5 storeys: framed windows, some lit at night; a door, or a shop with sign and awning."""
     rng, c, world = street.rng, street.c, street.world
     storeys = int(rng.integers(2, 6))
@@ -69,7 +82,7 @@ def building(street: Street, side: int, x: float, z0: float, z1: float) -> None:
     street.add(z1, paint)
 
 
-def wall(street: Street, side: int, x: float, z0: float, z1: float) -> None:
+def wall(street: Site, side: int, x: float, z0: float, z1: float) -> None:
     """Free-standing wall of stone courses or plaster with piers and a coping, trees and perhaps a house behind."""
     rng, c = street.rng, street.c
     height = float(rng.uniform(2.4, 3.4))
@@ -91,7 +104,7 @@ def wall(street: Street, side: int, x: float, z0: float, z1: float) -> None:
     street.add(z1, paint)
 
 
-def fence(street: Street, side: int, x: float, z0: float, z1: float) -> None:
+def fence(street: Site, side: int, x: float, z0: float, z1: float) -> None:
     """Bars or pointed pickets on two rails, dark green between them, a garden and a house behind."""
     rng, c = street.rng, street.c
     height = float(rng.uniform(2.0, 2.7))
@@ -117,7 +130,7 @@ def fence(street: Street, side: int, x: float, z0: float, z1: float) -> None:
     street.add(z1, paint)
 
 
-def park(street: Street, side: int, x: float, z0: float, z1: float) -> None:
+def park(street: Site, side: int, x: float, z0: float, z1: float) -> None:
     """Lawn with trees before a hedge."""
     rng, c = street.rng, street.c
     green, hedge = street.colour(street.world.greens), street.colour(street.world.greens)

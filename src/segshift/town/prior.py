@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from segshift import devices, models
+from segshift import models
 from segshift.config import PriorConfig
+from segshift.execution.device import pick
 from segshift.labels import CITYSCAPES
 from segshift.outputs import begin
 from segshift.runs import InputError, atomic, progress, write_json
@@ -184,7 +185,7 @@ def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorCon
 
     `loss_of(step, generator)` draws its own batch from the generator, which depends on (seed, step) alone.
     """
-    device = devices.pick(config.device)
+    device = pick(config.device)
     module.to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-3, betas=(0.9, 0.99))
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
@@ -231,7 +232,7 @@ def _train_vae(config: PriorConfig, out: Path, images: np.ndarray, labels: np.nd
     torch.manual_seed(config.seed)
     vae = build_vae().to(memory_format=torch.channels_last)
     _start_from(config, vae, "vae")
-    device = devices.pick(config.device)
+    device = pick(config.device)
     weights = class_weights(labels[:500])
     crop_h, crop_w = 64, 96
 
@@ -268,7 +269,7 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
     prior = Prior(tokenizer).to(memory_format=torch.channels_last)
     for part in ("text_encoder", "unet", "controlnet"):
         _start_from(config, getattr(prior, part), part)
-    device = devices.pick(config.device)
+    device = pick(config.device)
     low = np.random.default_rng([config.seed, 2]).random(len(images)) < 0.05
     cache = out / "latents.pt"
     if not cache.exists():

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from segshift.config import PriorConfig
+from segshift.execution import starting_workers
 from segshift.runs import atomic, progress
 from segshift.town import scenes, weather
 
@@ -66,7 +67,9 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
         images, labels, mixes = np.empty((n, h, w, 3), np.uint8), np.empty((n, h, w), np.uint8), np.empty(n, np.int64)
         jobs = [(config.seed, i, h, w) for i in range(n)]
         with ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool, progress("drawing", n) as bar:
-            for i, (mix, image, label) in enumerate(pool.map(_render, jobs, chunksize=16)):
+            with starting_workers():
+                drawn = pool.map(_render, jobs, chunksize=16)
+            for i, (mix, image, label) in enumerate(drawn):
                 mixes[i], images[i], labels[i] = mix, image, label
                 bar.advance()
         for path, array in zip(paths, (images, labels, mixes), strict=True):

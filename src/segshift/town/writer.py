@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from segshift import outputs, runs
+from segshift import execution, outputs, runs
 from segshift.config import TownConfig
 from segshift.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError
@@ -150,7 +150,8 @@ def write(
         else:
             chunks = [todo[i : i + 8] for i in range(0, len(todo), 8)]
             with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-                futures = [pool.submit(_write_all, chunk) for chunk in chunks]
+                with execution.starting_workers():
+                    futures = [pool.submit(_write_all, chunk) for chunk in chunks]
                 try:
                     for future in as_completed(futures):
                         bar.advance(future.result())
