@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ from segshift.frames import Dataset, Frame
 from segshift.gate import Gate, Thresholds
 from segshift.generators.base import DiffusionFamily, Generator, file_hash
 from segshift.journal import Journal
-from segshift.labels import CITYSCAPES, LabelSpace
+from segshift.labels import CITYSCAPES, IGNORE, LabelSpace
 from segshift.runs import InputError
 from segshift.worker import Failed, Sample, Worker, targets
 
@@ -177,6 +178,7 @@ def transfer_images(
     slugs = [goal.slug for goal in worker.goals]
     if worker.generator.needs_layouts and labels is None:
         raise InputError("no labels, and the layout is drawn from them: give them, or set control=False")
+    _check_images(images, labels, ids, space)
     samples = [
         Sample(
             ids[i] if ids else str(i), image, labels[i] if labels is not None else None, wanted=list(slugs)
@@ -189,6 +191,27 @@ def transfer_images(
             raise one.error
         made[one.domain.slug, one.sample.id] = one.picture
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
+
+
+def _check_images(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None, ids: Sequence[str] | None, space: LabelSpace
+) -> None:
+    """Raises: InputError for arrays that are no pictures, or labels that are not of their pictures."""
+    for what, given in (("labels", labels), ("ids", ids)):
+        if given is not None and len(given) != len(images):
+            raise InputError(f"{len(images)} images and {len(given)} {what}: give one for each image")
+    if ids is not None and len(set(ids)) < len(ids):
+        raise InputError("two images have the same id: their noise would be the same, give each its own")
+    for i, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InputError(f"image {i} is {image.dtype} of shape {image.shape}: expected uint8 [H, W, 3], RGB from 0 to 255")
+        if labels is None:
+            continue
+        label = labels[i]
+        if label.dtype != np.uint8 or label.shape != image.shape[:2]:
+            raise InputError(f"label {i} is {label.dtype} of shape {label.shape}: expected uint8 train ids {image.shape[:2]}")
+        if strange := sorted(set(np.unique(label).tolist()) - {*range(space.classes), IGNORE}):
+            raise InputError(f"label {i} holds {strange[:4]}: expected train ids 0 to {space.classes - 1}, or {IGNORE} for void")
 
 
 def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
@@ -432,7 +455,7 @@ def _place_label(config: TransferConfig, label: Path, path: Path) -> None:
     goal = label.absolute()
     if path.is_symlink() and path.readlink() == goal:
         return
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{runs.TEMPORARY}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.symlink_to(goal)
