@@ -24,12 +24,12 @@ import tyro
 from settings import write_results
 
 from segshift.config import TownConfig, TrainConfig
-from segshift.config.common import Device
 from segshift.execution.device import pick
 from segshift.experiments import fill
 from segshift.recipes import RECIPES
 from segshift.recipes.town import town_target
 from segshift.runs import read_json, slug, write_json
+from segshift.settings import Device
 from segshift.stages import train
 from segshift.town import writer
 
@@ -70,7 +70,7 @@ def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tupl
         settings = replace(
             row.train, **{name: data for name, data in town.items() if getattr(row.train, name)}, size=(512, 1024), validation=None,
             oracle_validation=(), steps=STEPS, device=b.device, network=replace(row.train.network, encoder=encoder, pretrained=False),
-            iccld=replace(row.train.iccld, gradient_checkpointing=checkpointing, adversary_warmup=0), workers=2,
+            iccld=replace(row.train.iccld, adversary_warmup=0), gradient_checkpointing=checkpointing, workers=2,
         )  # fmt: skip
         made[row.name] = fill(settings, {"out": str(b.out), "rows": str(home)}), home / slug(row.name)
     return made

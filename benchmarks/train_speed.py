@@ -20,10 +20,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from segshift import models
+from segshift import networks
 from segshift.config import NetworkConfig
-from segshift.methods import cross_entropy
-from segshift.methods.zodi_adaptation import ZoDi, pooled, similarity
+from segshift.methods.base import cross_entropy
+from segshift.methods.zodi_adaptation.adaptation import ZoDi, pooled, similarity
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Settings:
     """Threads of torch on the CPU."""
 
 
-def encoded(segmenter: models.Segmenter, images: Tensor) -> Tensor:
+def encoded(segmenter: networks.Segmenter, images: Tensor) -> Tensor:
     return segmenter.network.encoder((images - segmenter.mean) / segmenter.std)[-1]
 
 
-def published_step(segmenter: models.Segmenter, batch: dict[str, Tensor]) -> None:
+def published_step(segmenter: networks.Segmenter, batch: dict[str, Tensor]) -> None:
     x, x_transferred, y = batch["source"], batch["transferred"], batch["label"]
     logits, features = segmenter.forward_with_features(x)
     loss = 0.1 * similarity(pooled(features), pooled(encoded(segmenter, x_transferred)))
@@ -60,7 +60,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     device = torch.device(settings.device)
-    segmenter = models.build(settings.network, 19).to(device)
+    segmenter = networks.build(settings.network, 19).to(device)
     method = ZoDi(segmenter)
     optimizer = torch.optim.SGD(segmenter.parameters(), 1e-3, 0.9, weight_decay=1e-4)
     size = (settings.batch_size, 3, *settings.crop)

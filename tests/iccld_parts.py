@@ -3,10 +3,10 @@
 import torch
 
 from segshift.config import ICCLDConfig
-from segshift.iccld_network import LatentSegmenter
-from segshift.methods.iccld import AdversarialDiffusion
-from segshift.methods.iccld_self_training import SelfTraining
-from segshift.models import Segmenter
+from segshift.methods.iccld.diffusion import AdversarialDiffusion
+from segshift.methods.iccld.self_training import SelfTraining
+from segshift.networks import Segmenter
+from segshift.networks.iccld import LatentSegmenter
 
 CLASSES = 5
 
@@ -19,10 +19,12 @@ def segmenter(encoder="test_resnet", inter_coder=True):
     return Segmenter(network, CLASSES, "encoder")
 
 
-def step1(inter_coder=True, excluded=(), things=(), **options):
+def step1(inter_coder=True, excluded=(), things=(), head_lr=10.0, **options):
     """With E_y, which is one part more to train, unless `diffused` says otherwise."""
     config = ICCLDConfig(**{"diffused": "label"} | options)
-    return SelfTraining(segmenter(inter_coder=inter_coder), config, excluded=excluded, things=things).train()
+    return SelfTraining(
+        segmenter(inter_coder=inter_coder), config, excluded=excluded, things=things, head_lr=head_lr
+    ).train()
 
 
 def step2(diffused="label", excluded=(), random=False, **options):
@@ -30,7 +32,7 @@ def step2(diffused="label", excluded=(), random=False, **options):
     options = {"unet_channels": (8, 16), "adversary_warmup": 0, "diffused": diffused} | options
     method = AdversarialDiffusion(step1(excluded=excluded, diffused=diffused), ICCLDConfig(**options)).train()
     if random:
-        torch.nn.init.normal_(method.trained[0].unet.conv_out.weight, std=0.1)
+        torch.nn.init.normal_(method.trained.denoiser.unet.conv_out.weight, std=0.1)
     return method
 
 
@@ -55,11 +57,16 @@ def reached(loss, **modules):
     }
 
 
+def losses(method, player, data, step=0):
+    """Of one player, on views of its own."""
+    return method.losses(player, method.prepare(data), step)
+
+
 @torch.no_grad()
 def terms_of(method, player, data):
     """The losses at the same draws: of mix, time and noise."""
     torch.manual_seed(9)
-    return method.losses(player, dict(data), 0)
+    return losses(method, player, data)
 
 
 def fit(method, data, steps):
@@ -69,8 +76,9 @@ def fit(method, data, steps):
         for player in method.networks
     }
     for step in range(steps):
+        prepared = method.prepare(data)
         for player, optimizer in optimizers.items():
             optimizer.zero_grad()
-            sum(method.losses(player, data, step).values()).backward()
+            sum(method.losses(player, prepared, step).values()).backward()
             optimizer.step()
         method.after_step(step)

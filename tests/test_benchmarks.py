@@ -102,7 +102,7 @@ def test_memory_is_measured_of_the_published_settings():
     assert made["source only"][0].target is None
     for config, _ in made.values():
         assert (config.batch_size, config.crop, config.precision) == (2, (512, 512), "bf16") and not config.oracle_validation
-        assert config.network.encoder == "resnet50" and not config.network.pretrained and config.iccld.gradient_checkpointing
+        assert config.network.encoder == "resnet50" and not config.network.pretrained and config.gradient_checkpointing
         assert config.iccld.adversary_warmup == 0
     assert "| a | 1.2 | 3.0 |" in memory.table({"a": {"step 1": 1.23, "full": 3.0}})
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from training import config, dropping, last, logged, same, start, stop_in_step, trees_of
 
 from segshift import checkpoints, frames, runs
-from segshift.config import ICCLDConfig, NetworkConfig, TrainConfig
+from segshift.config import NetworkConfig, TrainConfig, ZoDiConfig
 from segshift.labels import CITYSCAPES
-from segshift.methods.zodi_adaptation import ZoDi
+from segshift.methods.zodi_adaptation.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
 
@@ -40,7 +40,7 @@ def test_a_run_stopped_anywhere_and_continued_is_bitwise_the_uninterrupted_one(d
 
 
 def test_byol_continues_with_its_target(data, tmp_path, monkeypatch):
-    settings = config(data, similarity="byol")
+    settings = config(data, zodi=ZoDiConfig(similarity="byol"))
     whole = ZoDi.after_step
     train(settings, tmp_path / "whole")
 
@@ -175,11 +175,11 @@ def test_a_run_folder_of_another_configuration_is_refused(data, tmp_path):
 
 
 def test_a_run_folder_alone_gives_the_trained_network_back(data, tmp_path, monkeypatch):
-    train(config(data, similarity="simsiam"), tmp_path / "run")
+    train(config(data, zodi=ZoDiConfig(similarity="simsiam")), tmp_path / "run")
     for tree in ("day", "night", "fog"):
         (data / tree).rename(data / f"gone_{tree}")
     method, settings, space = checkpoints.load_run(tmp_path / "run", "last")
-    assert not method.training and settings.similarity == "simsiam" and space == frames.load(f"cityscapes:{data}/gone_day").space
+    assert not method.training and settings.zodi.similarity == "simsiam" and space == frames.load(f"cityscapes:{data}/gone_day").space
     assert all(torch.equal(value, last(tmp_path / "run")[key]) for key, value in method.state_dict().items())
     environment = runs.read_json(tmp_path / "run" / "environment.json")
     assert environment["torch"] == torch.__version__.split("+")[0]
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
     train(config(data), tmp_path / "run")
     told = runs.read_json(tmp_path / "run" / "config.json")
     told["config"]["network"]["name"] = "networks:anonymous"
-    told["config"]["similarity"] = "none"
+    told["config"]["zodi"]["similarity"] = "none"
     runs.write_json(tmp_path / "run" / "config.json", told)
     with pytest.raises(InputError, match=r"best.safetensors is a checkpoint of another network"):
         checkpoints.load_run(tmp_path / "run")
@@ -227,7 +227,7 @@ def test_a_run_without_a_checkpoint_is_refused(data, tmp_path, monkeypatch):
 def test_the_baseline_of_iccld_checkpoints_gradients_too():
     network = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False)
     for switch in (False, True):
-        config = TrainConfig(source="x", method="source_only", network=network, iccld=ICCLDConfig(gradient_checkpointing=switch))
+        config = TrainConfig(source="x", method="source_only", network=network, gradient_checkpointing=switch)
         assert checkpoints.method_of(config, CITYSCAPES).segmenter.network.encoder.model.grad_checkpointing == switch
 
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_cannot_be_read_is_wrong_input_and_newer_ones_of_anoth
 @pytest.mark.parametrize("similarity", ["cosine", "byol"])
 def test_modules_that_share_tensors_are_saved_continued_and_read(data, tmp_path, monkeypatch, similarity):
     network = NetworkConfig(name="networks:tied", pretrained=False)
-    settings = config(data, network=network, similarity=similarity)
+    settings = config(data, network=network, zodi=ZoDiConfig(similarity=similarity))
     train(settings, tmp_path / "whole")
     after = ZoDi.after_step
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segshift.config import StrongAugmentation
-from segshift.methods.classmix import (
+from segshift.methods.iccld.classmix import (
     augment,
     blur,
     class_mask,

@@ -62,7 +62,7 @@ def test_published_recipes_keep_the_published_settings():
     recipe = RECIPES["zodi-cityscapes-acdc-night"]
     train = recipe.rows[1].train
     assert (train.lr, train.momentum, train.weight_decay, train.poly_power, train.batch_size) == (1e-3, 0.9, 1e-4, 0.9, 4)
-    assert (train.size, train.crop, train.similarity_weight, train.optimizer) == ((512, 1024), (384, 768), 0.1, "sgd")
+    assert (train.size, train.crop, train.zodi.similarity_weight, train.optimizer) == ((512, 1024), (384, 768), 0.1, "sgd")
     assert recipe.transfers["transferred"].mode == "reference" and train.select == "source"
     assert checkpoints.rules(train) == ("last", "source", "transferred", "oracle")
 

@@ -18,9 +18,10 @@ from segshift.config import (
     TownConfig,
     TrainConfig,
     TransferConfig,
+    ZoDiConfig,
 )
-from segshift.config.common import Data, RunFolder, inputs
 from segshift.runs import InputError, to_plain
+from segshift.settings import Data, RunFolder, inputs
 
 NAN, INF = float("nan"), float("inf")
 NEEDED = {"source": "cityscapes:/data", "run": "/run", "data": "cityscapes:/data"}
@@ -49,6 +50,7 @@ def made(kind: type, **changes):
         (GateConfig, {"strength_factor": NAN}, "--gate.strength-factor is nan"),
         (GateConfig, {"on_failure": "keep"}, "--gate.on-failure is 'keep': expected 'ignore' or 'drop'"),
         (GateConfig, {"quantile": 1.1}, "--gate.quantile is 1.1"),
+        (TrainConfig, {"method": "zod"}, "--method is 'zod': expected one of zodi, source_only, self_training"),
         (TrainConfig, {"optimizer": "lion"}, "--optimizer is 'lion': expected 'sgd' or 'adamw'"),
         (TrainConfig, {"seed": -1}, "--seed is -1: expected 0 or more"),
         (TrainConfig, {"seed": 2**32}, "--seed is 4294967296: expected less than"),
@@ -58,7 +60,7 @@ def made(kind: type, **changes):
         (TrainConfig, {"jitter": (0.5, 0.5, 0.5, 0.6)}, r"--jitter \(value 4\) is 0.6: expected at most 0.5"),
         (TrainConfig, {"size": (10**6, 10**6)}, r"--size \(value 1\) is 1000000"),
         (TrainConfig, {"size": (512,)}, "expected one value more"),
-        (TrainConfig, {"similarity_weight": -1}, "--similarity-weight is -1"),
+        (ZoDiConfig, {"similarity_weight": -1}, "--zodi.similarity-weight is -1"),
         (TrainConfig, {"workers": -1}, "--workers is -1"),
         (TrainConfig, {"momentum": 1.0}, "--momentum is 1.0: expected less than 1"),
         (TrainConfig, {"network": "unet"}, "--network is 'unet': expected a NetworkConfig"),

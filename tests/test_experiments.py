@@ -186,7 +186,7 @@ def test_every_ablation_reads_what_its_own_transfer_writes():
     }  # fmt: skip
     used = {name for row in recipe.rows for name in (*row.train.transferred, *row.train.transferred_validation)}
     assert used == trees
-    assert len({(row.train.transferred, row.train.similarity, row.train.method, row.train.jitter, row.train.joint_pass) for row in recipe.rows}) == 10
+    assert len({(row.train.transferred, row.train.zodi, row.train.method, row.train.jitter) for row in recipe.rows}) == 10
 
 
 def test_every_recipe_is_judged_by_the_targets_labels_and_says_so():

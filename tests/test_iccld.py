@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from iccld_parts import CLASSES, batch, fit, reached, step1, step2, terms_of
+from iccld_parts import CLASSES, batch, fit, losses, reached, step1, step2, terms_of
 
 from segshift.config import ICCLDConfig, StrongAugmentation
-from segshift.methods.iccld import (
+from segshift.methods.iccld.diffusion import (
     AdversarialDiffusion,
     adversarial_loss,
     diffuse,
@@ -64,21 +64,22 @@ def test_the_losses_are_their_formulas():
 @pytest.mark.parametrize("reading", ["label", "image"])
 @pytest.mark.parametrize("unfrozen", [False, True])
 def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(reading, unfrozen):
-    method, data = step2(reading, unfreeze_decoder=unfrozen, random=True), batch()
-    method._views(data).weight.fill_(1)  # an untrained teacher is sure of nothing
-    method._views(data).position.fill_(1)
-    terms = method.losses("denoiser", data, 0)
+    method = step2(reading, unfreeze_decoder=unfrozen, random=True)
+    views = method.prepare(batch())
+    views.weight.fill_(1)  # an untrained teacher is sure of nothing
+    views.position.fill_(1)
+    terms = method.losses("denoiser", views, 0)
     assert terms.keys() == {
         *(f"{term}_{domain}" for term in ("diffusion", "estimate", "decoded") for domain in ("source", "mixed")),
         "adversarial",
     }  # fmt: skip
     for name, term in terms.items():
-        modules = {"denoiser": method.trained[0].unet.conv_in, "frozen": method.adapted, "average": method.average}
-        modules |= {"decoder": method.trained[1]} if unfrozen else {}
+        modules = {"denoiser": method.trained.denoiser.unet.conv_in, "frozen": method.adapted, "average": method.average}
+        modules |= {"decoder": method.trained.decoder} if unfrozen else {}
         decodes = {"decoder"} if unfrozen and name.startswith("decoded") else set()
         assert reached(term, **modules) == {"denoiser"} | decodes, name
     found = reached(
-        method.losses("discriminator", data, 0)["discriminator"],
+        method.losses("discriminator", views, 0)["discriminator"],
         denoiser=method.trained, frozen=method.adapted, average=method.average, discriminator=method.discriminator,
     )  # fmt: skip
     assert found == {"discriminator"}
@@ -90,24 +91,23 @@ def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(readi
 
 def test_the_adversary_waits_for_its_warm_up_and_can_be_absent():
     method, data = step2(adversary_warmup=3), batch()
-    assert method.losses("denoiser", data, 2)["adversarial"] == 0
-    assert method.losses("discriminator", data, 2)["discriminator"] > 0
-    assert method.losses("denoiser", data, 3)["adversarial"] > 0
+    assert losses(method, "denoiser", data, 2)["adversarial"] == 0
+    assert losses(method, "discriminator", data, 2)["discriminator"] > 0
+    assert losses(method, "denoiser", data, 3)["adversarial"] > 0
     alone = step2(adversarial_weight=0.0)
-    assert list(alone.networks) == ["denoiser"] and "adversarial" not in alone.losses("denoiser", data, 9)
+    assert list(alone.networks) == ["denoiser"] and "adversarial" not in losses(alone, "denoiser", data, 9)
     assert any("parametrizations" in name for name in step2(spectral_norm=True).discriminator.state_dict())
 
 
-def test_the_players_of_a_step_share_the_mix_and_the_next_step_draws_anew():
+def test_the_discriminator_judges_what_the_denoiser_made_of_the_same_mix():
     method, data = step2(), batch()
-    method.losses("denoiser", data, 0)
-    views = method._views(data)
+    views = method.prepare(data)
+    method.losses("denoiser", views, 0)
     seen = views.denoised
-    method.losses("discriminator", data, 0)
-    assert method._views(data) is views and views.denoised is seen and not seen.requires_grad
-    assert method._views(dict(data)) is not views  # another micro-batch
-    method.after_step(0)
-    assert method._views(data) is not views
+    method.losses("discriminator", views, 0)
+    assert views.denoised is seen and not seen.requires_grad
+    other = method.prepare(data)  # nothing of a batch is kept: it is drawn anew
+    assert other.denoised is None and not torch.equal(other.z_0, views.z_0)
 
 
 def test_frozen_networks_stay_as_they_are_in_training():
@@ -122,19 +122,19 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
     method, data = step2(), batch()
     data = {name: value[..., :24, :] for name, value in data.items()}  # padded to 32 rows
     data["label"][1] = 255
-    views = method._views(data)
+    views = method.prepare(data)
     source = views.position[:2, 0]
     assert views.label.shape[-2:] == (32, 32) and (views.label[:, 24:] == 255).all() and (views.weight[:, 24:] == 0).all()
     assert source[0].tolist() == [[0.5] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4]  # void rows: half a cell
     assert (source[1] == 0).all()
-    assert (step2("image")._views(data).position == 1).all()
+    assert (step2("image").prepare(data).position == 1).all()
 
 
 @pytest.mark.parametrize("reading", ["label", "image"])
 def test_a_prediction_depends_on_its_own_seed_alone(reading):
     method = step2(reading, excluded=[2]).eval()
     method.draws = 2
-    torch.nn.init.normal_(method.average.module[0].unet.conv_out.weight)  # untrained it is zero, and no noise matters
+    torch.nn.init.normal_(method.average.module.denoiser.unet.conv_out.weight)  # untrained it is zero, and no noise matters
     images = torch.rand(3, 3, 40, 33)
     together = method.predict(images, [5, 6, 7])
     assert together.shape == (3, CLASSES, 40, 33) and (together[:, 2] == -math.inf).all()
@@ -175,13 +175,14 @@ def test_a_checkpoint_of_step_2_needs_no_run_of_step_1(unfrozen):
 def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
     data, found, kept = batch(), [], []
     for switch in (False, True):
-        method = step1(gradient_checkpointing=switch)
-        second = step2(gradient_checkpointing=switch, random=True)
+        method, second = step1(), step2(random=True)
+        for one in (method, second) if switch else ():
+            one.checkpoint_gradients()
         for one, player in ((method, "segmenter"), (second, "denoiser")):
             numbers: list[int] = []
             torch.manual_seed(3)
             with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
-                loss = sum(one.losses(player, data, 0).values())
+                loss = sum(losses(one, player, data).values())
             kept.append(sum(numbers))
             loss.backward()
         found.append([p.grad for m in (method, second) for network in m.networks.values() for p in network.parameters()])
@@ -233,14 +234,14 @@ def test_a_reading_says_what_is_diffused_on_which_condition(reading):
     plain = StrongAugmentation(jitter_probability=0.0, blur_probability=0.0)
     for augmentation in (plain, StrongAugmentation(jitter=0.9, jitter_probability=1.0)):
         method, data = step2(reading, augmentation=augmentation), batch()
-        views = method._views(data)
+        views = method.prepare(data)
         network, prepare = method.segmenter.network, method.segmenter.prepare
         with torch.no_grad():
             images = network.encode(prepare(torch.cat([data["source"], data["target"]])))[0]
         here = [*range(2), *range(4, 6)]  # source and target; the mixed images between are drawn inside
         if reading == "label":
             torch.testing.assert_close(views.condition[here], images)
-            torch.testing.assert_close(views.z_0[:2], method.adapted[1](data["label"]))
+            torch.testing.assert_close(views.z_0[:2], method.adapted.label_encoder(data["label"]))
         else:
             torch.testing.assert_close(views.z_0[here], images)
             assert torch.allclose(views.condition, views.z_0, atol=1e-6) == (augmentation is plain)

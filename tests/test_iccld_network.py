@@ -4,9 +4,9 @@ import torch
 from iccld_parts import CLASSES, segmenter
 from safetensors.torch import save_file
 
-from segshift import models
+from segshift import networks
 from segshift.config import NetworkConfig
-from segshift.iccld_network import Encoder, LabelEncoder, RunningNorm
+from segshift.networks.iccld import Encoder, LabelEncoder, RunningNorm
 from segshift.runs import InputError
 
 
@@ -35,14 +35,14 @@ def test_models_builds_it_by_name_and_takes_a_local_backbone(tmp_path):
     import timm
 
     config = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=6)
-    network = models.build(config, 7)
+    network = networks.build(config, 7)
     assert network.network.latent_channels == 6 and network.feature_channels == 96
     source = timm.create_model("test_resnet", pretrained=False)
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
-    models.load_weights(network, tmp_path / "backbone.safetensors")
+    networks.load_weights(network, tmp_path / "backbone.safetensors")
     assert torch.equal(network.network.encoder.model.conv1[0].weight, source.conv1[0].weight)
     with pytest.raises(InputError, match="no_such_backbone"):
-        models.build(NetworkConfig(name="iccld", encoder="no_such_backbone", pretrained=False), 7)
+        networks.build(NetworkConfig(name="iccld", encoder="no_such_backbone", pretrained=False), 7)
 
 
 def test_a_backbone_without_the_four_strides_is_refused(monkeypatch):

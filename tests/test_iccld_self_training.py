@@ -5,9 +5,9 @@ import torch
 from iccld_parts import CLASSES, batch, reached, step1
 
 from segshift.config import ICCLDConfig
-from segshift.methods import cross_entropy, weighted_cross_entropy
-from segshift.methods.iccld_self_training import SelfTraining, average_of, feature_distance, hide_blocks
-from segshift.models import Segmenter
+from segshift.methods.base import cross_entropy, weighted_cross_entropy
+from segshift.methods.iccld.self_training import SelfTraining, average_of, feature_distance, hide_blocks
+from segshift.networks import Segmenter
 from segshift.runs import InputError
 
 
@@ -42,11 +42,11 @@ def test_the_teacher_follows_latent_statistics_too_and_stays_in_evaluation():
     for step in range(2):
         method.losses("segmenter", batch(), step)
         method.after_step(step)
-    assert not method.teacher.training and not method.teacher.module[0].network.encoder.training
-    norm, theirs = method.segmenter.network.head.norm, method.teacher.module[0].network.head.norm
+    assert not method.teacher.training and not method.teacher.module.segmenter.network.encoder.training
+    norm, theirs = method.segmenter.network.head.norm, method.teacher.module.segmenter.network.head.norm
     assert not torch.equal(norm.mean, theirs.mean) and theirs.mean.abs().sum() > 0  # half of the first step
     assert torch.equal(theirs.batches, norm.batches)
-    assert torch.equal(method.teacher.module[0].mean, method.segmenter.mean)  # a constant stays the same
+    assert torch.equal(method.teacher.module.segmenter.mean, method.segmenter.mean)  # a constant stays the same
 
 
 def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():

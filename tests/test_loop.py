@@ -6,7 +6,7 @@ from training import config, in_two_processes, last, logged, trees_of
 
 from segshift import loop
 from segshift.config import NetworkConfig
-from segshift.methods import Method
+from segshift.methods.base import Method
 from segshift.stages.train import train
 
 

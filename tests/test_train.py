@@ -5,8 +5,8 @@ import trees
 from training import config, last, logged, trees_of
 
 from segshift import checkpoints
-from segshift.config import NetworkConfig
-from segshift.methods.zodi_adaptation import ZoDi
+from segshift.config import NetworkConfig, ZoDiConfig
+from segshift.methods.zodi_adaptation.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
 
@@ -78,7 +78,7 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
         ({"accumulate": 3}, "batch_size 4 cannot be divided into 3 micro-batches"),
         ({"precision": "fp16"}, "precision fp16 needs a GPU"),
         ({"network": NetworkConfig(name="networks:one_class_too_many")}, "one channel for each of the 19 classes"),
-        ({"similarity": "simsiam", "batch_size": 1}, "a micro-batch of one image"),
+        ({"zodi": ZoDiConfig(similarity="simsiam"), "batch_size": 1}, "a micro-batch of one image"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(data, tmp_path, changes, message):

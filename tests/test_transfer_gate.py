@@ -18,7 +18,7 @@ from transferring import SIZE, config, grey_levels_apart, manifest, model, pictu
 
 from segshift import __main__ as command_line
 from segshift import batches, checkpoints, frames, gate, outputs, runs
-from segshift.config import GateConfig, NetworkConfig, TrainConfig
+from segshift.config import GateConfig, NetworkConfig, TrainConfig, ZoDiConfig
 from segshift.labels import CITYSCAPES, LabelSpace
 from segshift.methods import zodi
 from segshift.runs import InputError
@@ -255,7 +255,7 @@ def test_settings_out_of_range_leave_no_folder(change, message, gated, tmp_path)
 def test_the_reference_is_a_source_only_run_on_the_same_classes(gated, tmp_path):
     farm = LabelSpace("farm", ("cow", "pig"), ((1, 1, 1), (2, 2, 2)), (0, 1))
     other = reference(tmp_path / "farm", "folder:farm", farm)
-    adapted = reference(tmp_path / "adapted", gated.source, method="zodi", similarity="none")
+    adapted = reference(tmp_path / "adapted", gated.source, method="zodi", zodi=ZoDiConfig(similarity="none"))
     more = reference(tmp_path / "more", gated.source, more_sources=("cityscapes:transferred/night",))
     chosen = reference(tmp_path / "chosen", gated.source, select="oracle", oracle_validation=(gated.source,))
     for run, message in (

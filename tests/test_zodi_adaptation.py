@@ -3,10 +3,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segshift.methods import cross_entropy
-from segshift.methods.source_only import SourceOnly
-from segshift.methods.zodi_adaptation import BYOL_MOMENTUM, ZoDi, pooled, predicted_similarity, similarity
-from segshift.models import Segmenter
+from segshift.methods.base import cross_entropy
+from segshift.methods.source_only.training import SourceOnly
+from segshift.methods.zodi_adaptation.adaptation import (
+    BYOL_MOMENTUM,
+    ZoDi,
+    pooled,
+    predicted_similarity,
+    similarity,
+)
+from segshift.networks import Segmenter
 from segshift.runs import InputError
 
 
@@ -130,7 +136,7 @@ def test_byol_target_follows_as_a_moving_average_and_takes_no_gradient():
     with torch.no_grad():
         method.segmenter.network.classifier.weight.add_(1)
     method.after_step(1)
-    target = method.target.module[0].network.classifier.weight
+    target = method.target.module.segmenter.network.classifier.weight
     torch.testing.assert_close(target, before + (1 - BYOL_MOMENTUM))
     assert not target.requires_grad
 
@@ -155,3 +161,14 @@ def test_source_only_looks_at_the_source_alone():
     terms = method.losses("segmenter", data, 0)
     torch.testing.assert_close(terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"]))
     assert list(terms) == ["source"]
+
+
+@pytest.mark.parametrize("make", [SourceOnly, ZoDi])
+def test_heads_learn_at_a_factor_of_the_rate_where_the_network_has_an_encoder(make):
+    method = make(segmenter(), head_lr=3.0)
+    (encoder, one), (heads, three) = method.parameter_groups("segmenter")
+    assert (one, three) == (1.0, 3.0) and {id(p) for p in encoder} == {id(p) for p in method.segmenter.encoder.parameters()}
+    assert len(encoder) + len(heads) == len(list(method.networks["segmenter"].parameters()))
+    without = SourceOnly(Segmenter(networks.anonymous(5), 5, None), head_lr=3.0)
+    with pytest.raises(InputError, match="--head-lr is 3, and Anonymous has no part called 'encoder'"):
+        without.parameter_groups("segmenter")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from segshift import checkpoints, runs
 from segshift.config import NetworkConfig, TrainConfig
-from segshift.methods import Method
-from segshift.methods.zodi_adaptation import ZoDi
+from segshift.methods.base import Method
+from segshift.methods.zodi_adaptation.adaptation import ZoDi
 
 IDS = tuple(f"aachen_{i:06d}_000019" for i in range(5))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segshift.config import TownConfig as TownConfig
     from segshift.config import TrainConfig as TrainConfig
     from segshift.config import TransferConfig as TransferConfig
+    from segshift.config import ZoDiConfig as ZoDiConfig
     from segshift.estimation import estimate as estimate
     from segshift.experiments import run as run
     from segshift.runs import InputError as InputError
@@ -34,7 +35,7 @@ _PUBLIC = {
     **dict.fromkeys(
         (
             "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "GateConfig", "ICCLDConfig",
-            "NetworkConfig", "PredictConfig", "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig",
+            "NetworkConfig", "PredictConfig", "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig", "ZoDiConfig",
         ),
         "segshift.config",
     ),

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate
 from segshift import frames, transforms
 from segshift.frames import Frame
 from segshift.labels import IGNORE, LabelSpace
-from segshift.methods import Batch
+from segshift.methods.base import Batch
 from segshift.runs import InputError
 
 CACHE_BYTES = 2_000_000_000

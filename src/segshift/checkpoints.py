@@ -25,7 +25,7 @@ import json
 import os
 import platform
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,15 +35,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segshift import models, runs
-from segshift.config import Select, TrainConfig
+from segshift import runs
+from segshift.config import NetworkConfig, Select, TrainConfig
 from segshift.labels import CITYSCAPES, CLASS_SETS, LabelSpace
-from segshift.methods import Method
-from segshift.methods.iccld import AdversarialDiffusion
-from segshift.methods.iccld_self_training import THINGS, SelfTraining
-from segshift.methods.source_only import SourceOnly
-from segshift.methods.zodi_adaptation import ZoDi
+from segshift.methods import METHODS
+from segshift.methods.base import Method
+from segshift.methods.spec import Setup
+from segshift.networks import weights
 from segshift.runs import InputError
+from segshift.settings import option
 
 LIBRARIES = (
     "segshift", "torch", "torchvision", "accelerate", "diffusers", "segmentation-models-pytorch", "timm", "transformers",
@@ -69,52 +69,45 @@ def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
 def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) -> Method:
     """The method that `config` names with its network, on the CPU. `begin`: with the weights of `config.from_run`.
 
-    Raises: InputError, as `models.build`, and when `config.from_run` is no step 1 of the same network.
+    Raises: InputError, as `networks.build`, and when `config.from_run` is no finished run that the method can start from.
     """
-    if config.from_run and begin:
-        return AdversarialDiffusion(_step1(config, Path(config.from_run), space), config.iccld)
-    segmenter = models.build(config.network, space.classes)
-    excluded = sorted(set(range(space.classes)) - set(class_set(config, space)))
-    if config.method == "source_only":
-        if config.network.name == "iccld" and config.iccld.gradient_checkpointing:
-            segmenter.network.checkpoint_gradients()
-        # the baseline of ICCLD learns as its step 1 does
-        return SourceOnly(segmenter, excluded, config.iccld.head_lr if config.network.name == "iccld" else 1.0)
-    if config.method in ("self_training", "adversarial_diffusion"):
-        things = [i for i, name in enumerate(space.names) if name in THINGS]
-        step1 = SelfTraining(segmenter, config.iccld, excluded=excluded, things=things)
-        return step1 if config.method == "self_training" else AdversarialDiffusion(step1, config.iccld)
-    return ZoDi(
-        segmenter,
-        excluded,
-        form=config.similarity,
-        weight=config.similarity_weight,
-        joint_pass=config.joint_pass,
-    )
+    spec = METHODS[config.method]
+    start = _start(config, spec.from_run, space) if begin and spec.from_run else None
+    excluded = tuple(sorted(set(range(space.classes)) - set(class_set(config, space))))
+    method = spec.build(Setup(config, space, excluded, start))
+    if config.gradient_checkpointing:
+        method.checkpoint_gradients()
+    return method
 
 
-def _step1(config: TrainConfig, run: Path, space: LabelSpace) -> SelfTraining:
-    """The trained step 1 that step 2 begins with. Raises: InputError when it does not fit `config` or the source's classes."""
-    step1, trained, theirs = load_run(run, "last")
-    if trained.method != "self_training":
-        raise InputError(f"{run} was trained by method {trained.method}, expected self_training: name a run of ICCLD's step 1")
+def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
+    """What `config.from_run` trained. Raises: InputError when it is no finished run of that method, network and classes."""
+    run = Path(config.from_run or "")
+    start, trained, theirs = load_run(run, "last")
+    if trained.method != method:
+        raise InputError(
+            f"{run} was trained by method {trained.method}, expected {method}: name a run of {method} in --from-run"
+        )
     if space.names != theirs.names:
         raise InputError(
             f"{run} was trained on the {theirs.classes} classes of '{theirs.name}' and {config.source} has "
-            f"the {space.classes} of '{space.name}': name a run of step 1 on the same classes, in the same "
-            "order"
+            f"the {space.classes} of '{space.name}': name a run on the same classes, in the same order"
         )
-    network, other = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
-    if network != other or config.iccld.diffused != trained.iccld.diffused or config.classes != trained.classes:
-        raise InputError(
-            f"{run} is a step 1 of another network ({other}, diffused {trained.iccld.diffused}, classes {trained.classes}): "
-            "give step 2 the same network, iccld.diffused and classes"
-        )
+    if config.classes != trained.classes:
+        raise InputError(f"{run} was trained with --classes {trained.classes}, got {config.classes}: give the same")
+    ours, before = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
+    for field in fields(NetworkConfig):
+        here, there = getattr(ours, field.name), getattr(before, field.name)
+        if here != there:
+            raise InputError(
+                f"{run} was trained with {option(f'network.{field.name}')} {there}, got {here}: give the same network"
+            )
     if last_step(run) < trained.steps:
         raise InputError(
-            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command before step 2 starts from it"
+            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command before another "
+            "training starts from it"
         )
-    return step1
+    return start
 
 
 def rules(config: TrainConfig) -> tuple[Select, ...]:
@@ -142,7 +135,7 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
         )
     network = replace(config.network, pretrained=False, weights=None)  # everything comes from the checkpoint
     method = method_of(replace(config, network=network), space)
-    models.load_tensors(method, models.read_tensors(path), path)
+    weights.load_tensors(method, weights.read_tensors(path), path)
     return method.eval(), config, space
 
 
@@ -244,8 +237,8 @@ def save_best(
 def load(run: Path, step: int, method: Method) -> dict[str, Any]:
     """Load the checkpoint of `step` into `method`; returns the state given to `save`. Raises: InputError."""
     path = _weights(run, step)
-    models.load_tensors(method, models.read_tensors(path), path)
-    state = models.read_pickled(path.with_suffix(".state"))
+    weights.load_tensors(method, weights.read_tensors(path), path)
+    state = weights.read_pickled(path.with_suffix(".state"))
     try:
         optimizers = state["optimizers"]
         whole = optimizers.keys() == method.networks.keys() and state.keys() >= {"scaler", "best", "frames"}

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, estimation, execution, frames, models, outputs, records
+from segshift import checkpoints, estimation, execution, frames, networks, outputs, records
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -154,10 +154,10 @@ def _look(experiment: Experiment) -> None:
     data = {name: frames.load(name) for name in dict.fromkeys(filter(None, given + unlabelled)) if "{out}" not in name}
     for name in data.keys() & set(given):
         frames.require_labels(data[name])
-    networks = [(t.network, data[t.source].space.classes) for t in trainings if t.source in data and t.network.pretrained]
-    for i, (network, classes) in enumerate(networks):
-        if (network, classes) not in networks[:i]:
-            models.build(network, classes)
+    used = [(t.network, data[t.source].space.classes) for t in trainings if t.source in data and t.network.pretrained]
+    for i, (network, classes) in enumerate(used):
+        if (network, classes) not in used[:i]:
+            networks.build(network, classes)
 
 
 def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: Scores) -> list[str]:

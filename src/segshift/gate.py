@@ -37,9 +37,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from segshift import metrics, models, transforms
+from segshift import metrics, transforms
 from segshift.config import GateConfig
 from segshift.labels import IGNORE, LabelSpace
+from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
 
 SEEN = 0.5
@@ -246,7 +247,7 @@ class Gate:
         )
         device = next(self.network.parameters()).device
         logits = self.network.predict(image[None].to(device).float() / 255)
-        models.require_finite(logits)
+        require_finite(logits)
         classes = logits[0].argmax(0)
         return cv2.resize(
             classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from segshift import transforms
 from segshift.batches import checked
-from segshift.methods import Batch, Method
+from segshift.methods.base import Batch, Method
 from segshift.runs import InputError
 
 
@@ -61,13 +61,15 @@ def fit(
     for step in range(start, steps):
         began = time.perf_counter()
         set_seed(transforms.key_seed(seed, "step", step, accelerator.process_index) % 2**32)
-        micro = [_to(checked(next(batches)), accelerator.device) for _ in range(accumulate)]
+        micro: list[Any] = [_to(checked(next(batches)), accelerator.device) for _ in range(accumulate)]
         line: dict[str, Any] = {"step": step + 1, "lr": _set_rate(optimizers, factor(step))}
-        for player, optimizer in optimizers.items():
+        for turn, (player, optimizer) in enumerate(optimizers.items()):
             optimizer.zero_grad()  # also of what other players' losses left here
-            for batch in micro:
+            for i in range(accumulate):
                 with accelerator.autocast():
-                    terms = method.losses(player, batch, step)
+                    if turn == 0:
+                        micro[i] = method.prepare(micro[i])
+                    terms = method.losses(player, micro[i], step)
                 values = accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
                 for name, value in zip(terms, values.tolist(), strict=True):
                     key = name if len(optimizers) == 1 else f"{player}/{name}"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from segshift import frames, layouts, runs
-from segshift.config.common import Data, RunFolder, inputs, option
 from segshift.runs import InputError, Saved
+from segshift.settings import Data, RunFolder, inputs, option
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ The command line is made from these (`tyro`), a run saves its own as `config.jso
 (`segshift run CONFIG.JSON`; a check, a report and a training of the prior take their own commands again).
 """
 
-from segshift.config.common import CHECKPOINTS, Device, Select
 from segshift.config.judging import CheckConfig, EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
     ForeignNetwork,
-    ICCLDConfig,
     NetworkConfig,
-    StrongAugmentation,
     TrainConfig,
 )
 from segshift.config.transfer import DiffusionConfig, GateConfig, OptionalGate, TransferConfig
+from segshift.methods.iccld import ICCLDConfig, StrongAugmentation
+from segshift.methods.zodi_adaptation import ZoDiConfig
+from segshift.settings import CHECKPOINTS, Device, Select
 
 __all__ = [
     "CHECKPOINTS",
@@ -36,4 +36,5 @@ __all__ = [
     "TownConfig",
     "TrainConfig",
     "TransferConfig",
+    "ZoDiConfig",
 ]

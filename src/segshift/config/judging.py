@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from segshift.config.common import (
+from segshift.config.training import ForeignNetwork
+from segshift.config.transfer import DiffusionConfig
+from segshift.settings import (
     Count,
     DataText,
     Device,
@@ -23,8 +25,6 @@ from segshift.config.common import (
     Steps,
     Workers,
 )
-from segshift.config.training import ForeignNetwork
-from segshift.config.transfer import DiffusionConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from segshift.config.common import Count, Device, NameText, Rate, Seed, Settings, Share, Steps, Workers
+from segshift.settings import Count, Device, NameText, Rate, Seed, Settings, Share, Steps, Workers
 
 Side = Annotated[int, Field(ge=32, le=4096)]
 """Of a drawn picture, in pixels."""

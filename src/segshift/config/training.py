@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import tyro
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from segshift.config.common import (
+from segshift.methods import METHODS, MethodTable
+from segshift.settings import (
     Count,
     DataText,
     Device,
@@ -20,7 +21,6 @@ from segshift.config.common import (
     Seed,
     Select,
     Settings,
-    Share,
     Size,
     Steps,
     Weight,
@@ -29,6 +29,26 @@ from segshift.config.common import (
 
 Amount = Annotated[float, Field(ge=0, le=1)]
 """Largest change of brightness, contrast or saturation."""
+
+
+
+def _known(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"one of {', '.join(METHODS)}")
+    return name
+
+
+MethodName = Annotated[
+    str,
+    AfterValidator(_known),
+    tyro.conf.arg(
+        metavar="{" + ",".join(METHODS) + "}",
+        help="What trains the network, and on what. "
+        + "; ".join(f"{spec.name}: {spec.summary}" for spec in METHODS.values())
+        + ".",
+    ),
+]
+"""A name in the table of methods."""
 
 
 @dataclass(frozen=True)
@@ -74,94 +94,19 @@ ForeignNetwork = Annotated[NetworkConfig | None, tyro.conf.arg(constructor=_fore
 
 
 @dataclass(frozen=True)
-class StrongAugmentation(Settings):
-    """Colour jitter and Gaussian blur, of one image at a time (DAFormer)."""
-
-    prefix: ClassVar[str] = "iccld.augmentation."
-
-    jitter: Share = 0.2
-    """Largest change of brightness, contrast, saturation (factors in [1 - s, 1 + s]) and hue (turns in [-s, s]), 0 to 1."""
-    jitter_probability: Share = 0.8
-    """Share of the images that are jittered."""
-    blur: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (0.15, 1.15)
-    """Smallest and largest sigma, in pixels."""
-    blur_probability: Share = 0.5
-    """Share of the images that are blurred."""
-
-
-@dataclass(frozen=True)
-class ICCLDConfig(Settings):
-    """Adaptation to unlabelled target images (ICCLD): step 1 is method self_training, step 2 adversarial_diffusion.
-
-    What the paper is not known to state is ours or a relative's; `methods/iccld.py` says which.
-    """
-
-    prefix: ClassVar[str] = "iccld."
-
-    diffused: Literal["label", "image"] = "image"
-    """The diffused variable: the latent of the label, given the image's; or the latent of the image, given that of a
-    strongly augmented view."""
-    threshold: Share = 0.968
-    """Step 1: confidence from which a pixel of a pseudo-label counts for its quality, in [0, 1] (DACS)."""
-    momentum: Momentum = 0.999
-    """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1)."""
-    head_lr: Rate = 10.0
-    """Learning rate of everything but the encoder, as a factor on `lr` (DAFormer); also of source_only with this network.
-    Step 2 trains no encoder, and takes `lr` as it is."""
-    confidence_weighted: bool = False
-    """Weight each pixel of a pseudo-label by its own confidence instead of the image's quality."""
-    feature_distance: Weight = 0.0
-    """Weight of the distance to the features of the encoder as it was at the start (DAFormer); 0 leaves it out."""
-    masked_weight: Weight = 0.0
-    """Weight of the loss on target images with masked blocks (MIC); 0 leaves it out."""
-    masked_block: Count = 64
-    """Side of such a block in pixels, 1 or more."""
-    masked_ratio: Share = 0.7
-    """Share of the blocks that are masked, in [0, 1]."""
-    augmentation: StrongAugmentation = field(default_factory=StrongAugmentation)
-    rare_classes: FolderText | None = None
-    """Folder that `segshift check` wrote for the source: frames with rare classes are drawn more often (DAFormer)."""
-    rare_temperature: Annotated[float, Field(gt=0, le=1000)] = 0.01
-    """Temperature of that draw: the lower, the more often the rarest classes are drawn."""
-    unet_channels: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(min_length=1)] = (64, 128, 256)
-    """Step 2: channels of the denoising UNet's levels."""
-    unet_layers: Annotated[int, Field(ge=1, le=16)] = 1
-    """Step 2: residual blocks of each level."""
-    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
-    """Step 2: what the UNet predicts."""
-    estimate_weight: Weight = 1.0
-    """Step 2: weight of the one-step estimate's distance to the clean latent (SDSeg)."""
-    decoded_weight: Weight = 1.0
-    """Step 2: weight of the cross entropy of the one-step estimate's mask."""
-    adversarial_weight: Weight = 0.001
-    """Step 2: weight of the adversarial loss (ADVENT); 0 trains without an adversary."""
-    adversary_warmup: Annotated[int, Field(ge=0)] = 1500
-    """Step 2: optimizer steps before the adversarial loss acts; the discriminator learns from the first."""
-    spectral_norm: bool = False
-    """Step 2: spectral normalisation of the discriminator."""
-    unfreeze_decoder: bool = True
-    """Step 2: train a copy of the decoder with the UNet, so that it learns how far to trust a denoised latent."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them; also of source_only with network iccld."""
-
-
-@dataclass(frozen=True)
-class TrainConfig(Settings):
-    """Train a segmentation network (ZoDi, section 3.2; ICCLD, step 1 or 2; or source only)."""
+class TrainConfig(MethodTable, Settings):
+    """Train a segmentation network. The settings of each method are in `segshift.methods`."""
 
     source: DataText
     """Labelled source data set, layout:path[:subset]."""
-    method: Literal["zodi", "source_only", "self_training", "adversarial_diffusion"] = "zodi"
-    """`zodi`: pairs of source and transferred image; `source_only`: the source images alone; `self_training` and
-    `adversarial_diffusion`: ICCLD's two steps, with unlabelled target images."""
+    method: MethodName = "zodi"
     more_sources: tuple[DataText, ...] = ()
     """Further labelled data sets of the same classes, such as transferred trees, drawn from like the source (not for
-    zodi, which pairs them)."""
+    a method that pairs frames)."""
     target: DataText | None = None
-    """Unlabelled target data set, for ICCLD; labels there are not read."""
+    """Unlabelled target data set; labels there are not read."""
     from_run: RunText | None = None
-    """Run of step 1 that step 2 starts from."""
-    iccld: ICCLDConfig = field(default_factory=ICCLDConfig)
+    """Finished run of another method that this one starts from."""
     transferred: tuple[DataText, ...] = ()
     """Transferred data sets of the same frames; one is drawn per pair."""
     validation: DataText | None = None
@@ -187,7 +132,8 @@ class TrainConfig(Settings):
     jitter: tuple[Amount, Amount, Amount, Annotated[float, Field(ge=0, le=0.5)]] = (0.5, 0.5, 0.5, 0.3)
     """Colour jitter: brightness, contrast, saturation, hue; drawn separately for x and x'."""
     batch_size: Count = 4
-    """Pairs (zodi) or source images per optimizer step, over all processes; ICCLD takes as many target images besides."""
+    """Source images, or pairs, per optimizer step, over all processes; a method with a target takes as many of its images
+    besides."""
     accumulate: Count = 1
     """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
     steps: Steps = 74_375
@@ -196,6 +142,9 @@ class TrainConfig(Settings):
     """SGD with momentum, or AdamW."""
     lr: Annotated[float, Field(ge=0, le=1000)] = 1e-3
     """Learning rate at the start."""
+    head_lr: Rate | None = None
+    """Learning rate of everything but the encoder, as a factor on `lr`; None takes 10 for network iccld and 1 for others,
+    unless the method has a default of its own. Where no encoder is trained, `lr` holds for all."""
     momentum: Momentum = 0.9
     """Momentum of SGD."""
     weight_decay: Weight = 1e-4
@@ -204,12 +153,12 @@ class TrainConfig(Settings):
     """Steps of linear warm-up of the learning rate."""
     poly_power: Annotated[float, Field(ge=0, le=100)] = 0.9
     """The learning rate falls as (1 - step / steps) to this power, every step (published: every epoch)."""
-    similarity: Literal["cosine", "simsiam", "byol", "none"] = "cosine"
-    """Form of L_sim."""
-    similarity_weight: Weight = 0.1
-    """lambda of the paper."""
-    joint_pass: bool = True
-    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm statistics."""
+    rare_classes: FolderText | None = None
+    """Folder that `segshift check` wrote for the source: frames with rare classes are drawn more often (DAFormer)."""
+    rare_temperature: Annotated[float, Field(gt=0, le=1000)] = 0.01
+    """Temperature of that draw: the lower, the more often the rarest classes are drawn."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them (network iccld)."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision; fp16 on a GPU only."""
     seed: Seed = 0

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field
 
-from segshift.config.common import (
+from segshift.runs import InputError
+from segshift.settings import (
     Count,
     DataText,
     Device,
@@ -21,7 +22,6 @@ from segshift.config.common import (
     Steps,
     option,
 )
-from segshift.runs import InputError
 
 
 @dataclass(frozen=True)

@@ -1,96 +1,29 @@
-"""The papers in code, and what the training loop asks of one.
+"""The methods of adaptation, a package each.
 
-A method is a `torch.nn.Module` that holds every network it needs, trained or not: its `state_dict` is what a
-checkpoint keeps. The loop asks each player in turn for its losses, backpropagates their sum and steps the player's
-optimizer; gradients that a player's losses leave in another's networks are thrown away. So an adversary is a second
-player, and a teacher is a module of the method that is no player and follows in `after_step`.
-
-    player  name of a group of networks that is trained by one optimizer
-    batch   named tensors: images [B, 3, H, W] in [0, 1], labels [B, H, W] uint8 train ids, 255 ignored
-    terms   scalars by name, each weighted already
-    step    optimizer steps done before this one
+A package exports its settings, whose `methods` say what each of its methods needs and how it is built (`methods.spec`).
+What trains is a `methods.base.Method`. Nothing here imports torch: the command line is made of the settings.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from segshift.labels import IGNORE
-
-Batch = dict[str, Tensor]
+from segshift.methods.iccld import ICCLDConfig
+from segshift.methods.source_only import SourceOnlyConfig
+from segshift.methods.spec import MethodSpec
+from segshift.methods.zodi_adaptation import ZoDiConfig
 
 
-class Method(nn.Module):
-    """A method of adaptation; a paper's file overrides what it needs."""
+@dataclass(frozen=True, kw_only=True)
+class MethodTable:
+    """The table: a line for each package. A field's name is the group of its options, as in --zodi.similarity."""
 
-    def __init__(self, excluded: Sequence[int] = ()):
-        """`excluded`: train ids outside the class set (16 or 13 classes), which are never predicted."""
-        super().__init__()
-        self.excluded = list(excluded)
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What is trained, by player."""
-        raise NotImplementedError
-
-    def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
-        """The player's parameters, each once, with the factor on their learning rate."""
-        return [(list(self.networks[player].parameters()), 1.0)]
-
-    def encoder_and_heads(self, player: str, factor: float) -> list[tuple[list[nn.Parameter], float]]:
-        """`parameter_groups` where the segmenter's encoder learns at the rate itself and everything else at a factor of it."""
-        encoder = list(self.segmenter.network.encoder.parameters())
-        known = {id(parameter) for parameter in encoder}
-        heads = [parameter for parameter in self.networks[player].parameters() if id(parameter) not in known]
-        return [(encoder, 1.0), (heads, factor)]
-
-    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The player's terms on one batch; their sum is backpropagated."""
-        raise NotImplementedError
-
-    def after_step(self, step: int) -> None:
-        """Called when all players have stepped: the place of a teacher's average."""
-
-    def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to logits [B, C, H, W]; -inf for classes outside the class set.
-
-        `seeds`: of what is drawn for each image, where a method draws something; None stands for zeros.
-        """
-        raise NotImplementedError
-
-    def predict_with_uncertainty(
-        self, images: Tensor, seeds: Sequence[int] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and maps [B, H, W] in [0, 1] by name: the entropy of the softmax, 1 where all classes are alike."""
-        logits = self.predict(images, seeds)
-        return logits, {"entropy": self.entropy(logits.float().softmax(1))}
-
-    def entropy(self, probabilities: Tensor) -> Tensor:
-        """Probabilities [B, C, H, W] to their entropy [B, H, W] over its largest value, in [0, 1]."""
-        classes = probabilities.shape[1] - len(self.excluded)
-        return torch.special.entr(probabilities).sum(1) / math.log(max(classes, 2))
-
-    def restrict(self, logits: Tensor) -> Tensor:
-        """Logits [B, C, H, W] with the excluded classes at -inf."""
-        index = torch.tensor(self.excluded, dtype=torch.long, device=logits.device)
-        return logits.index_fill(1, index, float("-inf"))
+    zodi: ZoDiConfig = field(default_factory=ZoDiConfig)
+    source_only: SourceOnlyConfig = field(default_factory=SourceOnlyConfig)
+    iccld: ICCLDConfig = field(default_factory=ICCLDConfig)
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """CE(f(x), y), the mean over labelled pixels; 0 where all are void.
-
-    logits: [B, C, H, W]; label: [B, H, W] uint8 train ids, 255 void.
-    """
-    total = F.cross_entropy(logits, label.long(), ignore_index=IGNORE, reduction="sum")
-    return total / (label != IGNORE).sum().clamp(min=1)
-
-
-def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """CE of every labelled pixel times its weight [B, H, W], summed and divided by their number; 0 where all are void."""
-    pixels = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none")
-    return (weight * pixels).sum() / (label != IGNORE).sum().clamp(min=1)
+METHODS: dict[str, MethodSpec] = {
+    spec.name: spec for package in fields(MethodTable) for spec in getattr(MethodTable(), package.name).methods
+}
+"""Every method by its name."""

@@ -1,6 +1,6 @@
 """Recipes of ICCLD: GTA5 and SYNTHIA to Cityscapes, Cityscapes to ACDC, and the embedded town.
 
-The settings are DAFormer's where the paper's are not known (methods/iccld.py); but GTA5's part `train` is the source, half of what
+The settings are DAFormer's where the paper's are not known (methods/iccld/diffusion.py); but GTA5's part `train` is the source, half of what
 the relatives train on, so that its part `val` can judge. The published numbers are the paper's, for
 comparison alone: nothing here is known to reproduce them.
 """
@@ -133,12 +133,10 @@ def town_source(domain: str, *, steps: int = STEPS, images: int = 8) -> TrainCon
     There are no pretrained weights to be careful with, so encoder and heads learn alike; and a run of some hundred steps
     wants averages that forget sooner than the published 0.999.
     """
-    settings = ICCLDConfig(
-        head_lr=1.0, momentum=0.98, threshold=0.9, unet_channels=(32, 64, 96), adversary_warmup=steps // 10
-    )
+    settings = ICCLDConfig(momentum=0.98, threshold=0.9, unet_channels=(32, 64, 96), adversary_warmup=steps // 10)
     return replace(
         town_training(steps=steps, images=images), source=town_target(domain, "train"), validation=town_target(domain), iccld=settings,
-        network=NetworkConfig(name="iccld", encoder="resnet18", pretrained=False),
+        head_lr=1.0, network=NetworkConfig(name="iccld", encoder="resnet18", pretrained=False),
     )  # fmt: skip
 
 

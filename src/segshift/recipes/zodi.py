@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig, TransferConfig
+from segshift.config import (
+    DiffusionConfig,
+    NetworkConfig,
+    TownConfig,
+    TrainConfig,
+    TransferConfig,
+    ZoDiConfig,
+)
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import JITTER, TOWN_DOMAINS, town_target, town_training, town_transfer
 from segshift.runs import slug
@@ -112,8 +119,8 @@ def _town_ablations() -> Experiment:
             Row(f"ZoDi, {name}", replace(zodi.train, transferred=(f"cityscapes:{{out}}/{slug(name)}/night:train",)))
             for name in transfers
         ),
-        *(Row(f"ZoDi, {name}", replace(zodi.train, similarity=form)) for name, form in similarities.items()),
-        Row("ZoDi, two passes", replace(zodi.train, joint_pass=False)),
+        *(Row(f"ZoDi, {name}", replace(zodi.train, zodi=ZoDiConfig(similarity=form))) for name, form in similarities.items()),
+        Row("ZoDi, two passes", replace(zodi.train, zodi=ZoDiConfig(joint_pass=False))),
     )
     return Experiment(
         name="zodi-town-ablations",

@@ -31,12 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift import checkpoints, execution, frames, models, outputs, predictions, records, runs, transforms
+from segshift import checkpoints, execution, frames, networks, outputs, predictions, records, runs, transforms
 from segshift.config import PredictConfig
 from segshift.execution.device import pick
 from segshift.frames import Dataset, Frame
-from segshift.methods import Method, iccld
-from segshift.methods.source_only import SourceOnly
+from segshift.methods.base import Method
+from segshift.methods.iccld.diffusion import T
+from segshift.methods.source_only.training import SourceOnly
+from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
 
 A = TypeVar("A")
@@ -119,7 +121,7 @@ def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[in
     if path.is_file():
         if config.network is None:
             raise InputError(f"{path} is a file of weights: name the network it belongs to (network.name, .encoder)")
-        network = models.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True)
+        network = networks.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True)
         told = {
             "run": config.run, "method": None, "network": asdict(config.network), "step": None,
             "rules": [], "selection": f"weights {path.name}", "sampling": None, "input": _input(config, False),
@@ -133,7 +135,7 @@ def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[in
             f"{path} was trained on the {space.classes} classes of '{space.name}', {data.name} has the "
             f"{data.space.classes} of '{data.space.name}': map one onto the other in dataset.yaml"
         )
-    for name, most in (("sampling_steps", iccld.T), ("draws", None)):
+    for name, most in (("sampling_steps", T), ("draws", None)):
         value = getattr(config, name)
         if value is not None and not hasattr(method, name):
             raise InputError(f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out")
@@ -218,7 +220,7 @@ def _scores(method: Method, images: Tensor, seeds: list[int], uncertainty: bool)
     what `uncertainty` asks for. Raises: InputError for logits that are not finite."""
     x = images.float() / 255
     logits, maps = method.predict_with_uncertainty(x, seeds) if uncertainty else (method.predict(x, seeds), {})
-    models.require_finite(logits)
+    require_finite(logits)
     # Finite: bilinear resizing of -inf gives nan, which argmax takes for the largest.
     logits = logits.float().clamp(min=-1e9)
     return logits, {"confidence": logits.softmax(1).amax(1), **maps}

@@ -32,6 +32,7 @@ from segshift.config import (
 )
 from segshift.gallery import Gallery, Pictures, Predicted
 from segshift.labels import LabelSpace
+from segshift.methods import METHODS
 from segshift.metrics import spread
 from segshift.runs import InputError
 
@@ -41,7 +42,7 @@ _STAGES: dict[str, type] = {
     "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "estimate": EstimateConfig,
     "transfer": TransferConfig,
 }  # fmt: skip
-_NAMES = {"zodi": "ZoDi", "source-only": "Source only", "source_only": "Source only", "oracle": "Oracle"}
+_NAMES = {key: m.title for m in METHODS.values() for key in (m.name, runs.slug(m.title))} | {"oracle": "Oracle"}
 
 
 @dataclass(frozen=True)

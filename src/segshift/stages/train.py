@@ -40,7 +40,8 @@ from segshift import (
 from segshift.config import TrainConfig
 from segshift.execution.device import pick
 from segshift.frames import Dataset
-from segshift.methods import Method
+from segshift.methods import METHODS
+from segshift.methods.base import Method
 from segshift.outputs import Output
 from segshift.runs import InputError
 
@@ -82,7 +83,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     set_seed(config.seed)  # every process builds the same network
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    # what continues needs no weights to start from, nor the run of step 1
+    # A resumed run restores everything from its checkpoint.
     network = replace(config.network, pretrained=False, weights=None) if start else config.network
     method = checkpoints.method_of(replace(config, network=network), data.source.space, begin=not start)
     method.to(accelerator.device).train()
@@ -151,22 +152,26 @@ def _check(config: TrainConfig) -> None:
 
 def _check_method(config: TrainConfig) -> None:
     """Raises: InputError when the method lacks a kind of data, or is given one that it does not use."""
-    adapts = config.method in ("self_training", "adversarial_diffusion")
-    wanted = {
-        "transferred": (config.method == "zodi", "transferred images"),
-        "target": (adapts, "an unlabelled target data set"),
-        "from_run": (config.method == "adversarial_diffusion", "a run of method self_training (step 1)"),
+    spec = METHODS[config.method]
+    needs = {
+        "transferred": "transferred images" if spec.transferred else None,
+        "target": "an unlabelled target data set" if spec.target else None,
+        "from_run": f"a run of method {spec.from_run}" if spec.from_run else None,
     }
-    for name, (needs, what) in wanted.items():
+    for name, what in needs.items():
         given = getattr(config, name)
-        if needs and not given:
-            raise InputError(f"method {config.method} needs {what} and `{name}` is empty: name one, or take another method")
-        if given and not needs:
-            raise InputError(f"method {config.method} does not use `{name}`, got {given}: leave it out, or take another method")
-    if config.method == "zodi" and config.more_sources:
-        raise InputError("method zodi pairs every source frame and takes no more_sources: name the trees in `transferred`")
-    if adapts and config.network.name != "iccld":
-        raise InputError(f"method {config.method} trains network iccld, got {config.network.name}: set network.name to iccld")
+        if what and not given:
+            raise InputError(f"method {spec.name} needs {what} and `{name}` is empty: name one, or take another method")
+        if given and not what:
+            raise InputError(f"method {spec.name} does not use `{name}`, got {given}: leave it out, or take another method")
+    if spec.transferred and config.more_sources:
+        raise InputError(
+            f"method {spec.name} pairs every source frame and takes no more_sources: name the trees in `transferred`"
+        )
+    if spec.network not in (None, config.network.name):
+        raise InputError(
+            f"method {spec.name} trains network {spec.network}, got {config.network.name}: set network.name to {spec.network}"
+        )
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -254,9 +259,9 @@ def _open(config: TrainConfig) -> _Data:
 
 def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | None:
     """Raises: InputError when the statistics are missing or of other frames."""
-    if config.iccld.rare_classes is None:
+    if config.rare_classes is None:
         return None
-    path = Path(config.iccld.rare_classes) / "classes.jsonl"
+    path = Path(config.rare_classes) / "classes.jsonl"
     counts = {line["id"]: line["pixels"] for line in runs.read_lines(path, records.ClassPixels)}
     unknown = [pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes]
     if unknown:
@@ -266,7 +271,7 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
         )
     table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
     table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0
-    return batches.RareClasses(table, config.iccld.rare_temperature)
+    return batches.RareClasses(table, config.rare_temperature)
 
 
 def _optimizer(config: TrainConfig, groups: list[tuple[list[torch.nn.Parameter], float]]) -> Optimizer:
@@ -443,8 +448,8 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of GPU memory in {out}: take a larger `accumulate`, a smaller crop or, for ICCLD, "
-            "iccld.gradient_checkpointing, in a new folder"
+            f"out of GPU memory in {out}: take a larger --accumulate, a smaller --crop or "
+            "--gradient-checkpointing, in a new folder"
         ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from segshift import models
 from segshift.config import PriorConfig
 from segshift.execution.device import pick
 from segshift.labels import CITYSCAPES
+from segshift.networks.weights import load_tensors, read_tensors
 from segshift.outputs import begin
 from segshift.runs import InputError, atomic, progress, write_json
 from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
@@ -177,7 +177,7 @@ def _start_from(config: PriorConfig, module: nn.Module, part: str) -> None:
     """Load one part of the model folder `config.start`, if there is one. Raises: InputError."""
     if config.start is not None:
         path = next(Path(config.start, part).glob("*.safetensors"), Path(config.start, part, "*.safetensors"))
-        models.load_tensors(module, models.read_tensors(path), path)
+        load_tensors(module, read_tensors(path), path)
 
 
 def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorConfig, out: Path, loss_of) -> nn.Module:

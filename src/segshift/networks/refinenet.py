@@ -19,6 +19,10 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
+from segshift.config import NetworkConfig
+from segshift.networks import smp
+from segshift.networks.segmenter import Segmenter
+
 
 def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
@@ -96,3 +100,10 @@ class RefineNet(nn.Module):
             path = block(features, path)
         assert isinstance(path, torch.Tensor)
         return self.classifier(self.dropout(path))
+
+
+def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
+    """RefineNet on `config.encoder`. Raises: InputError for an unknown encoder or a failed download."""
+    with smp.making(config, pretrained):
+        network = RefineNet(config.encoder, smp.encoder_weights(config.encoder, pretrained), classes)
+    return smp.segmenter(network, config, classes)

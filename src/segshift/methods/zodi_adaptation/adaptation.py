@@ -31,17 +31,16 @@ Deviations from the paper: none in the formulas. From the published code:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segshift.methods import Batch, Method, cross_entropy
-from segshift.models import Segmenter
-
-Similarity = Literal["cosine", "simsiam", "byol", "none"]
+from segshift.methods.base import Batch, Method, cross_entropy
+from segshift.methods.zodi_adaptation import Similarity
+from segshift.networks.segmenter import Segmenter
+from segshift.runs import InputError
 
 HEAD_CHANNELS = 128
 """Width of the heads' output, as in the published code."""
@@ -75,6 +74,18 @@ def head(channels_in: int, hidden: int) -> nn.Sequential:
     )
 
 
+class Projected(nn.Module):
+    """p after g: what BYOL averages."""
+
+    def __init__(self, segmenter: Segmenter, projector: nn.Module):
+        super().__init__()
+        self.segmenter, self.projector = segmenter, projector
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to [B, 128]."""
+        return self.projector(pooled(self.segmenter.forward_with_features(images)[1]))
+
+
 class ZoDi(Method):
     """One player: the segmenter, with its heads where the similarity has some."""
 
@@ -86,18 +97,26 @@ class ZoDi(Method):
         form: Similarity = "cosine",
         weight: float = 0.1,
         joint_pass: bool = True,
+        head_lr: float = 1.0,
     ):
-        """`weight` is lambda. Raises: InputError when the similarity needs a feature layer that the network has not."""
+        """`weight` is lambda; `head_lr` the factor on the learning rate of everything but the encoder.
+
+        Raises: InputError when the similarity needs a feature layer that the network has not.
+        """
         super().__init__(excluded)
         self.segmenter, self.form, self.weight, self.joint_pass = segmenter, form, weight, joint_pass
-        if form != "none":
-            segmenter.require_features()
+        self.head_lr = head_lr
+        if form != "none" and segmenter.feature_channels is None:
+            raise InputError(
+                "the similarity loss compares a layer's output, and segshift knows none of this network: "
+                "name one in --network.feature-layer, or train with --zodi.similarity none"
+            )
         if form in ("simsiam", "byol"):
             self.projector = head(segmenter.feature_channels, 4 * HEAD_CHANNELS)
             self.predictor = head(HEAD_CHANNELS, HEAD_CHANNELS)
         if form == "byol":
             average = get_ema_multi_avg_fn(BYOL_MOMENTUM)
-            self.target = AveragedModel(nn.ModuleList([segmenter, self.projector]), multi_avg_fn=average)
+            self.target = AveragedModel(Projected(segmenter, self.projector), multi_avg_fn=average)
             self.target.requires_grad_(False)
 
     @property
@@ -105,13 +124,19 @@ class ZoDi(Method):
         heads = [self.projector, self.predictor] if self.form in ("simsiam", "byol") else []
         return {"segmenter": nn.ModuleList([self.segmenter, *heads])}
 
-    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """batch: source and transferred [B, 3, H, W], label [B, H, W], and transferred_label where it is another."""
-        x, x_transferred, y = batch["source"], batch["transferred"], batch["label"]
+    def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
+        return self.encoder_and_heads(self.segmenter, player, self.head_lr)
+
+    def checkpoint_gradients(self) -> None:
+        self.segmenter.checkpoint_gradients()
+
+    def losses(self, player: str, prepared: Batch, step: int) -> dict[str, Tensor]:
+        """prepared: source and transferred [B, 3, H, W], label [B, H, W], and transferred_label where it is another."""
+        x, x_transferred, y = prepared["source"], prepared["transferred"], prepared["label"]
         (logits, features), (logits_transferred, features_transferred) = self._both(x, x_transferred)
         terms = {
             "source": cross_entropy(logits, y),
-            "transferred": cross_entropy(logits_transferred, batch.get("transferred_label", y)),
+            "transferred": cross_entropy(logits_transferred, prepared.get("transferred_label", y)),
         }
         if self.form != "none":
             loss = self._similarity(pooled(features), pooled(features_transferred), x, x_transferred)
@@ -143,12 +168,11 @@ class ZoDi(Method):
     @torch.no_grad()
     def _target(self, images: Tensor) -> Tensor:
         """BYOL's target projection [B, 128], from the averaged encoder and projector."""
-        segmenter, projector = self.target.module
-        return projector(pooled(segmenter.forward_with_features(images)[1]))
+        return self.target(images)
 
     def after_step(self, step: int) -> None:
         if self.form == "byol":
-            self.target.update_parameters(nn.ModuleList([self.segmenter, self.projector]))
+            self.target.update_parameters(Projected(self.segmenter, self.projector))
 
     def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         return self.restrict(self.segmenter(images))

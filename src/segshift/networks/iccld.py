@@ -24,7 +24,10 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from segshift.config import NetworkConfig
 from segshift.labels import IGNORE
+from segshift.networks.segmenter import Segmenter
+from segshift.networks.weights import making_timm, timm_names
 from segshift.runs import InputError
 
 STRIDES = (4, 8, 16, 32)
@@ -34,6 +37,8 @@ WIDTH = 128
 """Channels of the heads."""
 SKIP_WIDTH = 48
 """Channels of an inter-coder connection; as DeepLabV3+ projects its low-level features."""
+HEAD_LR = 10.0
+"""Factor on the learning rate of everything but the encoder (DAFormer)."""
 STATISTICS_MOMENTUM = 0.02
 """Share of a batch in the running statistics of the latent, once 50 batches were seen."""
 
@@ -232,6 +237,22 @@ class LatentSegmenter(nn.Module):
         Batch norm then sees each batch twice and follows it the faster for it.
         """
         self.encoder.model.set_grad_checkpointing(True)
+
+
+def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
+    """f on a backbone of timm. Raises: InputError for an unknown or unfit backbone, or a failed download."""
+    encoder = config.encoder.removeprefix("tu-")  # as smp marks timm's
+    with making_timm(encoder, pretrained):
+        network = LatentSegmenter(
+            encoder,
+            classes,
+            pretrained=pretrained,
+            latent_channels=config.latent_channels,
+            inter_coder=config.inter_coder,
+        )
+    network = network.to(memory_format=torch.channels_last)
+    layer = config.feature_layer or "encoder"
+    return Segmenter(network, classes, layer, encoder_tensors=timm_names, head_lr=HEAD_LR)
 
 
 class Denoiser(nn.Module):

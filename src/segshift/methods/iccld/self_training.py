@@ -1,4 +1,4 @@
-"""ICCLD, step 1: teacher and student, and ClassMix. Symbols, citation and what is the paper's: `segshift.methods.iccld`.
+"""ICCLD, step 1: teacher and student, and ClassMix. Symbols, citation and what is the paper's: `segshift.methods.iccld.diffusion`.
 
     L = CE(f(x^s), y^s) + CE(f(x^mix), y^mix; w) + CE(D(E_y(y^s), skips), y^s),   f = D after E
 
@@ -16,18 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from segshift.config import ICCLDConfig
-from segshift.iccld_network import STRIDES, LabelEncoder, LatentSegmenter, class_shares
 from segshift.labels import IGNORE
-from segshift.methods import Batch, Method, cross_entropy, weighted_cross_entropy
-from segshift.methods.classmix import augment, mixed, pseudo_label
-from segshift.models import Segmenter
+from segshift.methods.base import Batch, Method, cross_entropy, weighted_cross_entropy
+from segshift.methods.iccld import ICCLDConfig
+from segshift.methods.iccld.classmix import augment, mixed, pseudo_label
+from segshift.networks.iccld import HEAD_LR, STRIDES, LabelEncoder, LatentSegmenter, class_shares
+from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 
-THINGS = (
-    "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
-"""Classes whose features DAFormer keeps near ImageNet's."""
 THING_SHARE = 0.75
 """Least share of a cell that one thing class covers, for the feature distance (DAFormer)."""
 
@@ -74,38 +70,53 @@ def hide_blocks(images: Tensor, block: int, ratio: float, fill: Tensor) -> Tenso
     return torch.where(hidden, fill, images)
 
 
+class Student(nn.Module):
+    """What step 1 trains: E and D, and E_y where labels are diffused."""
+
+    def __init__(self, segmenter: Segmenter, label_encoder: LabelEncoder | None):
+        super().__init__()
+        self.segmenter, self.label_encoder = segmenter, label_encoder
+
+
 class SelfTraining(Method):
     """Step 1. One player: E and D, and E_y where labels are diffused."""
 
     def __init__(
-        self, segmenter: Segmenter, config: ICCLDConfig, *, excluded: Sequence[int] = (), things: Sequence[int] = ()
+        self,
+        segmenter: Segmenter,
+        config: ICCLDConfig,
+        *,
+        excluded: Sequence[int] = (),
+        things: Sequence[int] = (),
+        head_lr: float = HEAD_LR,
     ):
-        """things: train ids whose features are kept near ImageNet's; all classes where empty. Raises: InputError when the
-        network has no latent."""
+        """things: train ids whose features are kept near ImageNet's; all classes where empty. head_lr: factor on the learning
+        rate of everything but the encoder. Raises: InputError when the network has no latent."""
         super().__init__(excluded)
         if not isinstance(segmenter.network, LatentSegmenter):
             raise InputError(
                 f"ICCLD decodes from a latent and the network is a {type(segmenter.network).__name__}: take "
                 "--network.name iccld, with any backbone of timm as --network.encoder"
             )
-        self.segmenter, self.config, self.things = segmenter, config, tuple(things)
+        self.segmenter, self.config, self.things, self.head_lr = segmenter, config, tuple(things), head_lr
         network = segmenter.network
         labels = config.diffused == "label"
         self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if labels else None
         self.teacher = average_of(self._student(), config.momentum)
         self.reference = copy.deepcopy(network.encoder).requires_grad_(False) if config.feature_distance else None
-        if config.gradient_checkpointing:
-            network.checkpoint_gradients()
 
-    def _student(self) -> nn.ModuleList:
-        return nn.ModuleList([self.segmenter] if self.label_encoder is None else [self.segmenter, self.label_encoder])
+    def _student(self) -> Student:
+        return Student(self.segmenter, self.label_encoder)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {"segmenter": self._student()}
 
     def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
-        return self.encoder_and_heads(player, self.config.head_lr)
+        return self.encoder_and_heads(self.segmenter, player, self.head_lr)
+
+    def checkpoint_gradients(self) -> None:
+        self.segmenter.checkpoint_gradients()
 
     def train(self, mode: bool = True) -> SelfTraining:
         super().train(mode)
@@ -114,9 +125,9 @@ class SelfTraining(Method):
                 frozen.eval()
         return self
 
-    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """batch: source and target [B, 3, H, W], label [B, H, W] of the source."""
-        x_s, y_s, x_t, c = batch["source"], batch["label"], batch["target"], self.config
+    def losses(self, player: str, prepared: Batch, step: int) -> dict[str, Tensor]:
+        """prepared: source and target [B, 3, H, W], label [B, H, W] of the source."""
+        x_s, y_s, x_t, c = prepared["source"], prepared["label"], prepared["target"], self.config
         y_t, trust = self._pseudo(x_t)
         x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, c.augmentation)
         images = [x_s, x_mix]
@@ -153,4 +164,4 @@ class SelfTraining(Method):
         self.teacher.update_parameters(self._student())
 
     def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        return self.restrict(self.teacher.module[0](images))
+        return self.restrict(self.teacher.module.segmenter(images))

@@ -6,8 +6,8 @@ arXiv 2412.16859 (CVPR 2025 workshop PVUW). No code was published. The order bel
 | symbol | meaning | shape |
 |---|---|---|
 | x^s, y^s, x^t | source image and label, target image | [B, 3, H, W] in [0, 1], [B, H, W] |
-| x^mix, y^mix | ClassMix of both (methods/classmix.py), with pixel weights w | as above, w [B, H, W] |
-| E, D, E_y | encoder, decoder, label encoder (iccld_network.py) | |
+| x^mix, y^mix | ClassMix of both (classmix.py), with pixel weights w | as above, w [B, H, W] |
+| E, D, E_y | encoder, decoder, label encoder (networks/iccld.py) | |
 | skips | the inter-coder connections: features of E that D is given besides the latent | strides 4 and 8 |
 | z_x, z_y | image latent E(x), label latent E_y(y) | [B, K, h, w], h = H/8 |
 | z_0, z_t, z_T | clean, noisy latent, pure noise | [B, K, h, w] |
@@ -66,13 +66,13 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from segshift import transforms
-from segshift.config import ICCLDConfig
-from segshift.iccld_network import LATENT_STRIDE, Denoiser, Discriminator
 from segshift.labels import IGNORE
-from segshift.methods import Batch, Method, weighted_cross_entropy
-from segshift.methods.classmix import augment, mixed, pseudo_label
-from segshift.methods.iccld_self_training import SelfTraining, average_of, pad_label
-from segshift.models import Segmenter
+from segshift.methods.base import Batch, Method, weighted_cross_entropy
+from segshift.methods.iccld import ICCLDConfig
+from segshift.methods.iccld.classmix import augment, mixed, pseudo_label
+from segshift.methods.iccld.self_training import SelfTraining, average_of, pad_label
+from segshift.networks.iccld import LATENT_STRIDE, Decoder, Denoiser, Discriminator
+from segshift.networks.segmenter import Segmenter
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -120,8 +120,8 @@ def adversarial_loss(judged: Tensor) -> Tensor:
 
 
 @dataclass
-class _Views:
-    """What the players share of one batch; order of the domains: source, mixed, target."""
+class Views:
+    """What the players share of one batch, the mix and the latents; order of the domains: source, mixed, target."""
 
     z_0: Tensor
     """[3B, K, h, w]"""
@@ -139,6 +139,14 @@ class _Views:
     """zhat_0 [3B, K, h, w] as the discriminator sees it, without gradient; from the denoiser's turn."""
 
 
+class Trained(nn.Module):
+    """What step 2 trains besides the discriminator: eps_theta, and D where it is unfrozen."""
+
+    def __init__(self, denoiser: Denoiser, decoder: Decoder | None):
+        super().__init__()
+        self.denoiser, self.decoder = denoiser, decoder
+
+
 class AdversarialDiffusion(Method):
     """Step 2. Players: eps_theta (with D where it is unfrozen), then the discriminator."""
 
@@ -149,26 +157,23 @@ class AdversarialDiffusion(Method):
         self.sampling_steps, self.draws = (1 if config.prediction == "v_prediction" else 10), 1
         network = self.segmenter.network
         denoiser = Denoiser(network.latent_channels, config.unet_channels, config.unet_layers)
-        decoder = [copy.deepcopy(network.decoder).requires_grad_(True)] if config.unfreeze_decoder else []
-        self.trained = nn.ModuleList([denoiser, *decoder]).to(memory_format=torch.channels_last)
+        decoder = copy.deepcopy(network.decoder).requires_grad_(True) if config.unfreeze_decoder else None
+        self.trained = Trained(denoiser, decoder).to(memory_format=torch.channels_last)
         self.average = average_of(self.trained, config.momentum)
         self.discriminator = (
             Discriminator(network.latent_channels, spectral=config.spectral_norm) if config.adversarial_weight else None
         )
-        if config.gradient_checkpointing:
-            denoiser.checkpoint_gradients()
         # With v the last step is pure noise, as prediction starts; eps says nothing there.
         self.schedule = DDIMScheduler(
             T, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
             timestep_spacing="trailing", rescale_betas_zero_snr=config.prediction == "v_prediction",
         )  # fmt: skip
         self.register_buffer("abar", self.schedule.alphas_cumprod.view(-1, 1, 1, 1), persistent=False)
-        self._shared: list[tuple[Batch, _Views]] = []
 
     @property
     def segmenter(self) -> Segmenter:
         """Step 1's E and D, frozen."""
-        return self.adapted[0]
+        return self.adapted.segmenter
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -181,16 +186,17 @@ class AdversarialDiffusion(Method):
         self.average.eval()
         return self
 
-    def losses(self, player: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """batch: source and target [B, 3, H, W], label [B, H, W] of the source."""
-        views = self._views(batch)
-        if player == "discriminator":
-            if views.denoised is None:
-                views.denoised = self._denoised(views, False)
-            return {"discriminator": discriminator_loss(self.discriminator(views.denoised))}
-        return self._diffusion(views) | self._adversary(views, step)
+    def checkpoint_gradients(self) -> None:
+        self.trained.denoiser.checkpoint_gradients()
 
-    def _diffusion(self, views: _Views) -> dict[str, Tensor]:
+    def losses(self, player: str, prepared: Views, step: int) -> dict[str, Tensor]:
+        if player == "discriminator":
+            if prepared.denoised is None:
+                prepared.denoised = self._denoised(prepared, False)
+            return {"discriminator": discriminator_loss(self.discriminator(prepared.denoised))}
+        return self._diffusion(prepared) | self._adversary(prepared, step)
+
+    def _diffusion(self, views: Views) -> dict[str, Tensor]:
         """Noise, zhat_0 and its mask, of source and mixed."""
         count = len(views.label)
         z_0, condition = views.z_0[:count], views.condition[:count]
@@ -210,7 +216,7 @@ class AdversarialDiffusion(Method):
             terms[f"decoded_{name}"] = self.config.decoded_weight * decoded
         return terms
 
-    def _adversary(self, views: _Views, step: int) -> dict[str, Tensor]:
+    def _adversary(self, views: Views, step: int) -> dict[str, Tensor]:
         """The reward for passing mixed and target for source; nothing while the discriminator warms up."""
         if self.discriminator is None:
             return {}
@@ -222,7 +228,7 @@ class AdversarialDiffusion(Method):
         others = zhat_0[len(zhat_0) // 3 :]
         return {"adversarial": self.config.adversarial_weight * adversarial_loss(self.discriminator(others))}
 
-    def _denoised(self, views: _Views, graph: bool) -> Tensor:
+    def _denoised(self, views: Views, graph: bool) -> Tensor:
         """zhat_0 [3B, K, h, w] of all domains, from t in the low half. `graph`: with a gradient, but not of the source's,
         which has nothing to pass for."""
         z_0, count = views.z_0, len(views.z_0) // 3
@@ -235,26 +241,19 @@ class AdversarialDiffusion(Method):
                 outputs.append(self._output(self.trained, z_t[part], views.condition[part], t[part]))
         return implied(torch.cat(outputs), z_t, abar, self.config.prediction)[0]
 
-    def _output(self, trained: nn.ModuleList, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
+    def _output(self, trained: Trained, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         """What eps_theta predicts. v counts from the condition, v = F_theta - sqrt(1 - abar_t) z_x: from pure noise
         an F_theta of 0 gives zhat_0 = z_x, so that the diffusion starts at step 1 and learns what to change in it."""
-        output = trained[0](z_t, condition, t)
+        output = trained.denoiser(z_t, condition, t)
         return output if self.config.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
 
-    def _decode(self, trained: nn.ModuleList, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    def _decode(self, trained: Trained, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
-        return (trained[1] if len(trained) > 1 else self.segmenter.network.decoder)(z, skips, size)
-
-    def _views(self, batch: Batch) -> _Views:
-        """Drawn once per batch: the players of a step see the same mix."""
-        for known, views in self._shared:
-            if known is batch:
-                return views
-        self._shared.append((batch, self._draw_views(batch)))
-        return self._shared[-1][1]
+        return (trained.decoder or self.segmenter.network.decoder)(z, skips, size)
 
     @torch.no_grad()
-    def _draw_views(self, batch: Batch) -> _Views:
+    def prepare(self, batch: Batch) -> Views:
+        """batch: source and target [B, 3, H, W], label [B, H, W] of the source. All players see the same mix."""
         x_s, y_s, x_t = batch["source"], batch["label"], batch["target"]
         network, prepare = self.segmenter.network, self.segmenter.prepare
         count, (height, width) = len(x_s), y_s.shape[-2:]
@@ -271,16 +270,15 @@ class AdversarialDiffusion(Method):
         label = pad_label(torch.cat([y_s, y_mix]), size)
         weight = pad_label(torch.cat([torch.ones_like(w), w]), size, value=0)
         if self.config.diffused == "label":
-            z_0, condition = self.adapted[1](torch.cat([label, pad_label(y_t, size)])), images
+            z_0, condition = self.adapted.label_encoder(torch.cat([label, pad_label(y_t, size)])), images
             position = F.avg_pool2d((weight * (label != IGNORE))[:, None], LATENT_STRIDE)
         else:
             z_0, condition = images, network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[0]
             position = torch.ones_like(images[: 2 * count, :1])
         both = [torch.cat([skip[:count], skip_mix]) for skip, skip_mix in zip(skips, skips_mix, strict=True)]
-        return _Views(z_0, condition, both, label, weight, position)
+        return Views(z_0, condition, both, label, weight, position)
 
     def after_step(self, step: int) -> None:
-        self._shared.clear()
         self.average.update_parameters(self.trained)
 
     # --------------------------------------------------------------------- prediction

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segshift.config import StrongAugmentation
 from segshift.labels import IGNORE
+from segshift.methods.iccld import StrongAugmentation
 
 
 def class_mask(label: Tensor) -> Tensor:

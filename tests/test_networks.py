@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from segshift import models
 from segshift.config import NetworkConfig
-from segshift.models import Segmenter, build, load_weights
-from segshift.refinenet import RefineNet
+from segshift.networks import Segmenter, build, load_weights
+from segshift.networks.refinenet import RefineNet
+from segshift.networks.segmenter import IMAGENET_MEAN, _features, require_finite
 from segshift.runs import InputError
 
 
@@ -53,7 +53,7 @@ def test_images_are_normalised_inside():
             seen["x"] = x
             return x[:, :2]
 
-    Segmenter(Remember(), 2, None)(torch.tensor(models.IMAGENET_MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    Segmenter(Remember(), 2, None)(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32))
     torch.testing.assert_close(seen["x"], torch.zeros(1, 3, 32, 32))
 
 
@@ -86,14 +86,31 @@ def test_transformers_networks_are_read_from_a_folder(tmp_path):
         assert {parameter.dtype for parameter in weights} == {torch.float32}
 
 
+def test_weights_of_a_transformers_backbone_below_another_head_are_loaded(tmp_path):
+    from transformers import (
+        SegformerConfig,
+        SegformerForImageClassification,
+        SegformerForSemanticSegmentation,
+    )
+
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 8}
+    SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=4)).save_pretrained(tmp_path / "net")
+    other = SegformerForImageClassification(SegformerConfig(**sizes, num_labels=9))
+    other.save_pretrained(tmp_path / "other")
+    weights = str(tmp_path / "other" / "model.safetensors")
+    loaded = build(NetworkConfig(name=f"hf:{tmp_path}/net", weights=weights), 7).encoder.state_dict()
+    saved = other.segformer.state_dict()
+    assert loaded.keys() == saved.keys() and all(torch.equal(value, saved[key]) for key, value in loaded.items())
+
+
 def test_features_of_transformers_output_objects():
     from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
 
     a, b = torch.zeros(1, 2, 3, 3), torch.ones(1, 5, 4)
-    assert models._features(BackboneOutput(feature_maps=(b, a))) is a
-    assert models._features(BaseModelOutput(last_hidden_state=b)) is b
-    assert models._features([b, a]) is a
-    assert models._features(([b, a], [b])) is a  # smp's transformers add their class tokens
+    assert _features(BackboneOutput(feature_maps=(b, a))) is a
+    assert _features(BaseModelOutput(last_hidden_state=b)) is b
+    assert _features([b, a]) is a
+    assert _features(([b, a], [b])) is a  # smp's transformers add their class tokens
 
 
 def test_the_users_own_network_is_imported_from_the_working_directory(tmp_path, monkeypatch):
@@ -168,6 +185,11 @@ def test_a_network_that_cannot_be_trained_may_predict(tmp_path):
         save_file(networks.__dict__[name](5).state_dict(), tmp_path / "w.safetensors")
         segmenter = build(own(name, weights=str(tmp_path / "w.safetensors")), 5, trained=True)
         assert segmenter(torch.rand(1, 3, 32, 32)).shape == (1, 5, 32, 32)
+
+
+def test_a_network_that_cannot_recompute_activations_says_so():
+    with pytest.raises(InputError, match=r"--gradient-checkpointing needs a network .* TwoConvs cannot"):
+        build(own(), 5).checkpoint_gradients()
 
 
 def test_the_probe_leaves_batch_norm_and_training_mode_alone():
@@ -295,12 +317,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
 def test_logits_are_finite_where_some_class_of_every_pixel_is():
     logits = torch.zeros(2, 3, 4, 4)
     logits[:, 1] = float("-inf")  # a class outside the class set
-    models.require_finite(logits)
+    require_finite(logits)
     for value, classes in ((float("nan"), 0), (float("inf"), 2), (float("-inf"), slice(None))):
         wrong = logits.clone()
         wrong[1, classes, 2, 3] = value
         with pytest.raises(InputError, match="logits are not finite"):
-            models.require_finite(wrong)
+            require_finite(wrong)
 
 
 def own_encoder():

@@ -1,0 +1,44 @@
+"""ZoDi's adaptation (section 3.2): its settings, and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from segshift.methods.spec import MethodSettings, MethodSpec, Setup
+from segshift.settings import Weight
+
+if TYPE_CHECKING:
+    from segshift.methods.base import Method
+
+Similarity = Literal["cosine", "simsiam", "byol", "none"]
+
+
+def build(setup: Setup) -> Method:
+    """Raises: InputError, also when the similarity needs a feature layer that the network has not."""
+    from segshift.methods.zodi_adaptation.adaptation import ZoDi
+
+    settings = setup.config.zodi
+    return ZoDi(
+        setup.segmenter(),
+        setup.excluded,
+        form=settings.similarity,
+        weight=settings.similarity_weight,
+        joint_pass=settings.joint_pass,
+        head_lr=setup.config.head_lr or 1.0,
+    )
+
+
+@dataclass(frozen=True)
+class ZoDiConfig(MethodSettings):
+    """Training on pairs of source and transferred image (ZoDi, section 3.2)."""
+
+    prefix: ClassVar[str] = "zodi."
+    methods = (MethodSpec("zodi", "ZoDi", "pairs of source and transferred image", build, transferred=True),)
+
+    similarity: Similarity = "cosine"
+    """Form of L_sim."""
+    similarity_weight: Weight = 0.1
+    """lambda of the paper."""
+    joint_pass: bool = True
+    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm statistics."""
