@@ -16,9 +16,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, diffusion, frames, metrics, runs
+from segshift import checkpoints, frames, metrics, runs
 from segshift.config import DiffusionConfig
-from segshift.methods import zodi
+from segshift.generators import stable_diffusion
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Measure:
 
 @torch.inference_mode()
 def measure(m: Measure) -> None:
-    model = diffusion.load(DiffusionConfig(model=m.model))
+    model = stable_diffusion.load_model(DiffusionConfig(model=m.model))
     method, _, space = checkpoints.load_run(m.run, "last")
     for spec in m.data:
         data = frames.load(spec)
@@ -42,7 +42,7 @@ def measure(m: Measure) -> None:
         with runs.progress(spec, len(data.frames)) as bar:
             for frame in data.frames:
                 x = torch.from_numpy(frames.read_image(frame.image)).permute(2, 0, 1)[None].float() / 255
-                decoded = zodi.decode(model, zodi.encode(model, x)).float() / 255
+                decoded = model.decode(model.encode(x)).float() / 255
                 noise.append(-10 * torch.log10((decoded - x).square().mean()).item())
                 label = frames.read_label(frame, data.space)
                 for matrix, image in zip(matrices, (x, decoded), strict=True):

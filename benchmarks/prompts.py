@@ -20,8 +20,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from segshift import diffusion, runs
+from segshift import runs
 from segshift.config import DiffusionConfig
+from segshift.generators import stable_diffusion
+from segshift.generators.base import DiffusionFamily
 from segshift.labels import CITYSCAPES
 from segshift.methods import zodi
 from segshift.town import scenes, weather
@@ -60,16 +62,16 @@ def sharpness(image: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def transferred(model: diffusion.Diffusion, images: list[np.ndarray], labels: list[np.ndarray], sentence: str, strength: float, negative: str) -> list[np.ndarray]:
+def transferred(model: DiffusionFamily, images: list[np.ndarray], labels: list[np.ndarray], sentence: str, strength: float, negative: str) -> list[np.ndarray]:
     """The images by one sentence, at the model's own settings."""
     d = model.defaults
     sampling = zodi.Sampling(strength, d.steps, d.guidance, d.eta)
-    text, against = diffusion.embed(model, sentence + zodi.QUALITY), diffusion.embed(model, negative)
+    text, against = model.embed([sentence + zodi.QUALITY]), model.embed([negative])
     made = []
     for i in range(0, len(images), 10):
         layouts = [zodi.layout(label, CITYSCAPES, label.shape, d.palette) for label in labels[i : i + 10]]
         x, y = (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255 for pictures in (images[i : i + 10], layouts))
-        z0, hint = zodi.encode(model, x), zodi.embed_layout(model, y)
+        z0, hint = model.encode(x), model.hint(y)
 
         def noises(step: int, first: int = i, like: torch.Tensor = z0) -> torch.Tensor:
             return torch.stack([zodi.noise(42, str(first + j), sentence, step, like.shape[1:]) for j in range(len(like))])
@@ -80,7 +82,7 @@ def transferred(model: diffusion.Diffusion, images: list[np.ndarray], labels: li
 
 
 def main(m: Measure) -> None:
-    model = diffusion.load(DiffusionConfig(model=m.model))
+    model = stable_diffusion.load_model(DiffusionConfig(model=m.model))
     layers = [scenes.draw(scenes.BENCHMARK, FIRST + i) for i in range(m.scenes)]
     true = [{mix: weather.render(layer, mix, 0) for mix in MIXES} for layer in layers]
     images, labels = [one["clear",] for one in true], [layer.label_at_size() for layer in layers]

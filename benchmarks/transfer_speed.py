@@ -18,6 +18,7 @@ import resource
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from time import perf_counter
 
@@ -28,14 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from segshift.diffusion import Diffusion
+from segshift.generators import schedule
+from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.methods import zodi
 from segshift.town import prior
 
 SD15 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "clip_sample": False}
 
 
-def build(args: argparse.Namespace) -> Diffusion:
+def build(args: argparse.Namespace) -> StableDiffusion:
     torch.manual_seed(0)
     diffusers.utils.logging.set_verbosity_error()
     if args.sd15:
@@ -53,10 +55,10 @@ def build(args: argparse.Namespace) -> Diffusion:
     dtype = getattr(torch, args.dtype)
     for part in (unet, controlnet, vae):
         part.requires_grad_(False).eval().to(args.device, dtype)
-    return Diffusion("random", vae=vae, unet=unet, controlnet=controlnet, scheduler=scheduler)
+    return StableDiffusion("random", vae=vae, unet=unet, controlnet=controlnet, scheduler=scheduler)
 
 
-def inputs(args: argparse.Namespace, model: Diffusion) -> tuple[Tensor, Tensor, Tensor, Tensor, zodi.Sampling]:
+def inputs(args: argparse.Namespace, model: StableDiffusion) -> tuple[Tensor, Tensor, Tensor, Tensor, zodi.Sampling]:
     """Images and layouts [n,3,H,W] in [0, 1], two text conditionings [1,L,M], settings."""
     size = (512, 1024) if args.sd15 else (128, 256)
     length, sampling = (77, zodi.Sampling(0.9, 20, 9.0)) if args.sd15 else (48, zodi.Sampling(0.9, 10, 2.5))
@@ -69,8 +71,9 @@ def ours(model, images, layouts, text, negative, sampling, batch: int) -> None:
     for part in (model.unet, model.controlnet, model.vae):
         part.to(memory_format=torch.channels_last)
     for x, y in zip(images.split(batch), layouts.split(batch), strict=True):
-        z0 = zodi.encode(model, x)
-        zodi.transfer(model, z0, text, negative, zodi.embed_layout(model, y), sampling, lambda i, z0=z0: torch.randn(z0.shape))
+        z0, hint = model.encode(x), model.hint(y)
+        words, against = {"text": text}, {"text": negative}
+        zodi.transfer(model, z0, words, against, hint, sampling, lambda i, z0=z0: torch.randn(z0.shape))
 
 
 @torch.no_grad()
@@ -86,7 +89,7 @@ def plain(model, images, layouts, text, negative, sampling, batch: int) -> None:
         control = torch.cat((y, y)).to(dtype)
         for t in walk:
             twice = torch.cat((z, z))
-            down, middle = model.controlnet(twice, t, both, controlnet_cond=control, return_dict=False)
+            down, middle = model.controlnet(twice, t, both, controlnet_cond=model.embed_layout(control), return_dict=False)
             output = model.unet(
                 twice, t, both, down_block_additional_residuals=down, mid_block_additional_residual=middle
             ).sample
@@ -104,30 +107,28 @@ def published(model, images, layouts, text, negative, sampling, batch: int) -> N
 
     def apply(z: Tensor, t: int, words: Tensor, y: Tensor) -> Tensor:
         given = z.to(dtype), t, words.to(dtype)
-        down, middle = model.controlnet(*given, controlnet_cond=y.to(dtype), return_dict=False)
+        down, middle = model.controlnet(*given, controlnet_cond=model.embed_layout(y.to(dtype)), return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return model.unet(*given, **residuals).sample.float()
 
-    stride = model.scheduler.config.num_train_timesteps // sampling.steps
     for x, y in zip(images.split(1), layouts.split(1), strict=True):
-        z0 = zodi.encode(model, x)
-        start = zodi.start_timestep(model, sampling.strength)
-        z = zodi.diffuse(model, z0, apply(zodi.diffuse(model, z0, torch.randn_like(z0), start), start, text, y), start)
-        for t in reversed(zodi.timesteps(model, sampling.steps)[: sampling.walked]):
-            conditional = apply(z, t, text, y)
-            unconditional = apply(z, t, negative, y)
+        z0 = model.encode(x)
+        start = model.point(sampling.strength, (z0.shape[-2], z0.shape[-1]))
+        eps = apply(schedule.noised(z0, torch.randn_like(z0), start), start.t, text, y)
+        z = schedule.noised(z0, eps, start)
+        for here, there in pairwise(zodi.walk(model, z, sampling)):
+            conditional = apply(z, here.t, text, y)
+            unconditional = apply(z, here.t, negative, y)
             eps = unconditional + sampling.guidance * (conditional - unconditional)
-            now, then = zodi.alpha(model, t), zodi.alpha(model, t - stride)
-            sigma = sampling.eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
-            x0 = (z - (1 - now) ** 0.5 * eps) / now**0.5
-            z = then**0.5 * x0 + (1 - then - sigma**2) ** 0.5 * eps + sigma * torch.randn_like(z)
-        zodi.decode(model, z).cpu()
+            x0 = (z - here.b * eps) / here.a
+            z = schedule.step(x0, eps, there, schedule.sigma(here, there, sampling.eta), torch.randn_like(z))
+        model.decode(z).cpu()
 
 
 WAYS: dict[str, Callable[..., None]] = {"ours": ours, "plain": plain, "published": published}
 
 
-def seconds(way: str, args: argparse.Namespace, model: Diffusion, given: tuple) -> float:
+def seconds(way: str, args: argparse.Namespace, model: StableDiffusion, given: tuple) -> float:
     started = perf_counter()
     WAYS[way](model, *given, args.batch)
     if args.device == "cuda":

@@ -5,8 +5,10 @@ import pytest
 import tiny_diffusion
 import torch
 
-from segshift import diffusion, gate
+from segshift import gate
 from segshift.config import DiffusionConfig, GateConfig
+from segshift.generators import stable_diffusion
+from segshift.generators.movement import denoising_gap
 from segshift.labels import CITYSCAPES
 from segshift.runs import InputError
 
@@ -155,13 +157,13 @@ def test_a_frame_that_the_network_never_saw_passes_unjudged():
 
 
 def test_the_denoising_gap_compares_two_prompts_on_the_same_noise(tmp_path):
-    model = diffusion.load(DiffusionConfig(model=str(tiny_diffusion.prior(tmp_path / "prior")), device="cpu"))
+    model = stable_diffusion.load_model(DiffusionConfig(model=str(tiny_diffusion.prior(tmp_path / "prior")), device="cpu"))
     z0, n = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    night, empty = diffusion.embed(model, "night"), diffusion.embed(model, "")
-    gap = gate.denoising_gap(model, z0, night, empty, None, n, 1.0)
+    night, empty = model.embed(["night"]), model.embed([""])
+    gap = denoising_gap(model, z0, night, empty, None, n, 1.0)
     assert gap.shape == (2,) and gap.abs().min() > 1e-6
-    assert torch.allclose(gap, -gate.denoising_gap(model, z0, empty, night, None, n, 1.0))
-    assert not gate.denoising_gap(model, z0, night, night, None, n, 1.0).any()
+    assert torch.allclose(gap, -denoising_gap(model, z0, empty, night, None, n, 1.0))
+    assert not denoising_gap(model, z0, night, night, None, n, 1.0).any()
 
 
 def test_redraws_have_a_seed_of_the_frame_and_the_try():

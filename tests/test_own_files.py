@@ -16,7 +16,7 @@ import tiny_diffusion
 import trees
 from training import config as training_config
 
-from segshift import diffusion, estimation, experiments, records, runs
+from segshift import estimation, experiments, records, runs
 from segshift.config import (
     CheckConfig,
     DiffusionConfig,
@@ -28,6 +28,7 @@ from segshift.config import (
     ReportConfig,
     TransferConfig,
 )
+from segshift.generators import stable_diffusion
 from segshift.runs import InputError
 from segshift.stages.check import check
 from segshift.stages.evaluate import evaluate
@@ -135,7 +136,7 @@ def estimate_again(w: World) -> None:
 
 
 def load_model(w: World) -> None:
-    diffusion.load(DiffusionConfig(model=str(w.root / "prior"), device="cpu"), control=False)
+    stable_diffusion.load_model(DiffusionConfig(model=str(w.root / "prior"), device="cpu"), control=False)
 
 
 READERS: dict[str, tuple[Command, ...]] = {

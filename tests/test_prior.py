@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from segshift import diffusion
 from segshift.config import DiffusionConfig, PriorConfig
+from segshift.generators import stable_diffusion
 from segshift.runs import InputError
 from segshift.town import prior, prior_data
 
@@ -64,9 +64,9 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     for part in ("vae", "unet", "controlnet"):
         files = [tmp_path / run / "model" / part / "diffusion_pytorch_model.safetensors" for run in ("whole", "killed")]
         assert files[0].read_bytes() == files[1].read_bytes(), part
-    loaded = diffusion.load(DiffusionConfig(model=str(tmp_path / "whole" / "model"), device="cpu"))
+    loaded = stable_diffusion.load_model(DiffusionConfig(model=str(tmp_path / "whole" / "model"), device="cpu"))
     assert loaded.defaults.guidance == prior.DEFAULTS["guidance"]
-    assert diffusion.embed(loaded, "driving at night, best quality").shape == (1, prior.MAX_TOKENS, 64)
+    assert loaded.embed(["driving at night, best quality"])["text"].shape == (1, prior.MAX_TOKENS, 64)
 
 
 def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path: Path):

@@ -15,7 +15,9 @@ import torchvision
 import trees
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
-from segshift import diffusion, execution, frames, runs
+from segshift import execution, frames, runs
+from segshift.generators import schedule
+from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.labels import ADE20K_COLOURS, CITYSCAPES
 from segshift.methods import zodi
 from segshift.stages import transfer as stage
@@ -134,9 +136,9 @@ def test_torchruns_ranks_divide_a_shard_further(monkeypatch):
 
 def test_each_source_image_is_encoded_once_and_each_prompt_embedded_once(config, tmp_path, monkeypatch):
     calls = {"encode": 0, "embed": 0}
-    encode, embed = zodi.encode, diffusion.embed
-    monkeypatch.setattr(zodi, "encode", lambda *a: (calls.__setitem__("encode", calls["encode"] + 1), encode(*a))[1])
-    monkeypatch.setattr(diffusion, "embed", lambda *a: (calls.__setitem__("embed", calls["embed"] + 1), embed(*a))[1])
+    encode, embed = StableDiffusion.encode, StableDiffusion.embed
+    monkeypatch.setattr(StableDiffusion, "encode", lambda *a: (calls.__setitem__("encode", calls["encode"] + 1), encode(*a))[1])
+    monkeypatch.setattr(StableDiffusion, "embed", lambda *a: (calls.__setitem__("embed", calls["embed"] + 1), embed(*a))[1])
     out = stage.transfer(replace(config, to=("night", "fog", "snow")), tmp_path / "out")
     assert calls == {"encode": 3, "embed": 4}  # 5 frames in batches of 2; 3 domains and the negative prompt
     assert len({picture for path, picture in pictures(out).items() if "leftImg8bit" in path}) == 15
@@ -184,8 +186,8 @@ def test_reference_mode_draws_void_in_the_colours_of_cityscapes_own_ids(config, 
     assert [tuple(colour) for colour in drawn[:, 0].tolist()] == [published[i] for i in range(34)]
     for path in (source / "gtFine").rglob("*.png"):
         trees.save(path, np.full(SIZE, 16, np.uint8))  # tunnel: void
-    layouts, embed = [], zodi.embed_layout
-    monkeypatch.setattr(zodi, "embed_layout", lambda model, control: (layouts.append(control), embed(model, control))[1])
+    layouts, embed = [], StableDiffusion.hint
+    monkeypatch.setattr(StableDiffusion, "hint", lambda model, control: (layouts.append(control), embed(model, control))[1])
     for mode in ("reference", "default"):
         stage.transfer(replace(config, mode=mode), tmp_path / mode)
     colours = [(255 * control[0, :, 0, 0]).round().tolist() for control in layouts]
@@ -228,7 +230,7 @@ def test_guidance_of_one_runs_one_pass_and_others_two_in_one_batch(model, config
 @torch.inference_mode()
 def test_ddim_inversion_is_walked_back_to_the_image(model):
     z0 = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = diffusion.embed(model, "fog")
+    text = model.embed(["fog"])
     back = {}
     for steps in (5, 50):
         sampling = zodi.Sampling(0.6, steps=steps, guidance=1, eta=0, inversion="ddim")
@@ -240,10 +242,11 @@ def test_ddim_inversion_is_walked_back_to_the_image(model):
 @torch.inference_mode()
 def test_a_v_prediction_becomes_the_noise_and_image_it_stands_for(model):
     z = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    text = diffusion.embed(model, "fog")
-    eps, x0 = zodi.predict(model, z, 500, text, None)
-    assert torch.allclose(zodi.diffuse(model, x0, eps, 500), z, atol=1e-5)
-    v = model.unet(z, 500, text).sample
+    text = model.embed(["fog"])
+    point = model.point(0.5, (8, 16))
+    eps, x0 = model.denoise(z, point, text, None)
+    assert point.t == 500 and torch.allclose(schedule.noised(x0, eps, point), z, atol=1e-5)
+    v = model.unet(z, 500, text["text"]).sample
     abar = model.scheduler.alphas_cumprod[500]
     assert torch.allclose(abar.sqrt() * eps - (1 - abar).sqrt() * x0, v, atol=1e-5)
 
@@ -255,6 +258,6 @@ def test_the_working_size_follows_the_short_side_in_multiples_of_64():
 
 
 def test_full_strength_starts_at_the_last_time_step(config, model):
-    assert zodi.start_timestep(model, 1.0) == 999
+    assert model.point(1.0, (8, 8)).t == 999
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
     assert stage.transfer_images(replace(config, strength=1.0), [image], [label], model=model)["night"][0].std() > 1

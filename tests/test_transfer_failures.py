@@ -17,6 +17,7 @@ from PIL import Image
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
 from segshift import frames, runs
+from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.journal import Journal
 from segshift.labels import CITYSCAPES, LabelSpace
 from segshift.methods import zodi
@@ -251,17 +252,48 @@ def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
 
 
 def test_an_overflow_is_an_error_and_no_black_picture(config, tmp_path, monkeypatch):
-    predict = zodi.predict
-    monkeypatch.setattr(zodi, "predict", lambda *a, **k: tuple(part * float("inf") for part in predict(*a, **k)))
+    output = StableDiffusion.output
+    monkeypatch.setattr(StableDiffusion, "output", lambda *a, **k: output(*a, **k) * float("inf"))
     with pytest.raises(InputError, match=r"not finite in torch\.float32: take --diffusion\.dtype bfloat16 or float32"):
         stage.transfer(config, tmp_path / "out")
     assert not pictures(tmp_path / "out")
 
 
 def test_the_embedded_prior_warns_of_photographs(config, tmp_path, monkeypatch, caplog, model):
-    monkeypatch.setattr(stage.diffusion, "load", lambda *a, **k: model)
+    monkeypatch.setattr(stage.generators, "load", lambda *a, **k: model)
     stage.transfer(config, tmp_path / "small")
     assert "knows no photographs" not in caplog.text
     town = replace(config, diffusion=replace(config.diffusion, model="town"), short_side=16)
     stage.transfer(town, tmp_path / "photographs")
     assert "knows no photographs, these have 64: name a real model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8), "image 0 is float32"),
+        (np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8), "expected uint8 .H, W, 3."),
+        (np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64), np.uint8), r"label 0 is uint8 of shape \(32, 64\)"),
+        (np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 77, np.uint8), r"label 0 holds \[77\]: expected train ids 0 to 18"),
+    ],
+)
+def test_arrays_that_are_no_pictures_or_labels_are_refused(image, label, message, config, model):
+    with pytest.raises(InputError, match=message):
+        stage.transfer_images(config, [image], [label], model=model)
+
+
+def test_ids_and_labels_are_one_for_each_image(config, model):
+    image, label = trees.picture("a", SIZE), np.zeros(SIZE, np.uint8)
+    with pytest.raises(InputError, match="2 images and 1 labels"):
+        stage.transfer_images(config, [image, image], [label], model=model)
+    with pytest.raises(InputError, match="the same id"):
+        stage.transfer_images(config, [image, image], [label, label], ids=["a", "a"], model=model)
+
+
+def test_one_picture_that_is_too_narrow_does_not_end_the_rest(config, source, tmp_path):
+    name = IDS[0]
+    trees.save(source / f"leftImg8bit/train/aachen/{name}_leftImg8bit.png", np.zeros((2, 20_000, 3), np.uint8))
+    trees.save(source / f"gtFine/train/aachen/{name}_gtFine_labelIds.png", np.full((2, 20_000), 7, np.uint8))
+    out = stage.transfer(config, tmp_path / "out")
+    [failed] = runs.failures(out)
+    assert failed["id"] == name and "crop it first" in failed["error"] and len(manifest(out)) == len(IDS) - 1

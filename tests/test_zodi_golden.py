@@ -9,7 +9,9 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from segshift.diffusion import Diffusion
+from segshift.generators import schedule
+from segshift.generators.base import resize
+from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.methods import zodi
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "zodi"
@@ -19,8 +21,8 @@ CASES = json.loads((GOLDEN / "cases.json").read_text()) if GOLDEN.is_dir() else 
 
 
 @pytest.fixture(scope="module")
-def model() -> Diffusion:
-    return Diffusion(
+def model() -> StableDiffusion:
+    return StableDiffusion(
         "golden",
         vae=AutoencoderKL.from_pretrained(GOLDEN / "vae").eval(),
         unet=UNet2DConditionModel.from_pretrained(GOLDEN / "unet").eval(),
@@ -49,32 +51,34 @@ def noises(golden: dict[str, torch.Tensor]) -> zodi.Noise:
 def test_image_and_layout_take_the_recorded_working_size(case):
     told, golden, _ = case
     size = zodi.working_size(*golden["image"].shape[:2], told["short_side"])
-    assert np.array_equal(zodi.resize(golden["image"].numpy(), size), golden["image_resized"].numpy())
-    layout = torch.from_numpy(zodi.resize(golden["layout"].numpy(), size)).permute(2, 0, 1)[None] / 255
+    assert np.array_equal(resize(golden["image"].numpy(), size), golden["image_resized"].numpy())
+    layout = torch.from_numpy(resize(golden["layout"].numpy(), size)).permute(2, 0, 1)[None] / 255
     assert torch.equal(layout, golden["control"])
 
 
 def test_the_walk_visits_the_recorded_time_steps(model, case):
     told, golden, sampling = case
-    assert zodi.timesteps(model, sampling.steps)[: sampling.walked] == golden["ddim_timesteps"].tolist()
-    assert zodi.start_timestep(model, sampling.strength) == told["t_enc"]
+    walk = zodi.walk(model, golden["z0"], sampling)
+    assert [point.t for point in reversed(walk[:-1])] == golden["ddim_timesteps"].tolist()
+    assert model.point(sampling.strength, (8, 8)).t == told["t_enc"]
     assert sampling.walked == told["decode_steps"]
 
 
 @torch.inference_mode()
 def test_every_latent_is_the_recorded_one(model, case):
-    told, golden, sampling = case
-    text, negative = golden["prompt_embeds"], golden["negative_prompt_embeds"]
-    hint = zodi.embed_layout(model, golden["control"])
-    z0 = zodi.encode(model, golden["image_resized"].permute(2, 0, 1)[None] / 255)
+    _, golden, sampling = case
+    text, negative = {"text": golden["prompt_embeds"]}, {"text": golden["negative_prompt_embeds"]}
+    hint = model.hint(golden["control"])
+    z0 = model.encode(golden["image_resized"].permute(2, 0, 1)[None] / 255)
     assert relative(z0, golden["z0"]) < 1e-5
-    z_noisy = zodi.diffuse(model, z0, golden["inversion_noise"], told["t_enc"])
+    start = model.point(sampling.strength, (8, 8))
+    z_noisy = schedule.noised(z0, golden["inversion_noise"], start)
     assert relative(z_noisy, golden["z_noisy"]) < 1e-5
-    eps, _ = zodi.predict(model, z_noisy, told["t_enc"], text, hint, control_strength=sampling.control_strength)
+    eps, _ = model.denoise(z_noisy, start, text, hint, sampling.control_strength)
     assert relative(eps, golden["eps"]) < 1e-5
     z_t = zodi.invert(model, z0, text, hint, sampling, noises(golden))
     assert relative(z_t, golden["z_t"]) < 1e-5
     latents = zodi.denoise(model, z_t, text, negative, hint, sampling, noises(golden))
     assert relative(latents, golden["latents"]) < 1e-5
-    decoded = zodi.decode(model, latents)[0].permute(1, 2, 0)
+    decoded = model.decode(latents)[0].permute(1, 2, 0)
     assert (decoded.int() - golden["decoded"].int()).abs().max() <= 1

@@ -11,8 +11,9 @@ import tiny_diffusion
 import torch
 import trees
 
-from segshift import diffusion, runs
+from segshift import runs
 from segshift.config import DiffusionConfig, TransferConfig
+from segshift.generators import stable_diffusion
 
 torch.set_num_threads(1)  # these networks are too small to share
 SIZE = (64, 64)
@@ -25,8 +26,8 @@ def prior(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(prior) -> diffusion.Diffusion:
-    return diffusion.load(DiffusionConfig(model=str(prior), device="cpu"))
+def model(prior) -> stable_diffusion.StableDiffusion:
+    return stable_diffusion.load_model(DiffusionConfig(model=str(prior), device="cpu"))
 
 
 @pytest.fixture

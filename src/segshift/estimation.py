@@ -32,9 +32,10 @@ from rich.table import Table
 from segshift import bootstrap, execution, frames, outputs, records, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
 from segshift.frames import Dataset
+from segshift.generators import Domain
 from segshift.runs import InputError
 from segshift.stages import evaluate, predict, transfer
-from segshift.worker import Target, targets
+from segshift.worker import targets
 
 _log = logging.getLogger(__name__)
 
@@ -91,13 +92,13 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     return out
 
 
-def _check(config: EstimateConfig, data: Dataset) -> tuple[Target, ...]:
+def _check(config: EstimateConfig, data: Dataset) -> tuple[Domain, ...]:
     """The target domains, in the order of `to`. Raises: InputError before anything is computed."""
     frames.require_labels(data)
     _require_frames(data.name, len(data.frames))
     if not config.own_prompt.strip():
         raise InputError('the prompt of the own domain is empty: describe the source, as in --own-prompt "driving in daylight"')
-    plain = TransferConfig(source=config.source, strength=config.strength)
+    plain = _transfer_config(config)
     goals, own = targets(replace(plain, to=config.to)), targets(replace(plain, to=(config.own_prompt,)))[0]
     for name, goal in zip(config.to, goals, strict=True):
         if goal.slug == own.slug and name != config.own_prompt:
@@ -126,6 +127,15 @@ def _require_frames(name: str, count: int) -> None:
         )
 
 
+def _transfer_config(config: EstimateConfig) -> TransferConfig:
+    """What every transfer of the estimate has in common. Raises: InputError."""
+    return TransferConfig(
+        source=config.source, strength=config.strength, mode=config.mode, control=config.control, steps=config.steps,
+        guidance=config.guidance, short_side=config.short_side, batch_size=config.batch_size,
+        generator=config.generator, diffusion=config.diffusion,
+    )  # fmt: skip
+
+
 def _transferred(
     config: EstimateConfig, data: Dataset, prompt: str, strength: float, seed: int, tree: Path, out: Path
 ) -> Scored:
@@ -133,11 +143,7 @@ def _transferred(
 
     Raises: InputError where no frame could be transferred.
     """
-    told = TransferConfig(
-        source=config.source, to=(prompt,), strength=strength, seed=seed, mode=config.mode, control=config.control,
-        steps=config.steps, guidance=config.guidance, short_side=config.short_side, batch_size=config.batch_size,
-        diffusion=config.diffusion,
-    )  # fmt: skip
+    told = replace(_transfer_config(config), to=(prompt,), strength=strength, seed=seed)
     [goal] = targets(told)
     name = f"{goal.slug}-{strength:g}-{seed}"
     folder = transfer.transfer(told, tree / name) / goal.slug
@@ -177,7 +183,7 @@ def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]
 
 
 def _result(
-    config: EstimateConfig, data: Dataset, goals: Sequence[Target], source: Scored,
+    config: EstimateConfig, data: Dataset, goals: Sequence[Domain], source: Scored,
     sets: dict[tuple[str, float], list[Scored]], scored: records.Metrics,
 ) -> dict[str, Any]:  # fmt: skip
     """estimate.json. Scores are fractions in [0, 1]; null where a class has none."""

@@ -1,27 +1,29 @@
 """The generation gate (ours): did the layout survive a transfer, and did the picture move towards the prompt?
 
-A network f that was trained on source images alone looks at the transferred image. Where it finds the label's classes
-again the layout is still there; where it does not, either the layout is gone or the domain is too strange for f. The
-first tells one frame from the others of its domain, the second does not. So a score is compared with what f reached on
-the same frame's source, times what the domain leaves of it on average. The thresholds come from source images; that
-average alone from first draws, and without it the gate would reject the domain. So a class that the generator loses in
-every frame looks like a strange one: neither is judged, and a warning names them.
+A network f that was trained on source images alone looks at the transferred image. Where it finds the label's
+classes again the layout is still there; where it does not, either the layout is gone or the domain is too
+strange for f. The first tells one frame from the others of its domain, the second does not. So a score is
+compared with what f reached on the same frame's source, times what the domain leaves of it on average. The
+thresholds come from source images; that average alone from first draws, and without it the gate would reject
+the domain. So a class that the generator loses in every frame looks like a strange one: neither is judged,
+and a warning names them.
 
 | symbol | meaning |
 |---|---|
 | x, x', y | source image, transferred image, label: train ids, 255 void |
-| x~ | D(E(x)), the source image through the autoencoder alone: no prompt, no noise, its label holds for sure |
+| x~ | D(E(x)), the source image through the autoencoder alone: no prompt, no noise, its label holds |
 | R | labelled pixels that belong together: those of one class, or a connected region of one class |
 | a_R(x) | agreement: share of R's pixels p with f(x)_p = y_p |
-| k_c | what the domain leaves of f's agreement with class c: min(1, sum a_c(x') / sum a_c(x)) over some first draws |
+| k_c | what the domain leaves of f's agreement with c: min(1, sum a_c(x') / sum a_c(x)) over first draws |
 | e_R, e_c | what f is expected to agree with: k_c a_R(x), k_c a_c(x) |
 | r_R | score of a region: min(1, a_R(x') / e_R) |
 | S(x') | score of a frame: sum_c min(a_c(x'), e_c) / sum_c e_c over the classes c of y |
-| G(x, c) | denoising gap: how much better the prompt c explains x than the empty prompt does |
+| G(x, c) | how much better c explains x than the empty prompt does (segshift.generators.movement) |
 
-Regions are the connected regions of the label, not cells of a grid: what a generator loses is a thing (a car turned
-into road, a sign that is gone), and a cell would hold half of it and much else. Shapes: pictures [H, W, 3] uint8,
-labels, predictions and region maps [H, W], agreements [C] by train id or [n] by region, nan where there is nothing.
+Regions are the connected regions of the label, not cells of a grid: what a generator loses is a thing (a car
+turned into road, a sign that is gone), and a cell would hold half of it and much else. Shapes: pictures [H,
+W, 3] uint8, labels, predictions and region maps [H, W], agreements [C] by train id or [n] by region, nan
+where there is nothing.
 """
 
 from __future__ import annotations
@@ -33,24 +35,20 @@ from functools import cached_property
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segshift import metrics, transforms
 from segshift.config import GateConfig
-from segshift.diffusion import Diffusion
 from segshift.labels import IGNORE, LabelSpace
-from segshift.methods import zodi
 from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
 
 SEEN = 0.5
-"""A region is judged where f is expected to agree with at least this share of it: what it does not see it cannot miss."""
+"""A region is judged where f is expected to agree with at least this share of it: what it does not see it
+cannot miss."""
 
 PILOT = 32
 """First draws of so many frames tell k_c of a domain."""
-
-MOVEMENT_TIME = 0.5
-"""Time step of the denoising gap, as a share of the schedule: there the prompt decides on the look, not on the grain."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,8 @@ class Verdict:
     moved: bool
     """The picture moved towards the prompt, or need not."""
     score: float
-    """S(x'); nan where f is expected to agree with the label nowhere: such a frame cannot be judged, and passes."""
+    """S(x'); nan where f is expected to agree with the label nowhere: such a frame cannot be judged, and
+    passes."""
     classes: np.ndarray
     """a_c(x'), [C]."""
     judged: int
@@ -100,8 +99,8 @@ class Verdict:
     """Their pixels, bool [H, W]."""
     lowest: float
     """The least r_R; 1 where no region is judged."""
-    movement: float
-    """G(x', c) - G(x, c); 0 is the source itself."""
+    movement: float | None
+    """G(x', c) - G(x, c); 0 is the source itself, None where the generator cannot tell."""
 
     @property
     def passed(self) -> bool:
@@ -131,7 +130,8 @@ def regions(label: np.ndarray, least: float) -> np.ndarray:
 
 
 def class_agreement(pred: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """a_c = |{p : pred_p = y_p = c}| / |{p : y_p = c}|, [C] in [0, 1]; nan for a class that the label does not hold."""
+    """a_c = |{p : pred_p = y_p = c}| / |{p : y_p = c}|, [C] in [0, 1]; nan for a class that the label does
+    not hold."""
     matrix = metrics.confusion_matrix(pred, label, classes)
     total = matrix.sum(1)
     return np.divide(np.diagonal(matrix), total, out=np.full(classes, np.nan), where=total > 0)
@@ -145,8 +145,9 @@ def region_agreement(pred: np.ndarray, label: np.ndarray, index: np.ndarray) -> 
 
 
 def kept_agreement(source: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """k_c = min(1, sum a_c(x') / sum a_c(x)), [C] in [0, 1]; 0, so that it is not judged, for a class that f finds in no
-    source image; that of all classes together for one that no frame shows. source, drawn: a_c by frame, [F, C]."""
+    """k_c = min(1, sum a_c(x') / sum a_c(x)), [C] in [0, 1]; 0, so that it is not judged, for a class that f
+    finds in no source image; that of all classes together for one that no frame shows. source, drawn: a_c by
+    frame, [F, C]."""
     found, total = np.nansum(drawn, 0), np.nansum(source, 0)
     whole = found.sum() / total.sum() if total.any() else 0.0
     shown = ~np.isnan(source).all(0)
@@ -156,8 +157,8 @@ def kept_agreement(source: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 def frame_score(expected: np.ndarray, drawn: np.ndarray) -> float:
     """S = sum_c min(a_c(x'), e_c) / sum_c e_c, in [0, 1]; nan where the sum below is 0.
 
-    expected, drawn: e_c and a_c(x'), [C]. A ratio of sums, so that every class of the frame counts as much as f knows
-    it in this domain: small ones as much as the road, those that f never learnt not at all.
+    expected, drawn: e_c and a_c(x'), [C]. A ratio of sums, so that every class of the frame counts as much as
+    f knows it in this domain: small ones as much as the road, those that f never learnt not at all.
     """
     there = ~np.isnan(expected)
     total = expected[there].sum()
@@ -165,42 +166,52 @@ def frame_score(expected: np.ndarray, drawn: np.ndarray) -> float:
 
 
 def region_scores(expected: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """r_R = min(1, a_R(x') / e_R), [n] in [0, 1]; nan where e_R is less than SEEN. expected, drawn: e_R, a_R(x'), [n]."""
+    """r_R = min(1, a_R(x') / e_R), [n] in [0, 1]; nan where e_R is less than SEEN. expected, drawn: e_R,
+    a_R(x'), [n]."""
     ratio = np.divide(drawn, expected, out=np.full(len(expected), np.nan), where=expected >= SEEN)
     return np.minimum(ratio, 1)
 
 
 def thresholds(frame: np.ndarray, lowest: np.ndarray, quantile: float, fraction: float) -> Thresholds:
-    """fraction times the quantile over source frames of S(x~), and of their lowest r_R(x~), with k_c = 1: no transferred
-    image takes part.
+    """fraction times the quantile over source frames of S(x~), and of their lowest r_R(x~), with k_c = 1: no
+    transferred image takes part.
 
-    x~ went through the autoencoder and nothing else, so the quantile is what f loses where the layout is intact; the
-    fraction leaves room for what varies more in a strange domain. frame, lowest: by frame, nan in `frame` left out.
-    Raises: InputError when all frames are nan.
+    x~ went through the autoencoder and nothing else, so the quantile is what f loses where the layout is
+    intact; the fraction leaves room for what varies more in a strange domain. frame, lowest: by frame, nan in
+    `frame` left out. Raises: InputError when all frames are nan.
     """
     if np.isnan(frame).all():
         raise InputError(
-            "the gate's reference network agrees with the label of no source frame: train it longer, or name a network "
-            "that was trained on this data set in gate.reference"
+            "the gate's reference network agrees with the label of no source frame: train it longer, or name "
+            "a network that was trained on this data set in gate.reference"
         )
     return Thresholds(*(fraction * float(np.nanquantile(values, quantile)) for values in (frame, lowest)))
 
 
 def judge(
-    seen: Seen, pred: np.ndarray, limits: Thresholds, kept: np.ndarray, *, movement: float = 0.0, require_movement: bool = False
+    seen: Seen,
+    pred: np.ndarray,
+    limits: Thresholds,
+    kept: np.ndarray,
+    *,
+    movement: float | None = 0.0,
+    require_movement: bool = False,
 ) -> Verdict:
-    """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size. kept: k_c of its domain, [C].
+    """One draw, from f's prediction on it: train ids [H, W] uint8 at the label's size. kept: k_c of its
+    domain, [C].
 
     It passes with S and every r_R at its threshold or above and, where that is required, a movement above 0.
     """
     classes = class_agreement(pred, seen.label, len(seen.classes))
     score = frame_score(kept * seen.classes, classes)
-    parts = region_scores(kept[seen.region_classes] * seen.regions, region_agreement(pred, seen.label, seen.index))
+    parts = region_scores(
+        kept[seen.region_classes] * seen.regions, region_agreement(pred, seen.label, seen.index)
+    )
     failed = parts < limits.region  # nan is not less
     judged = parts[~np.isnan(parts)]
     return Verdict(
         layout=not score < limits.frame,
-        moved=movement > 0 or not require_movement,
+        moved=not require_movement or (movement is not None and movement > 0),
         score=score,
         classes=classes,
         judged=len(judged),
@@ -211,29 +222,12 @@ def judge(
     )
 
 
-@torch.inference_mode()
-def denoising_gap(
-    model: Diffusion, z0: Tensor, text: Tensor, empty: Tensor, hint: Tensor | None, n: Tensor, control_strength: float
-) -> Tensor:
-    """G = ||eps(z_t, t, empty, y) - n||^2 - ||eps(z_t, t, c, y) - n||^2, the mean over latent elements, [B].
-
-    The diffusion model as a classifier between two prompts (Li et al., "Your Diffusion Model is Secretly a Zero-Shot
-    Classifier", ICCV 2023), at one time step and with the same noise n for both, and for x and x'. z0, n [B,C,h,w];
-    text, empty [1,L,M]; hint [B,C0,h,w]. Cost: two evaluations of the networks.
-    """
-    t = zodi.start_timestep(model, MOVEMENT_TIME)
-    z = zodi.diffuse(model, z0, n, t)
-    with_none, with_prompt = (
-        (zodi.predict(model, z, t, c, hint, control_strength=control_strength)[0] - n).square().mean((1, 2, 3))
-        for c in (empty, text)
-    )
-    return with_none - with_prompt
-
-
 class Gate:
     """The reference network f with its thresholds."""
 
-    def __init__(self, config: GateConfig, network: nn.Module, size: tuple[int, int], space: LabelSpace) -> None:
+    def __init__(
+        self, config: GateConfig, network: nn.Module, size: tuple[int, int], space: LabelSpace
+    ) -> None:
         """network: with `predict(images)`, as a trained method has. size: height and width that it sees."""
         self.config, self.network, self.size, self.space = config, network, size, space
         self.limits = Thresholds(frame=0.0, region=0.0)
@@ -248,12 +242,16 @@ class Gate:
 
         Raises: InputError for logits that are not finite.
         """
-        image = transforms.resize_image(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1), self.size)
+        image = transforms.resize_image(
+            torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1), self.size
+        )
         device = next(self.network.parameters()).device
         logits = self.network.predict(image[None].to(device).float() / 255)
         require_finite(logits)
         classes = logits[0].argmax(0)
-        return cv2.resize(classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return cv2.resize(
+            classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT
+        )
 
     def look(self, image: np.ndarray, label: np.ndarray) -> Seen:
         """What f makes of a source image [H, W, 3] uint8 with its label, train ids [H, W] uint8."""
@@ -261,7 +259,7 @@ class Gate:
         classes = class_agreement(pred, label, self.space.classes)
         return Seen(label, index, classes, region_agreement(pred, label, index))
 
-    def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float) -> Verdict:
+    def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float | None) -> Verdict:
         """A draw [h, w, 3] uint8 of the frame that was `seen`."""
         return judge(
             seen, self.predict(picture, seen.label.shape), self.limits, self.kept[domain],
@@ -269,7 +267,8 @@ class Gate:
         )  # fmt: skip
 
     def decision(self, verdict: Verdict) -> str:
-        """What becomes of a frame whose best draw is this: `kept`, `ignored` (its failing regions) or `dropped`."""
+        """What becomes of a frame whose best draw is this: `kept`, `ignored` (its failing regions) or
+        `dropped`."""
         if verdict.passed:
             return "kept"
         if self.config.on_failure == "drop" or not verdict.moved or not verdict.failed:
@@ -277,8 +276,8 @@ class Gate:
         return "ignored"
 
     def record(self, seen: Seen, verdict: Verdict, domain: str, draws: Sequence[dict]) -> dict:
-        """What the manifest tells of a frame: its best draw, and a line of each; agreement by class is what was
-        expected and what was found."""
+        """What the manifest tells of a frame: its best draw, and a line of each; agreement by class is what
+        was expected and what was found."""
         expected = (self.kept[domain] * seen.classes).tolist()
         pairs = zip(self.space.names, expected, verdict.classes.tolist(), strict=True)
         labelled = int((seen.label != IGNORE).sum())
@@ -286,9 +285,12 @@ class Gate:
             "decision": self.decision(verdict), "passed": verdict.passed, "tries": len(draws),
             "score": _finite(verdict.score), "threshold": self.limits.frame,
             "agreement": {name: [round(e, 4), round(a, 4)] for name, e, a in pairs if not np.isnan(e)},
-            "regions": {"judged": verdict.judged, "failed": verdict.failed, "lowest": round(verdict.lowest, 4), "threshold": self.limits.region},
+            "regions": {
+                "judged": verdict.judged, "failed": verdict.failed, "lowest": round(verdict.lowest, 4),
+                "threshold": self.limits.region,
+            },
             "failing_share": round(int(verdict.failing.sum()) / max(labelled, 1), 6),
-            "movement": round(verdict.movement, 8), "draws": list(draws),
+            "movement": _rounded(verdict.movement), "draws": list(draws),
         }  # fmt: skip
 
 
@@ -296,13 +298,17 @@ def draw(seed: int, strength: float, verdict: Verdict) -> dict:
     """What the manifest tells of one draw."""
     return {
         "seed": seed, "strength": strength, "passed": verdict.passed, "score": _finite(verdict.score),
-        "failed_regions": verdict.failed, "movement": round(verdict.movement, 8),
+        "failed_regions": verdict.failed, "movement": _rounded(verdict.movement),
     }  # fmt: skip
 
 
 def _finite(score: float) -> float | None:
     """JSON has no nan."""
     return None if np.isnan(score) else round(score, 6)
+
+
+def _rounded(movement: float | None) -> float | None:
+    return None if movement is None else round(movement, 8)
 
 
 def redraw_seed(seed: int, frame_id: str, attempt: int) -> int:

@@ -1,8 +1,8 @@
-"""A diffusion model at work on batches of frames: encode once, then every target domain, redrawn where a gate asks.
+"""A generator at work on batches of frames: prepared once, then every target domain, redrawn where a gate
+asks.
 
-All batches of one working size have the same number of rows, the last one filled up with repeats, and so have those of
-redraws: a frame's picture does not depend on its neighbours. What a batch yields is whole; one that ran out of memory
-is begun again with half of the rows.
+What a batch yields is whole; one that ran out of memory is begun again with half of the rows. A frame that
+the generator cannot make is reported, and its neighbours are made without it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from segshift import diffusion, gate, runs
+from segshift import gate, runs
 from segshift.config import TransferConfig
-from segshift.diffusion import Diffusion
 from segshift.gate import Gate, Seen, Verdict
+from segshift.generators import DiffusionFamily, Domain, FrameError, Generator, Source
+from segshift.generators.base import resize
 from segshift.labels import LabelSpace
 from segshift.methods import zodi
 from segshift.runs import InputError
@@ -27,29 +28,12 @@ from segshift.runs import InputError
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Target:
-    """One target domain."""
+@dataclass(eq=False)
+class Sample(Source):
+    """One source image on its way through the generator."""
 
-    slug: str
-    """Its folder: a known name, or the sentence with dashes."""
-    prompt: str
-    strength: float
-
-
-@dataclass
-class Sample:
-    """One source image on its way through the model."""
-
-    id: str
-    image: np.ndarray
-    """[H, W, 3] uint8."""
-    label: np.ndarray | None
-    """Train ids [H, W] uint8; None where neither the layout nor a gate uses them."""
     wanted: list[str] = field(default_factory=list)
     """Domains not made yet."""
-    label_ids: np.ndarray | None = None
-    """Cityscapes' own ids [H, W] that the train ids were made from; None in the default mode and for other data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +41,14 @@ class Made:
     """One transferred image, and how it was drawn."""
 
     sample: Sample
-    goal: Target
+    domain: Domain
+    """With the strength of this draw."""
     picture: np.ndarray
     """[h, w, 3] uint8."""
     seconds: float
-    """That its batch took, by frame, redraws included, and for the first domain what is done once."""
+    """Batch time per frame, including redraws; the first domain also carries what is done once."""
     seed: int
-    strength: float
-    draws: tuple[dict, ...] = ()
+    draws: tuple[dict[str, Any], ...] = ()
     """What the gate said of every draw of the frame, in order."""
     seen: Seen | None = None
     """What the gate's network makes of the source; None without a gate, as the verdict."""
@@ -72,20 +56,26 @@ class Made:
 
 
 @dataclass(frozen=True, eq=False)
+class Failed:
+    """One image that could not be made."""
+
+    sample: Sample
+    domain: Domain
+    error: FrameError
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of one working size, encoded; rows after the last sample repeat it."""
+    """Samples of one working size."""
 
     samples: list[Sample]
-    rows: int
-    z0: Tensor
-    """[rows,C,h,w]."""
-    hint: Tensor | None
-    """[rows,C0,h,w]; None without the ControlNet."""
+    prepared: Any
+    """The generator's."""
     seen: list[Seen | None]
     """By sample; None without a gate."""
 
 
-def targets(config: TransferConfig) -> tuple[Target, ...]:
+def targets(config: TransferConfig) -> tuple[Domain, ...]:
     """Folder, prompt and strength of each target domain. Raises: InputError."""
     found = {}
     for name in config.to:
@@ -93,95 +83,64 @@ def targets(config: TransferConfig) -> tuple[Target, ...]:
         strength = strength if config.strength is None else config.strength
         slug = runs.slug(name)
         if not slug or slug in found:
-            raise InputError(f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})")
-        found[slug] = Target(slug, prompt + zodi.QUALITY, strength)
+            raise InputError(
+                f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})"
+            )
+        found[slug] = Domain(slug, prompt + zodi.QUALITY, strength)
     if not found:
         raise InputError("no target domain: name at least one, as in --to night")
     return tuple(found.values())
 
 
 class Worker:
-    """A loaded model with everything that is the same for all frames: settings, prompts, palette."""
+    """A generator with everything that is the same for all frames: settings, domains, gate."""
 
-    def __init__(self, config: TransferConfig, space: LabelSpace, model: Diffusion) -> None:
-        """Raises: InputError on settings that this model cannot follow."""
-        given, default = config, model.defaults
-        self.config, self.space, self.model = config, space, model
+    def __init__(self, config: TransferConfig, space: LabelSpace, model: Generator | DiffusionFamily) -> None:
+        """Raises: InputError on settings that this generator cannot follow."""
+        self.config, self.space = config, space
         self.goals = targets(config)
-        self.short_side = default.short_side if given.short_side is None else given.short_side
-        self.palette = "cityscapes" if config.mode == "reference" else default.palette
         self.limit = config.batch_size
         self.gate: Gate | None = None
-        self.settings = zodi.Sampling(
-            strength=1,
-            steps=default.steps if given.steps is None else given.steps,
-            guidance=default.guidance if given.guidance is None else given.guidance,
-            eta=default.eta if given.eta is None else given.eta,
-            control_strength=config.control_strength,
-            inversion=config.inversion,
-        )
-        self._check()
-        self.negative = diffusion.embed(model, zodi.NEGATIVE_PROMPT)
-        self.empty = diffusion.embed(model, "") if config.gate else None
-        self.texts = {goal.slug: diffusion.embed(model, goal.prompt) for goal in self.goals}
-
-    def _check(self) -> None:
-        steps, most = self.settings.steps, self.model.scheduler.config.num_train_timesteps - 1
-        if not 1 <= steps <= most:
-            raise InputError(f"{steps} steps: expected 1 to {most}, the time steps of {self.model.name}")
+        if isinstance(model, DiffusionFamily):
+            model = zodi.ZoDi(model, config, space, self.goals)
+        self.generator: Generator = model
         for goal in self.goals:
-            if self.sampling(goal.strength).walked < 1:
-                raise InputError(
-                    f"strength {goal.strength} of {steps} steps walks none, and the image would be noise: give a "
-                    f"strength of {1 / steps:.3g} or more, or more steps"
-                )
-            if self.sampling(lowest := self.strength(goal, self.tries - 1)).walked < 1:
-                raise InputError(
-                    f"strength {lowest:.3g}, of draw {self.tries} of '{goal.slug}', walks none of {steps} steps: give "
-                    "fewer gate.tries, a gate.strength_factor nearer to 1, or more steps"
-                )
-        if self.config.control:
-            names = [name for name in self.space.names if not zodi.colour(name, self.palette)]
-            if len(names) == self.space.classes:
-                raise InputError(
-                    f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the ControlNet's "
-                    f"palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or use no control"
-                )
-            if names:
-                _log.warning("no colour in palette '%s', drawn black: %s", self.palette, ", ".join(names))
+            for attempt in (0, self.tries - 1):
+                self.generator.check(self.drawn(goal, attempt), attempt)
+        if config.gate and config.gate.require_movement and not self.generator.measures_movement:
+            raise InputError(
+                f"--gate.require-movement needs a diffusion model, and {self.generator.name} is none: leave "
+                "it out"
+            )
 
     @property
     def tries(self) -> int:
         """Draws of a frame at most."""
         return self.config.gate.tries if self.config.gate else 1
 
-    def strength(self, goal: Target, attempt: int) -> float:
-        """Noise strength of a frame's draw 0, 1, ..."""
-        return goal.strength * (self.config.gate.strength_factor if self.config.gate else 1) ** attempt
-
-    def sampling(self, strength: float) -> zodi.Sampling:
-        return replace(self.settings, strength=strength)
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Working size (height, width) of an image."""
-        return zodi.working_size(height, width, self.short_side)
+    def drawn(self, goal: Domain, attempt: int) -> Domain:
+        """The domain at the strength of a frame's draw 0, 1, ..."""
+        factor = self.config.gate.strength_factor if self.config.gate else 1
+        return replace(goal, strength=goal.strength * factor**attempt)
 
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
-        """D(E(x)) [h, w, 3] uint8 at the working size, of an image [H, W, 3] uint8. Raises: InputError out of memory."""
+        """What the generator leaves of an image [H, W, 3] uint8 without any change of domain, [h, w, 3] uint8
+        at the working size. Raises: InputError out of memory."""
         try:
-            z0 = zodi.encode(self.model, self._stack([zodi.resize(image, self.size(*image.shape[:2]))], 1))
-            return _pictures(zodi.decode(self.model, z0))[0]
+            return self.generator.reconstruct(image)
         except torch.OutOfMemoryError as error:
             raise self._too_little(image) from error
 
     def _too_little(self, image: np.ndarray) -> InputError:
+        cure = "--diffusion.dtype float16, " if self.config.generator is None else ""
         return InputError(
-            f"{self.model.device} has too little memory for one image of {image.shape[:2]}: "
-            "give a smaller --short-side, --diffusion.dtype float16, or another device"
+            f"{self.generator.device} has too little memory for one image of {image.shape[:2]}: "
+            f"give a smaller --short-side, {cure}or another device"
         )
 
-    def run(self, samples: list[Sample], rows: int) -> Iterator[Made]:
-        """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs out.
+    def run(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
+        """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs
+        out.
 
         Raises: InputError out of memory at one row.
         """
@@ -196,27 +155,23 @@ class Worker:
             # outside the handler, which keeps the tensors of the failed batch alive
             self.limit = rows // 2
             _log.warning("out of memory with %d images at once, going on with %d", rows, self.limit)
-            if self.model.device.type == "cuda":
+            if self.generator.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def run_all(self, samples: list[Sample]) -> Iterator[Made]:
+    def run_all(self, samples: list[Sample]) -> Iterator[Made | Failed]:
         """`run` for samples of any sizes, in batches as large as the configuration's at most."""
         by_size: dict[tuple[int, int], list[Sample]] = {}
         for sample in samples:
-            by_size.setdefault(self.size(*sample.image.shape[:2]), []).append(sample)
+            by_size.setdefault(self.generator.size(*sample.image.shape[:2]), []).append(sample)
         for group in by_size.values():
             yield from self.run(group, min(len(group), self.config.batch_size))
 
-    def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made]:
+    def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
         started = perf_counter()
-        size = self.size(*samples[0].image.shape[:2])
-        z0 = zodi.encode(self.model, self._stack([zodi.resize(s.image, size) for s in samples], rows))
-        hint = None
-        if self.config.control:
-            drawn = {"palette": self.palette, "reference": self.config.mode == "reference"}
-            layouts = [zodi.layout(s.label, self.space, size, **drawn, label_ids=s.label_ids) for s in samples]
-            hint = zodi.embed_layout(self.model, self._stack(layouts, rows))
-        batch = Batch(samples, rows, z0, hint, [self.gate.look(s.image, s.label) if self.gate else None for s in samples])
+        prepared = self.generator.prepare(samples, rows)
+        batch = Batch(
+            samples, prepared, [self.gate.look(s.image, s.label) if self.gate else None for s in samples]
+        )
         for goal in self.goals:
             chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]
             if not chosen:
@@ -224,105 +179,88 @@ class Worker:
             best = self._best(batch, goal, chosen)
             seconds = (perf_counter() - started) / len(chosen)
             for i in chosen:
-                picture = best[i].picture
-                if self.config.output_size == "source":
-                    picture = zodi.resize(picture, samples[i].image.shape[:2])
                 samples[i].wanted.remove(goal.slug)
-                yield replace(best[i], picture=picture, seconds=seconds)
+                yield self._finished(best[i], seconds)
             started = perf_counter()
 
-    def _best(self, batch: Batch, goal: Target, chosen: list[int]) -> dict[int, Made]:
+    def _finished(self, one: Made | Failed, seconds: float) -> Made | Failed:
+        if isinstance(one, Failed):
+            return one
+        picture = one.picture
+        if self.config.output_size == "source":
+            picture = resize(picture, one.sample.image.shape[:2])
+        return replace(one, picture=picture, seconds=seconds)
+
+    def _best(self, batch: Batch, goal: Domain, chosen: list[int]) -> dict[int, Made | Failed]:
         """The chosen samples' best draws: the first that passes the gate, or the one that fails it least."""
-        gap_of: dict[int, float] = {}
-        if self.gate:
-            index = _fill(chosen, batch.rows)
-            gap_of = dict(zip(index, self._gaps(batch.z0[index], batch, goal, index), strict=True))
-        best: dict[int, Made] = {}
+        before: dict[int, float] = {}
+        if self.gate and self.generator.measures_movement:
+            before = dict(
+                zip(chosen, self.generator.movement(batch.prepared, chosen, goal, None), strict=True)
+            )
+        best: dict[int, Made | Failed] = {}
         waiting = chosen
         for attempt in range(self.tries if self.gate else 1):
-            for i, made in zip(waiting, self._draw(batch, goal, waiting, attempt, gap_of), strict=True):
-                if not self.gate:
-                    best[i] = made
-                    continue
-                before = best.get(i)
-                told = (*(before.draws if before else ()), gate.draw(made.seed, made.strength, made.verdict))
-                better = before is None or made.verdict.rank > before.verdict.rank
-                best[i] = replace(made if better else before, draws=told)
-            waiting = [i for i in waiting if self.gate and not best[i].verdict.passed]
+            for i, made in self._draw(batch, goal, waiting, attempt, before).items():
+                best[i] = _better(best.get(i), made)
+            waiting = [i for i in waiting if not _settled(best[i])]
             if not waiting:
                 break
         return best
 
     def _draw(
-        self, batch: Batch, goal: Target, chosen: list[int], attempt: int, gap_of: dict[int, float]
-    ) -> Iterator[Made]:
-        """One draw of each chosen sample. gap_of: denoising gap of their source images, for the gate."""
-        index, strength = _fill(chosen, batch.rows), self.strength(goal, attempt)
-        ids = [batch.samples[i].id for i in index]
-        seeds = [gate.redraw_seed(self.config.seed, id, attempt) for id in ids]
-        drawn = zodi.transfer(
-            self.model, batch.z0[index], self.texts[goal.slug], self.negative,
-            None if batch.hint is None else batch.hint[index], self.sampling(strength),
-            self._noise(ids, seeds, goal.slug, batch.z0.shape[1:]),
-        )  # fmt: skip
-        pictures = _pictures(drawn)
-        gaps = self._gaps(zodi.encode(self.model, drawn.float() / 255), batch, goal, index) if self.gate else None
-        for row, i in enumerate(chosen):
-            made = Made(batch.samples[i], goal, pictures[row], 0.0, seeds[row], strength)
-            if self.gate:
-                verdict = self.gate.judge(batch.seen[i], pictures[row], goal.slug, gaps[row] - gap_of[i])
-                made = replace(made, seen=batch.seen[i], verdict=verdict)
-            yield made
+        self, batch: Batch, goal: Domain, chosen: list[int], attempt: int, before: dict[int, float]
+    ) -> dict[int, Made | Failed]:
+        """One draw of each chosen sample. before: movement of their source images, where the generator can
+        tell."""
+        domain = self.drawn(goal, attempt)
+        seeds = [gate.redraw_seed(self.config.seed, batch.samples[i].id, attempt) for i in chosen]
+        try:
+            pictures = self.generator.generate(batch.prepared, chosen, domain, seeds)
+        except FrameError as error:
+            if len(chosen) == 1:
+                return {i: Failed(batch.samples[i], domain, error) for i in chosen}
+            alone = (self._draw(batch, goal, [i], attempt, before) for i in chosen)
+            return {i: made for one in alone for i, made in one.items()}
+        moved: Sequence[float | None] = [None] * len(chosen)
+        if before:
+            after = self.generator.movement(batch.prepared, chosen, domain, pictures)
+            moved = [gap - before[i] for i, gap in zip(chosen, after, strict=True)]
+        made: dict[int, Made | Failed] = {}
+        for i, picture, seed, movement in zip(chosen, pictures, seeds, moved, strict=True):
+            one = Made(batch.samples[i], domain, picture, 0.0, seed)
+            if self.gate and (seen := batch.seen[i]):
+                verdict = self.gate.judge(seen, picture, goal.slug, movement)
+                draws = (gate.draw(seed, domain.strength, verdict),)
+                one = replace(one, seen=seen, verdict=verdict, draws=draws)
+            made[i] = one
+        return made
 
-    def _gaps(self, z0: Tensor, batch: Batch, goal: Target, index: list[int]) -> list[float]:
-        """The denoising gap of each row: z0 are the latents of the samples `index`, or of draws of them."""
-        noise = torch.stack(
-            [zodi.noise(self.config.seed, batch.samples[i].id, "movement", 0, z0.shape[1:]) for i in index]
-        )
-        return gate.denoising_gap(
-            self.model, z0, self.texts[goal.slug], self.empty, None if batch.hint is None else batch.hint[index],
-            noise.to(z0), self.config.control_strength,
-        ).tolist()  # fmt: skip
-
-    def _stack(self, pictures: list[np.ndarray], rows: int) -> Tensor:
-        """[H, W, 3] uint8 each to [rows, 3, H, W] in [0, 1] on the device."""
-        batch = torch.from_numpy(np.stack([pictures[i] for i in _fill(range(len(pictures)), rows)]))
-        return batch.to(self.model.device).permute(0, 3, 1, 2).float() / 255
-
-    def _noise(self, ids: list[str], seeds: list[int], slug: str, shape: tuple[int, ...]) -> zodi.Noise:
-        if self.config.mode == "reference":  # one seed is one stream, and every image of that seed gets its numbers
-            streams = {seed: zodi.published_noise(seed, (1, *shape)) for seed in seeds}
-
-            def published(step: int) -> Tensor:
-                noises = {seed: draw(step) for seed, draw in streams.items()}
-                return torch.cat([noises[seed] for seed in seeds])
-
-            return published
-        keys = list(zip(seeds, ids, strict=True))
-        return lambda step: torch.stack([zodi.noise(seed, id, slug, step, shape) for seed, id in keys])
-
-    def line(self, made: Made, size: tuple[int, int], sha256: str | None) -> dict:
+    def line(self, made: Made, size: tuple[int, int], sha256: str | None) -> dict[str, Any]:
         """One line of the manifest. sha256: of the image file; None where there is none."""
-        config, settings = self.config, self.settings
-        told = {
-            "id": made.sample.id, "domain": made.goal.slug, "prompt": made.goal.prompt,
-            "negative_prompt": zodi.NEGATIVE_PROMPT, "strength": made.strength, "seed": made.seed, "mode": config.mode,
-            "settings": {
-                "inversion": settings.inversion, "control": config.control, "steps": settings.steps,
-                "guidance": settings.guidance, "eta": settings.eta, "control_strength": settings.control_strength,
-                "palette": self.palette, "working_size": size, "output_size": config.output_size,
-                "dtype": config.diffusion.dtype,
-            },
-            "model": self.model.name, "weights": self.model.hashes, "seconds": round(made.seconds, 3), "sha256": sha256,
+        domain, generator = made.domain, self.generator
+        record = {
+            "id": made.sample.id, "domain": domain.slug, "prompt": domain.prompt,
+            "negative_prompt": generator.negative_prompt, "strength": domain.strength, "seed": made.seed,
+            "mode": self.config.mode, "settings": generator.settings(size, self.config.output_size),
+            "model": generator.name, "weights": generator.hashes, "seconds": round(made.seconds, 3),
+            "sha256": sha256,
         }  # fmt: skip
-        return told | {"gate": self.gate.record(made.seen, made.verdict, made.goal.slug, made.draws)} if self.gate else told
+        if self.gate and made.seen and made.verdict:
+            record["gate"] = self.gate.record(made.seen, made.verdict, domain.slug, made.draws)
+        return record
 
 
-def _pictures(images: Tensor) -> np.ndarray:
-    """[B,3,h,w] uint8 to [B, h, w, 3] on the CPU."""
-    return images.permute(0, 2, 3, 1).cpu().numpy()
+def _better(before: Made | Failed | None, now: Made | Failed) -> Made | Failed:
+    """The better of a frame's draws so far and a new one, with what the gate said of all; a failure counts
+    for nothing."""
+    if before is None or isinstance(before, Failed):
+        return now
+    if isinstance(now, Failed) or before.verdict is None or now.verdict is None:
+        return before
+    best = now if now.verdict.rank > before.verdict.rank else before
+    return replace(best, draws=(*before.draws, *now.draws))
 
 
-def _fill(chosen: Sequence[int], rows: int) -> list[int]:
-    """`chosen` with its last one repeated up to `rows`."""
-    return [*chosen, *[chosen[-1]] * (rows - len(chosen))]
+def _settled(one: Made | Failed) -> bool:
+    return isinstance(one, Made) and (one.verdict is None or one.verdict.passed)

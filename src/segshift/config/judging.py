@@ -134,6 +134,9 @@ class EstimateConfig(Settings):
     """Images per batch."""
     device: Device = "auto"
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
+    generator: str | None = None
+    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the diffusion model of
+    --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
 

@@ -20,6 +20,7 @@ from segshift.settings import (
     Settings,
     Share,
     Steps,
+    option,
 )
 
 
@@ -52,18 +53,19 @@ class GateConfig(Settings):
     prefix: ClassVar[str] = "gate."
 
     reference: RunText | None = None
-    """Run folder of `segshift train --method source_only` on the same classes; with colour jitter it is the better
-    judge of strange domains."""
+    """Run folder of `segshift train --method source_only` on the same classes; with colour jitter it is the
+    better judge of strange domains."""
     tries: Annotated[int, Field(ge=1, le=100)] = 3
     """Draws of a frame at most, the first included; 1 judges and never redraws. The best one is kept."""
     strength_factor: PositiveShare = 0.9
-    """Noise strength of each further draw as a factor on the one before, in (0, 1]; 1 changes the seed alone."""
+    """Noise strength of each further draw as a factor on the one before, in (0, 1]; 1 changes the seed
+    alone."""
     quantile: Share = 0.05
-    """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through the
-    autoencoder alone, and of their worst regions' scores."""
+    """The thresholds start from this quantile, in [0, 1], of the scores of source frames that went through
+    the autoencoder alone, and of their worst regions' scores."""
     fraction: PositiveShare = 0.9
-    """The thresholds are this fraction of it, in (0, 1]: room for chance. What the domain costs the reference network
-    on average is measured, and is in the scores."""
+    """The thresholds are this fraction of it, in (0, 1]: room for chance. What the domain costs the reference
+    network on average is measured, and is in the scores."""
     sample: Count = 200
     """Source frames to measure the thresholds on; all where there are fewer."""
     least_region: Share = 0.001
@@ -71,13 +73,15 @@ class GateConfig(Settings):
     require_movement: bool = False
     """A draw that is no nearer to the prompt than its source fails, too."""
     on_failure: Literal["ignore", "drop"] = "ignore"
-    """Of a frame that still fails after all tries. `ignore`: its failing regions become void in its label; it is left out
-    where it fails as a whole only. `drop`: it is left out."""
+    """Of a frame that still fails after all tries. `ignore`: its failing regions become void in its label; it
+    is left out where it fails as a whole only. `drop`: it is left out."""
 
 
 def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig()) -> GateConfig | None:
     if gate != GateConfig() and not gate.reference:
-        raise InputError("options of a gate, but no reference network: add --gate.reference RUN, or leave them out")
+        raise InputError(
+            "options of a gate, but no reference network: add --gate.reference RUN, or leave them out"
+        )
     return gate if gate.reference else None
 
 
@@ -92,7 +96,8 @@ class TransferConfig(Settings):
     source: DataText
     """Labelled data set as layout:path[:subset]."""
     to: tuple[str, ...] = ("night",)
-    """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a sandstorm")."""
+    """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a
+    sandstorm")."""
     strength: PositiveShare | None = None
     """Noise strength s in (0, 1]; None takes the published one of a known domain, 0.75 for a sentence."""
     mode: Literal["default", "reference"] = "default"
@@ -117,11 +122,37 @@ class TransferConfig(Settings):
     seed: Seed = 42
     """A frame's result depends on (seed, frame id, domain, settings) alone."""
     batch_size: Count = 8
-    """Images per batch; halved when the device runs out of memory. Changes no result by more than a grey level."""
+    """Images per batch; halved when the device runs out of memory. Changes no result by more than a grey
+    level."""
     shard: str = "0/1"
-    """i/n: this process takes every n-th frame starting at i (job arrays); torchrun's ranks divide it further."""
+    """i/n: this process takes every n-th frame starting at i (job arrays); torchrun's ranks divide it
+    further."""
     labels: Literal["link", "copy"] = "link"
     """Labels in the output tree: symbolic links to the source's, or copies."""
     gate: OptionalGate = None
     """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
+    generator: str | None = None
+    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the
+    diffusion model of --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    _OF_DIFFUSION: ClassVar[tuple[str, ...]] = (
+        "mode", "inversion", "control", "steps", "guidance", "eta", "control_strength", "diffusion",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.custom_generator:
+            return
+        default = TransferConfig(source=self.source)
+        for name in self._OF_DIFFUSION:
+            if getattr(self, name) != getattr(default, name):
+                raise InputError(
+                    f"{option(name)} is for a diffusion model, and --generator {self.generator} is your own: "
+                    "leave one of them out"
+                )
+
+    @property
+    def custom_generator(self) -> bool:
+        """Whether the generator is the user's own, module:factory."""
+        return self.generator is not None and ":" in self.generator

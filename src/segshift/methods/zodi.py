@@ -9,44 +9,52 @@ Azuma, Matsui, Maki, "ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Ima
 | x' | transferred image: the look of the target domain, the layout of x |
 | E, D | VAE encoder and decoder; z0 = scale E(x), scale = 0.18215 in Stable Diffusion |
 | abar_t | cumulative alpha of the noise schedule at time step t in 0 .. T-1, T = 1000 |
-| eps(z, t, c, y) | noise predicted by the UNet under the prompt c, with the ControlNet on y |
+| z_t = a z0 + b n | a = sqrt(abar_t), b = sqrt(1 - abar_t); other families have other a and b |
+| eps(z, t, c, y) | noise predicted under the prompt c, with the ControlNet on y |
 | n | Gaussian noise |
 | s, t, k | noise strength in (0, 1], t = int(s T), k = int(s N) |
 | N, eta, w | DDIM steps over the whole schedule, DDIM's eta in [0, 1], guidance scale |
 
-Shapes: B images, H x W pixels at the working size, C latent channels at h x w (Stable Diffusion: 4, H/8 x W/8),
-L tokens of width M, hint: the ControlNet's embedding of the layout [B,C0,h,w]. Latents are float32 whatever the
-networks compute in.
+The model is any `DiffusionFamily` (segshift.generators.base); the formulas are in
+segshift.generators.schedule. Shapes: B images, H x W pixels at the working size, C latent channels at h x w
+(Stable Diffusion: 4, H/8 x W/8), text of one row, hint of B rows. Latents are float32 whatever the networks
+compute in.
 
 Where this differs from the paper's text or the published code:
 - s = 1 asks for t = T, which does not exist (the published code stops there): t = T - 1 is taken.
 - z0 is the mode of E's posterior, as in the recorded runs; the code as published draws a sample of it.
 - The two passes of classifier-free guidance run as one batch of 2B, and only the conditional one when w = 1.
 - The ControlNet's embedding of the layout is computed once per image, not at every step.
-- A v-prediction is turned into eps and x0 without dividing by sqrt(abar_t), so any Stable Diffusion 2 works.
-- Void pixels are black in the layout. Only the reference mode paints those of Cityscapes' label files in the colours of
-  their own ids (a tunnel, a trailer), which is what the published layouts show.
-- The published code asks for a bilinear resize of the layout, but only after the image's rule (area, Lanczos) has made
-  it that size already; so area and Lanczos is what happens, and what the reference mode does.
-- The walk starts at the grid point of step k (851 for s = 0.9, N = 20) although z_t holds the noise of t = 900. This is
-  kept, in both modes: it is how the published results were made.
+- Void pixels are black in the layout. Only the reference mode paints those of Cityscapes' label files in the
+  colours of their own ids (a tunnel, a trailer), which is what the published layouts show.
+- The published code asks for a bilinear resize of the layout, but only after the image's rule (area, Lanczos)
+  has made it that size already; so area and Lanczos is what happens, and what the reference mode does.
+- The walk starts at the grid point of step k (851 for s = 0.9, N = 20) although z_t holds the noise of t =
+  900. This is kept, in both modes: it is how the published results were made.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segshift.diffusion import Diffusion
+from segshift.config import TransferConfig
+from segshift.generators import schedule
+from segshift.generators.base import DiffusionFamily, Domain, Generator, Record, Source, resize, take
+from segshift.generators.movement import denoising_gap
 from segshift.labels import ADE20K_COLOURS, CITYSCAPES, CITYSCAPES_VOID_COLOURS, IGNORE, Colour, LabelSpace
 from segshift.runs import InputError
+
+_log = logging.getLogger(__name__)
 
 # ----------------------------------------------------------------------- 3.1 zero-shot image transfer
 
@@ -60,7 +68,8 @@ DOMAINS: dict[str, tuple[str, float]] = {
 """Prompt and noise strength of the published target domains."""
 
 SENTENCE_STRENGTH = 0.75
-"""Noise strength of a target domain that the user describes in a sentence (ours: between night and weather)."""
+"""Noise strength of a target domain that the user describes in a sentence (ours: between night and
+weather)."""
 
 QUALITY = ", best quality"
 """Follows every prompt."""
@@ -102,16 +111,20 @@ class Sampling:
         return int(self.strength * self.steps)
 
 
+LONGEST_SIDE = 16_384
+"""Pixels of a picture's longer side at the working size."""
+
+
 def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64."""
+    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64.
+
+    Raises: InputError for a picture so narrow that its other side passes LONGEST_SIDE.
+    """
     scale = short_side / min(height, width)
-    return max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3] uint8 to `size`: Lanczos where the short side grows, area where it shrinks."""
-    grows = min(size) > min(image.shape[:2])
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
+    size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
+    if max(size) > LONGEST_SIDE:
+        raise InputError(f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it first")
+    return size
 
 
 def colour(name: str, palette: str) -> Colour | None:
@@ -130,9 +143,9 @@ def layout(
 ) -> np.ndarray:
     """Train ids [H, W] uint8 as the picture [h, w, 3] uint8 that the ControlNet sees.
 
-    Nearest neighbour by default, so no colour appears that stands for no class; `reference` resizes as published.
-    A class that the palette does not know is black, like void. label_ids: Cityscapes' `labelIds` [H, W], 0 to 34, that
-    the train ids were made from; with them void pixels have Cityscapes' colours.
+    Nearest neighbour by default, so no colour appears that stands for no class; `reference` resizes as
+    published. A class that the palette does not know is black, like void. label_ids: Cityscapes' `labelIds`
+    [H, W], 0 to 34, that the train ids were made from; with them void pixels have Cityscapes' colours.
     """
     table = np.zeros((256, 3), np.uint8)
     for train_id, name in enumerate(space.names):
@@ -147,7 +160,8 @@ def layout(
 
 
 def noise(seed: int, frame_id: str, domain: str, step: int, shape: tuple[int, ...]) -> Tensor:
-    """Gaussian noise of one frame and step: a function of these arguments alone, on every machine and device."""
+    """Gaussian noise of one frame and step: a function of these arguments alone, on every machine and
+    device."""
     key = hashlib.sha256(repr((seed, frame_id, domain, step)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big"))
     return torch.randn(shape, generator=generator)
@@ -159,161 +173,257 @@ def published_noise(seed: int, shape: tuple[int, ...]) -> Noise:
     return lambda step: torch.randn(shape, generator=generator)
 
 
-@torch.inference_mode()
-def embed_layout(model: Diffusion, control: Tensor) -> Tensor:
-    """The layout as the ControlNet takes it in: [B,3,H,W] in [0, 1] to the hint [B,C0,h,w]."""
-    return model.controlnet.controlnet_cond_embedding(control.to(model.dtype))
-
-
-@torch.inference_mode()
-def encode(model: Diffusion, images: Tensor) -> Tensor:
-    """z0 = scale E(x): [B,3,H,W] in [0, 1] to [B,C,h,w]."""
-    posterior = model.vae.encode((2 * images - 1).to(model.dtype)).latent_dist
-    return model.vae.config.scaling_factor * posterior.mode().float()
-
-
-def decode(model: Diffusion, z: Tensor) -> Tensor:
-    """x' = D(z / scale): [B,C,h,w] to [B,3,H,W] uint8, cut off (not rounded) to grey levels as published.
-
-    Raises: InputError when the arithmetic overflowed, of which a black picture would tell nobody.
-    """
-    images = model.vae.decode((z / model.vae.config.scaling_factor).to(model.dtype)).sample.float()
-    if not images.isfinite().all():
-        raise InputError(
-            f"{model.name} made a picture that is not finite in {model.dtype}: take --diffusion.dtype bfloat16 or float32, "
-            "in a new folder"
-        )
-    return (images * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-
-
-def alpha(model: Diffusion, t: int) -> float:
-    """abar_t; before the first time step it is abar_0, or 1 where the model's schedule says so."""
-    return float(model.scheduler.alphas_cumprod[t] if t >= 0 else model.scheduler.final_alpha_cumprod)
-
-
-def timesteps(model: Diffusion, steps: int) -> list[int]:
-    """The leading DDIM grid, ascending: 1, 51, ..., 951 for N = 20."""
-    config = model.scheduler.config
-    return [i * (config.num_train_timesteps // steps) + config.steps_offset for i in range(steps)]
-
-
-def start_timestep(model: Diffusion, strength: float) -> int:
-    """t = int(s T), the time step that inversion noises to."""
-    total = model.scheduler.config.num_train_timesteps
-    return min(int(strength * total), total - 1)
-
-
-def diffuse(model: Diffusion, z0: Tensor, n: Tensor, t: int) -> Tensor:
-    """z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) n."""
-    abar = alpha(model, t)
-    return abar**0.5 * z0 + (1 - abar) ** 0.5 * n
-
-
-def predict(
-    model: Diffusion,
-    z: Tensor,
-    t: int,
-    text: Tensor,
-    hint: Tensor | None,
-    *,
-    negative: Tensor | None = None,
-    guidance: float = 1.0,
-    control_strength: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """eps(z, t, c, y) and the image latent x0 that it implies, both [B,C,h,w].
-
-    text, negative: [1,L,M]. hint: [B,C0,h,w], or None to go without the ControlNet. With a `negative` and guidance
-    w != 1: eps = eps(negative) + w (eps(text) - eps(negative)), the layout acting in both.
-    """
-    guided = negative is not None and guidance != 1
-    words = torch.cat([c.expand(len(z), -1, -1) for c in ((negative, text) if guided else (text,))])
-    inputs = (torch.cat((z, z)) if guided else z).to(model.dtype), t, words.to(model.dtype)
-    residuals = {}
-    if hint is not None:
-        hints = torch.cat((hint, hint)) if guided else hint
-        down, middle = _controlnet(model, *inputs, hints, control_strength)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    output = model.unet(*inputs, **residuals, return_dict=False)[0].float()
-    if guided:
-        unconditional, conditional = output.chunk(2)
-        output = unconditional + guidance * (conditional - unconditional)
-    a, b = alpha(model, t) ** 0.5, (1 - alpha(model, t)) ** 0.5
-    if model.scheduler.config.prediction_type == "v_prediction":  # v = a eps - b x0
-        return a * output + b * z, a * z - b * output
-    return output, (z - b * output) / a
-
-
-def _controlnet(model: Diffusion, z: Tensor, t: int, text: Tensor, hint: Tensor, strength: float):
-    """The ControlNet's residuals for a layout that is embedded already; diffusers would embed it at every step."""
-    embedding, model.controlnet.controlnet_cond_embedding = model.controlnet.controlnet_cond_embedding, _AS_IT_IS
-    try:
-        return model.controlnet(z, t, text, controlnet_cond=hint, conditioning_scale=strength, return_dict=False)
-    finally:
-        model.controlnet.controlnet_cond_embedding = embedding
-
-
-_AS_IT_IS = nn.Identity()
-
-
 def invert(
-    model: Diffusion, z0: Tensor, text: Tensor, hint: Tensor | None, sampling: Sampling, noises: Noise
+    model: DiffusionFamily,
+    z0: Tensor,
+    text: Record,
+    hint: Record | None,
+    sampling: Sampling,
+    noises: Noise | None,
 ) -> Tensor:
     """z_t, the start of the walk [B,C,h,w].
 
     Stochastic inversion noises z0 with n, predicts the noise once without guidance, and noises z0 with that
-    prediction: it carries the structure of the image, which n does not. Ablations: plain noise n (SDEdit), and DDIM
-    inversion, which goes up the grid that the walk comes down.
+    prediction: it carries the structure of the image, which n does not. Ablations: plain noise n (SDEdit),
+    and DDIM inversion, which goes up the grid that the walk comes down. noises: None with `ddim`, which draws
+    none.
     """
     if sampling.inversion == "ddim":
-        z, before = z0, alpha(model, -1)
-        for t in timesteps(model, sampling.steps)[: sampling.walked]:
-            eps, _ = predict(model, z, t, text, hint, control_strength=sampling.control_strength)
-            x0 = (z - (1 - before) ** 0.5 * eps) / before**0.5
-            z, before = diffuse(model, x0, eps, t), alpha(model, t)
+        z = z0
+        for here, there in pairwise(reversed(walk(model, z0, sampling))):
+            eps, _ = model.denoise(z, there, text, hint, sampling.control_strength)
+            x0 = schedule.eps_and_x0("epsilon", eps, z, here)[1]
+            z = schedule.noised(x0, eps, there)
         return z
-    t = start_timestep(model, sampling.strength)
+    start = model.point(sampling.strength, _size(z0))
     n = noises(0).to(z0)
-    z_noisy = diffuse(model, z0, n, t)
+    z_noisy = schedule.noised(z0, n, start)
     if sampling.inversion == "none":
         return z_noisy
-    eps, _ = predict(model, z_noisy, t, text, hint, control_strength=sampling.control_strength)
-    return diffuse(model, z0, eps, t)
+    eps, _ = model.denoise(z_noisy, start, text, hint, sampling.control_strength)
+    return schedule.noised(z0, eps, start)
+
+
+def walk(model: DiffusionFamily, z: Tensor, sampling: Sampling) -> list[schedule.Point]:
+    """The last k points of the grid, and the one without noise."""
+    return model.grid(sampling.steps, _size(z))[-sampling.walked - 1 :]
+
+
+def _size(z: Tensor) -> tuple[int, int]:
+    height, width = z.shape[-2:]
+    return height, width
 
 
 def denoise(
-    model: Diffusion,
+    model: DiffusionFamily,
     z: Tensor,
-    text: Tensor,
-    negative: Tensor,
-    hint: Tensor | None,
+    text: Record,
+    negative: Record,
+    hint: Record | None,
     sampling: Sampling,
-    noises: Noise,
+    noises: Noise | None,
 ) -> Tensor:
-    """Walk the last k points of the DDIM grid down from z [B,C,h,w] (DDIM, eq. 12 and 16)."""
-    stride = model.scheduler.config.num_train_timesteps // sampling.steps
-    for i, t in enumerate(reversed(timesteps(model, sampling.steps)[: sampling.walked]), start=1):
-        eps, x0 = predict(
-            model, z, t, text, hint,
-            negative=negative, guidance=sampling.guidance, control_strength=sampling.control_strength,
-        )  # fmt: skip
-        now, then = alpha(model, t), alpha(model, t - stride)
-        sigma = sampling.eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
-        z = then**0.5 * x0 + (1 - then - sigma**2) ** 0.5 * eps
-        if sigma > 0:
-            z = z + sigma * noises(i).to(z)
+    """Walk the last k points of the grid down from z [B,C,h,w] (DDIM, eq. 12 and 16). noises: None with eta
+    0."""
+    for i, (here, there) in enumerate(pairwise(walk(model, z, sampling)), start=1):
+        eps, x0 = model.denoise(
+            z, here, text, hint, sampling.control_strength, negative=negative, guidance=sampling.guidance
+        )
+        s = schedule.sigma(here, there, sampling.eta)
+        z = schedule.step(x0, eps, there, s, noises(i).to(z) if s > 0 else None)
     return z
 
 
 @torch.inference_mode()
 def transfer(
-    model: Diffusion,
+    model: DiffusionFamily,
     z0: Tensor,
-    text: Tensor,
-    negative: Tensor,
-    hint: Tensor | None,
+    text: Record,
+    negative: Record,
+    hint: Record | None,
     sampling: Sampling,
     noises: Noise,
 ) -> Tensor:
     """x' [B,3,H,W] uint8 from z0 [B,C,h,w] of one target domain: inversion, walk, decoding."""
     z = invert(model, z0, text, hint, sampling, noises)
-    return decode(model, denoise(model, z, text, negative, hint, sampling, noises))
+    return model.decode(denoise(model, z, text, negative, hint, sampling, noises))
+
+
+# ---------------------------------------------------------------------------------- batches of frames
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Sources of one working size, encoded once for all domains and draws; rows after the last one repeat it.
+
+    All batches of one working size have the same number of rows, and so have those of redraws: a frame's
+    picture does not depend on its neighbours.
+    """
+
+    sources: Sequence[Source]
+    rows: int
+    z0: Tensor
+    """[rows,C,h,w]."""
+    hint: Record | None
+    """Of `rows`; None without the layout."""
+
+
+class ZoDi(Generator):
+    """A diffusion family that transfers images by ZoDi's walk."""
+
+    measures_movement = True
+    negative_prompt = NEGATIVE_PROMPT
+    needs_layouts: bool
+    short_side: int
+
+    def __init__(
+        self, model: DiffusionFamily, config: TransferConfig, space: LabelSpace, domains: Iterable[Domain]
+    ) -> None:
+        """Raises: InputError on settings that this model cannot follow."""
+        default = model.defaults
+        self.model, self.config, self.space = model, config, space
+        self.name, self.hashes, self.device = model.name, model.hashes, model.device
+        self.needs_layouts = config.control
+        self.short_side = default.short_side if config.short_side is None else config.short_side
+        self.palette = "cityscapes" if config.mode == "reference" else default.palette
+        self.sampling = Sampling(
+            strength=1,
+            steps=default.steps if config.steps is None else config.steps,
+            guidance=default.guidance if config.guidance is None else config.guidance,
+            eta=default.eta if config.eta is None else config.eta,
+            control_strength=config.control_strength,
+            inversion=config.inversion,
+        )
+        if not 1 <= self.sampling.steps <= model.most_steps:
+            raise InputError(
+                f"{self.sampling.steps} steps: expected 1 to {model.most_steps}, the time steps of "
+                f"{model.name}"
+            )
+        if config.control:
+            self._check_palette()
+        self.negative = model.embed([NEGATIVE_PROMPT])
+        self.empty = model.embed([""]) if config.gate else None
+        self.texts = {domain.slug: model.embed([domain.prompt]) for domain in domains}
+
+    def _check_palette(self) -> None:
+        names = [name for name in self.space.names if not colour(name, self.palette)]
+        if len(names) == self.space.classes:
+            raise InputError(
+                f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the "
+                f"ControlNet's palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or "
+                "use no control"
+            )
+        if names:
+            _log.warning("no colour in palette '%s', drawn black: %s", self.palette, ", ".join(names))
+
+    def check(self, domain: Domain, draw: int) -> None:
+        steps, strength = self.sampling.steps, domain.strength
+        if replace(self.sampling, strength=strength).walked >= 1:
+            return
+        if draw == 0:
+            raise InputError(
+                f"strength {strength} of {steps} steps walks none, and the image would be noise: give a "
+                f"strength of {1 / steps:.3g} or more, or more steps"
+            )
+        raise InputError(
+            f"strength {strength:.3g}, of draw {draw + 1} of '{domain.slug}', walks none of {steps} steps: "
+            "give fewer gate.tries, a gate.strength_factor nearer to 1, or more steps"
+        )
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return working_size(height, width, self.short_side)
+
+    def prepare(self, sources: Sequence[Source], rows: int) -> Encoded:
+        size = self.size(*sources[0].image.shape[:2])
+        z0 = self.model.encode(self._stack([resize(source.image, size) for source in sources], rows))
+        hint = None
+        if self.config.control:
+            layouts = [self._layout(source, size) for source in sources]
+            hint = self.model.hint(self._stack(layouts, rows))
+        return Encoded(sources, rows, z0, hint)
+
+    def _layout(self, source: Source, size: tuple[int, int]) -> np.ndarray:
+        reference = self.config.mode == "reference"
+        return layout(
+            source.label, self.space, size, self.palette, reference=reference, label_ids=source.label_ids
+        )
+
+    def generate(
+        self, batch: Encoded, index: Sequence[int], domain: Domain, seeds: Sequence[int]
+    ) -> np.ndarray:
+        index, seeds, chosen = _fill(index, batch.rows), _fill(seeds, batch.rows), len(index)
+        drawn = transfer(
+            self.model,
+            batch.z0[index],
+            self.texts[domain.slug],
+            self.negative,
+            None if batch.hint is None else take(batch.hint, index),
+            replace(self.sampling, strength=domain.strength),
+            self._noise([batch.sources[i].id for i in index], seeds, domain.slug, batch.z0.shape[1:]),
+        )
+        return _pictures(drawn)[:chosen]
+
+    def reconstruct(self, image: np.ndarray) -> np.ndarray:
+        """D(E(x))."""
+        z0 = self.model.encode(self._stack([resize(image, self.size(*image.shape[:2]))], 1))
+        return _pictures(self.model.decode(z0))[0]
+
+    def movement(
+        self, batch: Encoded, index: Sequence[int], domain: Domain, pictures: np.ndarray | None
+    ) -> list[float]:
+        chosen, index = len(index), _fill(index, batch.rows)
+        z0 = (
+            batch.z0[index]
+            if pictures is None
+            else self.model.encode(self._stack(list(pictures), batch.rows))
+        )
+        noises = [noise(self.config.seed, batch.sources[i].id, "movement", 0, z0.shape[1:]) for i in index]
+        hint = None if batch.hint is None else take(batch.hint, index)
+        gap = denoising_gap(
+            self.model,
+            z0,
+            self.texts[domain.slug],
+            self.empty,
+            hint,
+            torch.stack(noises).to(z0),
+            self.config.control_strength,
+        )
+        return gap.tolist()[:chosen]
+
+    def settings(self, size: tuple[int, int], output_size: str) -> dict[str, Any]:
+        sampling = self.sampling
+        return {
+            "inversion": sampling.inversion, "control": self.config.control, "steps": sampling.steps,
+            "guidance": sampling.guidance, "eta": sampling.eta, "control_strength": sampling.control_strength,
+            "palette": self.palette, "working_size": size, "output_size": output_size,
+            "dtype": self.config.diffusion.dtype,
+        }  # fmt: skip
+
+    def _stack(self, pictures: Sequence[np.ndarray], rows: int) -> Tensor:
+        """[H, W, 3] uint8 each to [rows, 3, H, W] in [0, 1] on the device."""
+        batch = torch.from_numpy(np.stack([pictures[i] for i in _fill(range(len(pictures)), rows)]))
+        return batch.to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def _noise(self, ids: Sequence[str], seeds: Sequence[int], slug: str, shape: tuple[int, ...]) -> Noise:
+        if (
+            self.config.mode == "reference"
+        ):  # one seed is one stream, and every image of that seed gets its numbers
+            streams = {seed: published_noise(seed, (1, *shape)) for seed in seeds}
+
+            def published(step: int) -> Tensor:
+                noises = {seed: draw(step) for seed, draw in streams.items()}
+                return torch.cat([noises[seed] for seed in seeds])
+
+            return published
+        keys = list(zip(seeds, ids, strict=True))
+        return lambda step: torch.stack([noise(seed, id, slug, step, shape) for seed, id in keys])
+
+
+def _pictures(images: Tensor) -> np.ndarray:
+    """[B,3,h,w] uint8 to [B, h, w, 3] on the CPU."""
+    return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _fill(chosen: Sequence[int], rows: int) -> list[int]:
+    """`chosen` with its last one repeated up to `rows`."""
+    return [*chosen, *[chosen[-1]] * (rows - len(chosen))]

@@ -1,20 +1,23 @@
-"""The transfer stage: labelled source frames in, target-like frames of the same layout out (ZoDi, section 3.1).
+"""The transfer stage: labelled source frames in, target-like frames of the same layout out (ZoDi, section
+3.1).
 
 OUT/config.json            the configuration
-OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by id
-OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
-OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer, and what
-                           each domain leaves of its network's agreement, measured on draws that are thrown away
+OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by
+id OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
+OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer,
+and what
+                           each domain leaves of its network's agreement, measured on draws that are thrown
+                           away
 OUT/journal/<i>-of-<n>.jsonl  what each process has done, a line at a time; the manifests are made from these
 
-Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to its own
-journal only, so no line can be lost. Frames are never half-done: the label first, then the image (atomically), then
-the line; what has a line and an image is finished, and so is a line that says the gate dropped the frame. The bytes of
-a frame depend on nothing but its settings: not on its neighbours (segshift.worker), the number of processes, or where a
-run was interrupted. What a gate measures counts among the settings: a function of the source frames and of first draws
-that depend on the settings alone, measured once and kept. Another batch size,
-and another number of threads on a CPU (torchrun gives each of several processes one), changes a picture by a grey level,
-and so perhaps a score that lies on the threshold.
+Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to
+its own journal only, so no line can be lost. Frames are never half-done: the label first, then the image
+(atomically), then the line; what has a line and an image is finished, and so is a line that says the gate
+dropped the frame. The bytes of a frame depend on nothing but its settings: not on its neighbours
+(segshift.worker), the number of processes, or where a run was interrupted. What a gate measures counts among
+the settings: a function of the source frames and of first draws that depend on the settings alone, measured
+once and kept. Another batch size, and another number of threads on a CPU (torchrun gives each of several
+processes one), changes a picture by a grey level, and so perhaps a score that lies on the threshold.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -34,28 +38,29 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, diffusion, execution, frames, gate, outputs, records, runs, transforms
+from segshift import checkpoints, execution, frames, gate, generators, outputs, records, runs, transforms
 from segshift.config import TransferConfig
-from segshift.diffusion import Diffusion
 from segshift.frames import Dataset, Frame
 from segshift.gate import Gate, Thresholds
+from segshift.generators.base import DiffusionFamily, Generator, file_hash
 from segshift.journal import Journal
-from segshift.labels import CITYSCAPES, LabelSpace
+from segshift.labels import CITYSCAPES, IGNORE, LabelSpace
 from segshift.runs import InputError
-from segshift.worker import Sample, Worker, targets
+from segshift.worker import Failed, Sample, Worker, targets
 
 _log = logging.getLogger(__name__)
 
 
 def transfer(config: TransferConfig, out: str | Path) -> Path:
-    """Transfer the frames of `config.source` into OUT/<domain>, those of this process where there are several.
+    """Transfer the frames of `config.source` into OUT/<domain>, those of this process where there are
+    several.
 
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.
     """
     index, count = execution.shard(config.shard)
     goals = targets(config)
     dataset = frames.load(config.source)
-    if config.control or config.gate:
+    if config.gate or (config.control and not config.custom_generator):
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))
@@ -68,14 +73,21 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
-    own = {(line["domain"], line["id"]) for line in lines if line.get("gate", {}).get("decision") in ("ignored", "dropped")}
+    own = {
+        (line["domain"], line["id"])
+        for line in lines
+        if line.get("gate", {}).get("decision") in ("ignored", "dropped")
+    }
     _mend_labels(config, dataset, dataset.frames[index::count], finished - own, out)
     if not any(wanted.values()):
         journal.merge(known)  # a run may have been killed just before it did
     else:
-        worker = Worker(config, dataset.space, diffusion.load(config.diffusion, control=config.control))
-        if any(line.get("weights", worker.model.hashes) != worker.model.hashes for line in journal.read()):
-            raise InputError(f"{out} was begun with other weights of '{config.diffusion.model}': name a new folder")
+        worker = Worker(config, dataset.space, generators.load(config))
+        generator = worker.generator
+        if generator.needs_layouts:
+            frames.require_labels(dataset)
+        if any(line.get("weights", generator.hashes) != generator.hashes for line in journal.read()):
+            raise InputError(f"{out} was begun with other weights of '{generator.name}': name a new folder")
         if output.check():  # thresholds of other settings
             (out / "gate.json").unlink(missing_ok=True)
         judge = _gate(config, dataset, worker, out / "gate.json") if config.gate else None
@@ -91,7 +103,11 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         done = total - sum(map(len, wanted.values()))
         first = execution.current().first
         try:
-            with runs.progress(f"transfer on {worker.model.device.type}", total, done=done) if first else nullcontext() as bar:
+            with (
+                runs.progress(f"transfer on {generator.device.type}", total, done=done)
+                if first
+                else nullcontext() as bar
+            ):
                 _transfer(config, dataset, wanted, worker, journal, bar.advance if bar else lambda by=1: None)
         finally:
             journal.add({"finished": True})
@@ -105,9 +121,15 @@ def _begun(out: Path) -> bool:
     return any("id" in line for path in paths for line in runs.read_lines(path, records.Entry))
 
 
-def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Frame], finished: set[tuple[str, str]], out: Path) -> None:
-    """Link or copy the source's labels again where those beside the `finished` (domain, frame id) are gone, as after the
-    data set was moved."""
+def _mend_labels(
+    config: TransferConfig,
+    dataset: Dataset,
+    chosen: Sequence[Frame],
+    finished: set[tuple[str, str]],
+    out: Path,
+) -> None:
+    """Link or copy the source's labels again where those beside the `finished` (domain, frame id) are gone,
+    as after the data set was moved."""
     by_id = {frame.id: frame for frame in chosen if frame.label}
     for slug, id in sorted(finished):
         if id in by_id and not (path := frames.place(dataset, by_id[id], out / slug, "label")).exists():
@@ -116,16 +138,18 @@ def _mend_labels(config: TransferConfig, dataset: Dataset, chosen: Sequence[Fram
 
 def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
     """The embedded prior is a toy: what it makes of photographs looks like a result and is none."""
-    if config.diffusion.model != "town":
+    generator = worker.generator
+    if config.generator is not None or config.diffusion.model != "town" or generator.short_side is None:
         return
     try:
         side = min(frames.image_size(dataset.frames[0].image))
     except InputError:
         return  # listed as a failure when its turn comes
-    if side > 2 * worker.short_side:
+    if side > 2 * generator.short_side:
         _log.warning(
-            "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a real model, as in "
-            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", worker.short_side, side,
+            "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a "
+            "real model, as in "
+            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", generator.short_side, side,
         )  # fmt: skip
 
 
@@ -136,30 +160,58 @@ def transfer_images(
     *,
     ids: Sequence[str] | None = None,
     space: LabelSpace = CITYSCAPES,
-    model: Diffusion | None = None,
+    model: Generator | DiffusionFamily | None = None,
 ) -> dict[str, list[np.ndarray]]:
     """The same in memory, for a few images; `config.source` is not read.
 
-    images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None together with control=False. ids: what the
-    noise of an image is drawn from, its position where not given. model: one that is loaded already.
-    Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError, also for a gate, whose
-    thresholds are of a data set.
+    images: [H, W, 3] uint8 each. labels: train ids [H, W] uint8 each, None where the generator takes no
+    layouts, as with control=False. ids: what the noise of an image is drawn from, its position where not
+    given. model: one that is loaded already.
+    Returns: pictures [h, w, 3] uint8 in the order of `images`, by domain. Raises: InputError, also for a
+    gate, whose thresholds are of a data set.
     """
     if config.gate:
-        raise InputError("a gate measures a data set before it judges: leave gate out, or transfer a folder of frames")
-    model = model or diffusion.load(config.diffusion, control=config.control)
-    worker = Worker(config, space, model)
+        raise InputError(
+            "a gate measures a data set before it judges: leave gate out, or transfer a folder of frames"
+        )
+    worker = Worker(config, space, model or generators.load(config))
     slugs = [goal.slug for goal in worker.goals]
-    if config.control and labels is None:
+    if worker.generator.needs_layouts and labels is None:
         raise InputError("no labels, and the layout is drawn from them: give them, or set control=False")
+    _check_images(images, labels, ids, space)
     samples = [
-        Sample(ids[i] if ids else str(i), image, labels[i] if config.control else None, list(slugs))
+        Sample(
+            ids[i] if ids else str(i), image, labels[i] if labels is not None else None, wanted=list(slugs)
+        )
         for i, image in enumerate(images)
     ]
     made: dict[tuple[str, str], np.ndarray] = {}
     for one in worker.run_all(samples):
-        made[one.goal.slug, one.sample.id] = one.picture
+        if isinstance(one, Failed):
+            raise one.error
+        made[one.domain.slug, one.sample.id] = one.picture
     return {slug: [made[slug, sample.id] for sample in samples] for slug in slugs}
+
+
+def _check_images(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None, ids: Sequence[str] | None, space: LabelSpace
+) -> None:
+    """Raises: InputError for arrays that are no pictures, or labels that are not of their pictures."""
+    for what, given in (("labels", labels), ("ids", ids)):
+        if given is not None and len(given) != len(images):
+            raise InputError(f"{len(images)} images and {len(given)} {what}: give one for each image")
+    if ids is not None and len(set(ids)) < len(ids):
+        raise InputError("two images have the same id: their noise would be the same, give each its own")
+    for i, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InputError(f"image {i} is {image.dtype} of shape {image.shape}: expected uint8 [H, W, 3], RGB from 0 to 255")
+        if labels is None:
+            continue
+        label = labels[i]
+        if label.dtype != np.uint8 or label.shape != image.shape[:2]:
+            raise InputError(f"label {i} is {label.dtype} of shape {label.shape}: expected uint8 train ids {image.shape[:2]}")
+        if strange := sorted(set(np.unique(label).tolist()) - {*range(space.classes), IGNORE}):
+            raise InputError(f"label {i} holds {strange[:4]}: expected train ids 0 to {space.classes - 1}, or {IGNORE} for void")
 
 
 def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
@@ -168,27 +220,34 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     Raises: InputError, also when `path` was measured with other weights.
     """
     if config.gate.reference is None:
-        raise InputError("a gate without a reference network: name a run of method source_only in --gate.reference")
+        raise InputError(
+            "a gate without a reference network: name a run of method source_only in --gate.reference"
+        )
     run = Path(config.gate.reference)
     method, trained, space = checkpoints.load_run(run)
     if trained.method != "source_only":
         raise InputError(
-            f"{run} was trained by method {trained.method}, and the gate judges by a network of source data alone: name "
-            "a run of method source_only in gate.reference"
+            f"{run} was trained by method {trained.method}, and the gate judges by a network of source data "
+            "alone: name a run of method source_only in gate.reference"
         )
     if trained.more_sources or trained.select in ("transferred", "oracle"):
-        why = f"on {', '.join(trained.more_sources)} too" if trained.more_sources else f"and chosen by {trained.select}_validation"
+        why = (
+            f"on {', '.join(trained.more_sources)} too"
+            if trained.more_sources
+            else f"and chosen by {trained.select}_validation"
+        )
         raise InputError(
-            f"{run} was trained {why}, and the gate judges by a network of source data alone: name a run without more_sources, "
-            "with select last or source, in gate.reference"
+            f"{run} was trained {why}, and the gate judges by a network of source data alone: name a run "
+            "without more_sources, with select last or source, in gate.reference"
         )
     if space.names != dataset.space.names:
         raise InputError(
             f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
-            f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in gate.reference"
+            f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in "
+            "gate.reference"
         )
-    weights = {"reference": diffusion.weights_hash(run / "checkpoints" / "best.safetensors"), **worker.model.hashes}
-    judge = Gate(config.gate, method.to(worker.model.device), trained.size, space)
+    weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
+    judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)
     if path.exists():
         told = _measured(path, worker, space)
         if told["weights"] != weights:
@@ -198,12 +257,16 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
         if path.exists():  # of another process, which on another kind of GPU measures not quite the same
             told = _measured(path, worker, space)
     judge.limits = Thresholds(**told["thresholds"])
-    judge.kept = {slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()}
+    judge.kept = {
+        slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()
+    }
     for slug, k in told["kept_agreement"].items():
         if blind := [name for name, a in told["source_agreement"].items() if a >= gate.SEEN > a * k[name]]:
             _log.warning(
-                "%s: the gate does not judge %s, of which the reference network finds too little there: look at some "
-                "pictures, for a generator that always loses them would look the same", slug, ", ".join(blind),
+                "%s: the gate does not judge %s, of which the reference network finds too little there: look "
+                "at some "
+                "pictures, for a generator that always loses them would look the same",
+                slug, ", ".join(blind),
             )  # fmt: skip
     return judge, told
 
@@ -219,19 +282,20 @@ def _measured(path: Path, worker: Worker, space: LabelSpace) -> records.Measured
 
 
 def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
-    """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain, from first
-    draws of some of them: every process measures the same."""
+    """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain,
+    from first draws of some of them: every process measures the same."""
     began = perf_counter()
     scores, lowest, agreements, pilot = [], [], [], []
     by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
     for frame in by_key[: config.gate.sample]:
         try:
-            sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals])
+            sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals], labelled=True)
         except InputError:
             continue  # listed as a failure when its turn comes
         seen = judge.look(sample.image, sample.label)
         verdict = gate.judge(
-            seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits, np.ones(dataset.space.classes)
+            seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits,
+            np.ones(dataset.space.classes),
         )  # fmt: skip
         scores.append(verdict.score)
         lowest.append(verdict.lowest)
@@ -239,13 +303,19 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
         if len(pilot) < gate.PILOT:
             pilot.append((sample, seen))
     if not scores:
-        raise InputError(f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check")
+        raise InputError(
+            f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check"
+        )
     limits = gate.thresholds(np.array(scores), np.array(lowest), config.gate.quantile, config.gate.fraction)
     by_class, names = np.array(agreements).T, dataset.space.names
     kept = {slug: k.round(4).tolist() for slug, k in _kept(worker, judge, pilot).items()}
     return {
         "frames": len(scores), "thresholds": asdict(limits),
-        "source_agreement": {n: round(float(np.nanmean(a)), 4) for n, a in zip(names, by_class, strict=True) if not np.isnan(a).all()},
+        "source_agreement": {
+            name: round(float(np.nanmean(a)), 4)
+            for name, a in zip(names, by_class, strict=True)
+            if not np.isnan(a).all()
+        },
         "kept_agreement": {slug: dict(zip(names, k, strict=True)) for slug, k in kept.items()},
         "seconds": round(perf_counter() - began, 3),
         "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
@@ -256,21 +326,38 @@ def _kept(worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) ->
     """k_c [C] by domain, from ungated draws of the pilot frames."""
     seen_of = {sample.id: seen for sample, seen in pilot}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {goal.slug: [] for goal in worker.goals}
+    failed: dict[str, Failed] = {}
     with runs.progress("gate: first draws", len(pilot) * len(found)) as bar:
         for made in worker.run_all([sample for sample, _ in pilot]):
+            bar.advance()
+            if isinstance(made, Failed):
+                failed[made.domain.slug] = made
+                continue
             seen = seen_of[made.sample.id]
             pred = judge.predict(made.picture, seen.label.shape)
-            found[made.goal.slug].append((seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes))))
-            bar.advance()
-    return {slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()}
+            found[made.domain.slug].append(
+                (seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes)))
+            )
+    for slug, one in failed.items():
+        if not found[slug]:
+            raise InputError(
+                f"no frame can be transferred to '{slug}', and the gate measures on them: {one.error}"
+            )
+    return {
+        slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()
+    }
 
 
-def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance) -> None:
+def _transfer(
+    config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance
+) -> None:
     """Make and write what is `wanted`: domains by frame id."""
 
-    def fail(frame: Frame, error: InputError) -> None:
+    def fail(frame: Frame, error: InputError, domains: int | None = None) -> None:
         journal.add({"id": frame.id, "error": str(error)})
-        advance(len(wanted[frame.id]))
+        advance(len(wanted[frame.id]) if domains is None else domains)
+
+    labelled = worker.generator.needs_layouts or config.gate is not None
 
     sizes = _sizes(dataset, worker)
     groups: dict[tuple[int, int], deque[Frame]] = {}
@@ -283,20 +370,33 @@ def _transfer(config: TransferConfig, dataset: Dataset, wanted, worker: Worker, 
             groups.setdefault(sizes[frame.id], deque()).append(frame)
     all_sizes = list(sizes.values())
     for size, queue in groups.items():
-        rows = min(config.batch_size, all_sizes.count(size))  # of all processes, so that the shapes are the same in each
+        rows = min(
+            config.batch_size, all_sizes.count(size)
+        )  # of all processes, so that the shapes are the same in each
         while queue:
             batch: dict[str, tuple[Frame, Sample]] = {}
             while queue and len(batch) < min(rows, worker.limit):
                 frame = queue.popleft()
                 try:
-                    batch[frame.id] = frame, _read(config, dataset, frame, wanted[frame.id])
+                    batch[frame.id] = (
+                        frame,
+                        _read(config, dataset, frame, wanted[frame.id], labelled=labelled),
+                    )
                 except InputError as error:
                     fail(frame, error)
             for made in worker.run([sample for _, sample in batch.values()], rows):
-                frame, root = batch[made.sample.id][0], journal.out / made.goal.slug
+                frame, root = batch[made.sample.id][0], journal.out / made.domain.slug
+                if isinstance(made, Failed):
+                    fail(frame, made.error, 1)
+                    continue
                 decision, sha256 = worker.gate.decision(made.verdict) if worker.gate else "kept", None
                 if decision == "ignored":
-                    frames.write_void(frame, dataset.space, made.verdict.failing, frames.place(dataset, frame, root, "label"))
+                    frames.write_void(
+                        frame,
+                        dataset.space,
+                        made.verdict.failing,
+                        frames.place(dataset, frame, root, "label"),
+                    )
                     frame = replace(frame, label=None)  # it is there already
                 if decision != "dropped":
                     sha256 = _write(config, dataset, frame, root, made.picture)
@@ -309,7 +409,7 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
 
     def size(frame: Frame) -> tuple[int, int] | InputError:
         try:
-            return worker.size(*frames.image_size(frame.image))
+            return worker.generator.size(*frames.image_size(frame.image))
         except InputError as error:
             return error
 
@@ -317,10 +417,12 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
         return {f.id: s for f, s in zip(dataset.frames, pool.map(size, dataset.frames), strict=True)}
 
 
-def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str]) -> Sample:
+def _read(
+    config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str], *, labelled: bool
+) -> Sample:
     image = frames.read_image(frame.image)
     label = ids = None
-    if config.control or config.gate:
+    if labelled:
         ids = frames.read_ids(frame, dataset.space)
         label = dataset.space.to_train(ids)
     if label is not None and label.shape != image.shape[:2] and not dataset.transferred:
@@ -329,7 +431,7 @@ def _read(config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[s
             f"{label.shape[1]}x{label.shape[0]}: repair or remove them"
         )
     published = config.mode == "reference" and dataset.space == CITYSCAPES
-    return Sample(frame.id, image, label, list(wanted), ids if published else None)
+    return Sample(frame.id, image, label, ids if published else None, wanted=list(wanted))
 
 
 def _write(config: TransferConfig, dataset: Dataset, frame: Frame, root: Path, picture: np.ndarray) -> str:
@@ -343,8 +445,8 @@ def _write(config: TransferConfig, dataset: Dataset, frame: Frame, root: Path, p
 
 
 def _place_label(config: TransferConfig, label: Path, path: Path) -> None:
-    """Link or copy. Links are absolute: transferred trees get moved and copied about, the data set they were made
-    from stays; a tree that is to leave this machine is written with `labels="copy"`."""
+    """Link or copy. Links are absolute: transferred trees get moved and copied about, the data set they were
+    made from stays; a tree that is to leave this machine is written with `labels="copy"`."""
     if config.labels == "copy":
         if not path.exists():
             with runs.atomic(path) as temporary:
@@ -353,7 +455,7 @@ def _place_label(config: TransferConfig, label: Path, path: Path) -> None:
     goal = label.absolute()
     if path.is_symlink() and path.readlink() == goal:
         return
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{runs.TEMPORARY}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.symlink_to(goal)
