@@ -20,8 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segshift import frames, labels, predictions
 from segshift.config import EvaluateConfig
+from segshift.data import frames, labels
+from segshift.scoring import predictions
 from segshift.stages.evaluate import evaluate
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from segshift import drawing, frames
 from segshift.config import TransferConfig
+from segshift.data import frames
+from segshift.data.labels import CITYSCAPES
 from segshift.experiments import fill
-from segshift.labels import CITYSCAPES
+from segshift.page import charts as drawing
 from segshift.recipes.town import TOWN_DOMAINS, town_target
 from segshift.stages.transfer import transfer_images
 from segshift.town import scenes, weather

@@ -16,9 +16,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, frames, metrics, runs
+from segshift import runs
 from segshift.config import DiffusionConfig
+from segshift.data import frames
 from segshift.generators import stable_diffusion
+from segshift.scoring import metrics
+from segshift.training import checkpoints
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from segshift import runs
 from segshift.config import DiffusionConfig
+from segshift.data.labels import CITYSCAPES
 from segshift.generators import stable_diffusion
 from segshift.generators.base import DiffusionFamily
-from segshift.labels import CITYSCAPES
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 from segshift.town import scenes, weather
 from segshift.town.prior_data import MIXES
 

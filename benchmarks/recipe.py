@@ -19,10 +19,10 @@ import tyro
 from settings import scores_of, write_results
 
 from segshift.experiments import by_checkpoint, fill, run_experiment
-from segshift.metrics import spread
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row
 from segshift.runs import InputError, read_json, slug
+from segshift.scoring.metrics import spread
 
 Values = dict[str, dict[str, list[float]]]
 """By row and column, one value a seed."""

@@ -21,9 +21,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from segshift import frames, outputs, predictions, runs
+from segshift import outputs, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig, TransferConfig
-from segshift.labels import CITYSCAPES
+from segshift.data import frames
+from segshift.data.labels import CITYSCAPES
+from segshift.scoring import predictions
 from segshift.stages.evaluate import evaluate
 from segshift.stages.report import report
 from segshift.town import scenes, weather

@@ -23,7 +23,7 @@ from torch import Tensor
 from segshift import networks
 from segshift.config import NetworkConfig
 from segshift.methods.base import cross_entropy
-from segshift.methods.zodi_adaptation.adaptation import ZoDi, pooled, similarity
+from segshift.methods.zodi.adaptation import ZoDi, pooled, similarity
 
 
 @dataclass(frozen=True)

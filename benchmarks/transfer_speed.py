@@ -31,7 +31,7 @@ from torch import Tensor
 
 from segshift.generators import schedule
 from segshift.generators.stable_diffusion import StableDiffusion
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 from segshift.town import prior
 
 SD15 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "clip_sample": False}

@@ -19,11 +19,11 @@ from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import TownConfig
 from segshift.experiments import Scores, by_checkpoint, run_experiment
-from segshift.metrics import spread
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json
+from segshift.scoring.metrics import spread
 
 NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
 

@@ -3,8 +3,10 @@ import torch
 import trees
 from training import IDS, config, logged, same, trees_of
 
-from segshift import batches, checkpoints, frames
+from segshift.data import frames
+from segshift.data import samples as batches
 from segshift.stages.train import train
+from segshift.training import checkpoints
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import trees
 
-from segshift import calibration, frames, predictions, runs
+from segshift import runs
 from segshift.config import EvaluateConfig
+from segshift.data import frames
 from segshift.runs import InputError
+from segshift.scoring import calibration, predictions
 from segshift.stages.evaluate import evaluate
 
 CLASSES = (0, 1, 2)

@@ -11,12 +11,14 @@ import trees
 from safetensors.torch import load_file, save_file
 from training import config, dropping, last, logged, same, start, stop_in_step, trees_of
 
-from segshift import checkpoints, frames, runs
+from segshift import runs
 from segshift.config import NetworkConfig, TrainConfig, ZoDiConfig
-from segshift.labels import CITYSCAPES
-from segshift.methods.zodi_adaptation.adaptation import ZoDi
+from segshift.data import frames
+from segshift.data.labels import CITYSCAPES
+from segshift.methods.zodi.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
+from segshift.training import checkpoints
 
 
 @pytest.fixture

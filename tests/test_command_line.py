@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 import segshift
-from segshift import checkpoints, experiments, outputs
+from segshift import experiments, outputs
 from segshift.__main__ import main
 from segshift.config import NetworkConfig
 from segshift.recipes import RECIPES
 from segshift.recipes.town import town_target
 from segshift.runs import InputError
+from segshift.training import checkpoints
 
 
 @pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "estimate", "report", "demo", "recipes", "run", "prior"])

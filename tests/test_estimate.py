@@ -14,13 +14,16 @@ import trees
 from PIL import Image
 from training import config as training_config
 
-from segshift import bootstrap, checkpoints, experiments, frames, metrics, outputs, runs
+from segshift import experiments, outputs, runs
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
+from segshift.data import frames
+from segshift.data.labels import CITYSCAPES
+from segshift.engine.worker import targets
 from segshift.estimation import estimate
-from segshift.labels import CITYSCAPES
 from segshift.runs import InputError
-from segshift.worker import targets
+from segshift.scoring import bootstrap, metrics
+from segshift.training import checkpoints
 
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
 IDS = tuple(f"ulm_{i:06d}_000019" for i in range(10))

@@ -8,9 +8,11 @@ import pytest
 import trees
 from PIL import Image
 
-from segshift import frames, labels, metrics, predictions, runs
+from segshift import runs
 from segshift.config import EvaluateConfig
+from segshift.data import frames, labels
 from segshift.runs import InputError
+from segshift.scoring import metrics, predictions
 from segshift.stages.evaluate import evaluate
 
 IDS = np.array(labels.CITYSCAPES.ids, np.uint8)

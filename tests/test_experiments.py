@@ -9,7 +9,7 @@ import tiny_diffusion
 import trees
 from rich.console import Console
 
-from segshift import experiments, metrics, outputs
+from segshift import experiments, outputs
 from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
@@ -17,6 +17,7 @@ from segshift.recipes.iccld import ablation_rows, town_source
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows
 from segshift.runs import InputError, failures, read_config, read_json, slug
+from segshift.scoring import metrics
 from segshift.town import writer
 
 

@@ -8,8 +8,9 @@ import pytest
 import trees
 from transferring import IDS, manifest, pictures
 
-from segshift import frames, runs
+from segshift import runs
 from segshift.commands import run_command
+from segshift.data import frames
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "extending" / "generator.py"
 SIZE = (40, 50)

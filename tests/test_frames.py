@@ -14,10 +14,11 @@ import trees
 import yaml
 from PIL import Image
 
-from segshift import frames, predictions
-from segshift.frames import load, pair, place, read_image, read_label
-from segshift.labels import CITYSCAPES, SYNTHIA
+from segshift.data import frames
+from segshift.data.frames import load, pair, place, read_image, read_label
+from segshift.data.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError, write_lines
+from segshift.scoring import predictions
 
 # --- pictures
 

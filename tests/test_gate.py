@@ -5,11 +5,11 @@ import pytest
 import tiny_diffusion
 import torch
 
-from segshift import gate
 from segshift.config import DiffusionConfig, GateConfig
+from segshift.data.labels import CITYSCAPES
+from segshift.engine import gate
 from segshift.generators import stable_diffusion
 from segshift.generators.movement import denoising_gap
-from segshift.labels import CITYSCAPES
 from segshift.runs import InputError
 
 KEPT = np.ones(19)

@@ -17,11 +17,11 @@ from transferring import IDS, SIZE, manifest, pictures
 
 from segshift import runs
 from segshift.config import DiffusionConfig, EstimateConfig, GateConfig, TransferConfig
+from segshift.data.labels import CITYSCAPES
 from segshift.generators import schedule
 from segshift.generators.base import Defaults, DiffusionFamily, Record
 from segshift.generators.schedule import Point, Prediction
-from segshift.labels import CITYSCAPES
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 from segshift.stages import transfer as stage
 

@@ -12,7 +12,7 @@ import torch
 import training
 import trees
 
-from segshift import batches, checkpoints, runs
+from segshift import runs
 from segshift.config import (
     CheckConfig,
     ICCLDConfig,
@@ -21,13 +21,15 @@ from segshift.config import (
     StrongAugmentation,
     TrainConfig,
 )
-from segshift.labels import CITYSCAPES
+from segshift.data import samples as batches
+from segshift.data.labels import CITYSCAPES
 from segshift.methods.iccld.diffusion import AdversarialDiffusion
 from segshift.methods.iccld.self_training import SelfTraining
 from segshift.runs import InputError
 from segshift.stages.check import check
 from segshift.stages.predict import predict
 from segshift.stages.train import train
+from segshift.training import checkpoints
 
 NETWORK = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4)
 SETTINGS = ICCLDConfig(diffused="label", unet_channels=(8, 16), adversary_warmup=1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segshift.labels import ADE20K_COLOURS, CITYSCAPES, CLASS_SETS, SYNTHIA, LabelSpace
+from segshift.data.labels import ADE20K_COLOURS, CITYSCAPES, CLASS_SETS, SYNTHIA, LabelSpace
 
 TRAIN_IDS = LabelSpace("train ids", CITYSCAPES.names, CITYSCAPES.colours, tuple(range(19)))
 MERGED = replace(CITYSCAPES, merged_ids=((9, 0), (30, 14)), ignored_ids=(0, 1), absent=(16,))

@@ -7,8 +7,8 @@ import pytest
 import trees
 from PIL import Image
 
-from segshift.frames import load, read_image, read_label
-from segshift.labels import CITYSCAPES
+from segshift.data.frames import load, read_image, read_label
+from segshift.data.labels import CITYSCAPES
 
 
 @pytest.mark.parametrize("layout", trees.LAYOUTS)

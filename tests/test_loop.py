@@ -4,10 +4,10 @@ import torch
 import trees
 from training import config, in_two_processes, last, logged, trees_of
 
-from segshift import loop
 from segshift.config import NetworkConfig
 from segshift.methods.base import Method
 from segshift.stages.train import train
+from segshift.training import loop
 
 
 @pytest.fixture

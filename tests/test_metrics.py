@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segshift import metrics
+from segshift.scoring import metrics
 
 pairs = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
     lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 3, 254, 255]))] * 2)

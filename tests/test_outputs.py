@@ -13,11 +13,12 @@ import training
 import trees
 from training import config, trees_of
 
-from segshift import checkpoints, outputs, runs
+from segshift import outputs, runs
 from segshift.__main__ import main
 from segshift.config import PredictConfig, TrainConfig, TransferConfig
 from segshift.runs import InputError
 from segshift.stages.train import train
+from segshift.training import checkpoints
 
 NETWORK = ["--network.name", "networks:two_convs", "--network.no-pretrained"]
 
@@ -218,7 +219,7 @@ def test_warnings_carry_the_word_and_are_said_once(tmp_path: Path, capsys):
 
     _warnings_to(Console(stderr=True))
     for _ in range(2):
-        logging.getLogger("segshift.frames").warning("%d frames left out", 3)
+        logging.getLogger("segshift.data.frames").warning("%d frames left out", 3)
     assert capsys.readouterr().err.count("warning 3 frames left out") == 1
 
 

@@ -11,13 +11,16 @@ import small_device
 import torch
 import trees
 
-from segshift import checkpoints, frames, outputs, predictions, runs
+from segshift import outputs, runs
 from segshift.config import EvaluateConfig, NetworkConfig, PredictConfig, TrainConfig
-from segshift.labels import CITYSCAPES, CLASS_SETS
+from segshift.data import frames
+from segshift.data.labels import CITYSCAPES, CLASS_SETS
 from segshift.runs import InputError
+from segshift.scoring import predictions
 from segshift.stages import predict as stage
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
+from segshift.training import checkpoints
 
 torch.set_num_threads(1)  # threads only wait for each other on pictures of this size
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)

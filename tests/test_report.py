@@ -15,7 +15,7 @@ import report_page
 import trees
 from PIL import Image
 
-from segshift import drawing, frames, metrics, outputs, predictions, runs
+from segshift import outputs, runs
 from segshift.config import (
     EstimateConfig,
     EvaluateConfig,
@@ -24,8 +24,11 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
-from segshift.labels import LabelSpace
+from segshift.data import frames
+from segshift.data.labels import LabelSpace
+from segshift.page import charts as drawing
 from segshift.runs import InputError
+from segshift.scoring import metrics, predictions
 from segshift.stages.evaluate import evaluate
 from segshift.stages.report import report
 

@@ -13,8 +13,10 @@ import pytest
 import trees
 from test_report import evaluated, training
 
-from segshift import frames, outputs, predictions, runs
+from segshift import outputs, runs
 from segshift.config import ReportConfig, TransferConfig
+from segshift.data import frames
+from segshift.scoring import predictions
 from segshift.stages.report import report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from segshift.labels import CITYSCAPES, SYNTHIA
+from segshift.data.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError
 from segshift.town import scenes, weather, writer
 

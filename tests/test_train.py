@@ -4,11 +4,11 @@ import torch
 import trees
 from training import config, last, logged, trees_of
 
-from segshift import checkpoints
 from segshift.config import NetworkConfig, ZoDiConfig
-from segshift.methods.zodi_adaptation.adaptation import ZoDi
+from segshift.methods.zodi.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
+from segshift.training import checkpoints
 
 
 @pytest.fixture

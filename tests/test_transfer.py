@@ -15,11 +15,12 @@ import torchvision
 import trees
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
-from segshift import execution, frames, runs
+from segshift import execution, runs
+from segshift.data import frames
+from segshift.data.labels import ADE20K_COLOURS, CITYSCAPES
 from segshift.generators import schedule
 from segshift.generators.stable_diffusion import StableDiffusion
-from segshift.labels import ADE20K_COLOURS, CITYSCAPES
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 from segshift.stages import transfer as stage
 
 # ------------------------------------------------------------------------------- the tree that is written

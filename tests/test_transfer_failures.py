@@ -16,11 +16,12 @@ import trees
 from PIL import Image
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
-from segshift import frames, runs
+from segshift import runs
+from segshift.data import frames
+from segshift.data.labels import CITYSCAPES, LabelSpace
+from segshift.engine.journal import Journal
 from segshift.generators.stable_diffusion import StableDiffusion
-from segshift.journal import Journal
-from segshift.labels import CITYSCAPES, LabelSpace
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 from segshift.stages import transfer as stage
 

@@ -17,13 +17,17 @@ from PIL import Image
 from transferring import SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
 
 from segshift import __main__ as command_line
-from segshift import batches, checkpoints, frames, gate, outputs, runs
+from segshift import outputs, runs
 from segshift.config import GateConfig, NetworkConfig, TrainConfig, ZoDiConfig
-from segshift.labels import CITYSCAPES, LabelSpace
-from segshift.methods import zodi
+from segshift.data import frames
+from segshift.data import samples as batches
+from segshift.data.labels import CITYSCAPES, LabelSpace
+from segshift.engine import gate
+from segshift.engine.worker import Worker
+from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 from segshift.stages import transfer as stage
-from segshift.worker import Worker
+from segshift.training import checkpoints
 
 IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313")
 LABEL = np.zeros(SIZE, np.uint8)

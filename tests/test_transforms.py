@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from segshift import transforms
+from segshift.data import transforms
 
 SIZE = (24, 40)
 

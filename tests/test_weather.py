@@ -15,7 +15,7 @@ import weather
 
 from segshift.commands import run_command
 from segshift.generators import Domain
-from segshift.methods.zodi import DOMAINS, QUALITY
+from segshift.methods.zodi.transfer import DOMAINS, QUALITY
 
 SIZE = (64, 96)
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from segshift.methods.base import cross_entropy
 from segshift.methods.source_only.training import SourceOnly
-from segshift.methods.zodi_adaptation.adaptation import (
+from segshift.methods.zodi.adaptation import (
     BYOL_MOMENTUM,
     ZoDi,
     pooled,

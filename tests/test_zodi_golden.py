@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from segshift.generators import schedule
 from segshift.generators.base import resize
 from segshift.generators.stable_diffusion import StableDiffusion
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "zodi"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden vectors beside the checkout (shared/golden/zodi)")

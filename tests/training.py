@@ -12,10 +12,11 @@ import torch
 import trees
 from safetensors.torch import load_file
 
-from segshift import checkpoints, runs
+from segshift import runs
 from segshift.config import NetworkConfig, TrainConfig
 from segshift.methods.base import Method
-from segshift.methods.zodi_adaptation.adaptation import ZoDi
+from segshift.methods.zodi.adaptation import ZoDi
+from segshift.training import checkpoints
 
 IDS = tuple(f"aachen_{i:06d}_000019" for i in range(5))
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from segshift.frames import Frame
-from segshift.labels import CITYSCAPES, SYNTHIA
+from segshift.data.frames import Frame
+from segshift.data.labels import CITYSCAPES, SYNTHIA
 
 IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313")
 Size = tuple[int, int]  # height, width

@@ -29,13 +29,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import bootstrap, execution, frames, outputs, records, runs
+from segshift import execution, outputs, records, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
-from segshift.frames import Dataset
+from segshift.data import frames
+from segshift.data.frames import Dataset
+from segshift.engine.worker import targets
 from segshift.generators import Domain
 from segshift.runs import InputError
+from segshift.scoring import bootstrap
 from segshift.stages import evaluate, predict, transfer
-from segshift.worker import targets
 
 _log = logging.getLogger(__name__)
 

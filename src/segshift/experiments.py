@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import checkpoints, estimation, execution, frames, networks, outputs, records
+from segshift import estimation, execution, networks, outputs, records
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -24,7 +24,8 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
-from segshift.metrics import spread
+from segshift.data import frames
+from segshift.page import build
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.runs import (
@@ -39,8 +40,10 @@ from segshift.runs import (
     write_failures,
     write_json,
 )
+from segshift.scoring.metrics import spread
 from segshift.stages import evaluate, predict, report, train, transfer
 from segshift.town import writer
+from segshift.training import checkpoints
 
 T = TypeVar("T")
 Scores = dict[tuple[str, Select], dict[str, list[float]]]
@@ -138,7 +141,7 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
         lines = [{"row": row, "checkpoint": rule, "miou": found} for (row, rule), found in scores.items()]
         write_json(out / "scores.json", lines)
         say.print(table(e, scores))
-    page = report.write(report.page(ReportConfig(runs=tuple(shown), title=e.name)), out)
+    page = report.write(build.page(ReportConfig(runs=tuple(shown), title=e.name)), out)
     say.print(f"page: {page / 'index.html'}")
     return out
 

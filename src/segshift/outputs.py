@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segshift import frames, layouts, runs
+from segshift import runs
+from segshift.data import frames, layouts
 from segshift.runs import InputError, Saved
 from segshift.settings import Data, RunFolder, inputs, option
 

@@ -13,7 +13,7 @@ from segshift.config.training import (
 )
 from segshift.config.transfer import DiffusionConfig, GateConfig, OptionalGate, TransferConfig
 from segshift.methods.iccld import ICCLDConfig, StrongAugmentation
-from segshift.methods.zodi_adaptation import ZoDiConfig
+from segshift.methods.zodi import ZoDiConfig
 from segshift.settings import CHECKPOINTS, Device, Select
 
 __all__ = [

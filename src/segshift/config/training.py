@@ -123,12 +123,13 @@ class TrainConfig(MethodTable, Settings):
     classes: Literal[13, 16, 19] | None = None
     """Class set; None takes every class of the label space. Pixels of other classes count as void, and those classes
     are never predicted."""
-    size: Size = (512, 1024)
-    """Height and width that images and labels are resized to before cropping, in pixels."""
+    size: Size | None = None
+    """Height and width that images and labels are resized to before cropping, in pixels; None takes the source frames'
+    own, made smaller where the short side is over 512."""
     target_size: Size | None = None
     """The same of target images; None takes `size`."""
-    crop: Size = (384, 768)
-    """Height and width of the random crop, shared by the pair, in pixels."""
+    crop: Size | None = None
+    """Height and width of the random crop, shared by the pair, in pixels; None takes three quarters of the size."""
     jitter: tuple[Amount, Amount, Amount, Annotated[float, Field(ge=0, le=0.5)]] = (0.5, 0.5, 0.5, 0.3)
     """Colour jitter: brightness, contrast, saturation, hue; drawn separately for x and x'."""
     batch_size: Count = 4
@@ -136,8 +137,8 @@ class TrainConfig(MethodTable, Settings):
     besides."""
     accumulate: Count = 1
     """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
-    steps: Steps = 74_375
-    """Optimizer steps (the published 100 epochs of Cityscapes at batch 4)."""
+    steps: Steps | None = None
+    """Optimizer steps; None takes 100 epochs, but 2,000 steps at least and 74,375 at most (the published ones)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: Annotated[float, Field(ge=0, le=1000)] = 1e-3

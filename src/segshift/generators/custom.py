@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 import torch
 
-from segshift import transforms
 from segshift.config import TransferConfig
+from segshift.data import transforms
 from segshift.execution.device import pick
 from segshift.generators.base import Domain, FrameError, Generator, Source, file_hash, resize
 from segshift.runs import InputError

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from segshift.methods.iccld import ICCLDConfig
 from segshift.methods.source_only import SourceOnlyConfig
 from segshift.methods.spec import MethodSpec
-from segshift.methods.zodi_adaptation import ZoDiConfig
+from segshift.methods.zodi import ZoDiConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift.labels import IGNORE
+from segshift.data.labels import IGNORE
 from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 

@@ -10,7 +10,7 @@ from segshift.settings import Settings
 
 if TYPE_CHECKING:
     from segshift.config import TrainConfig
-    from segshift.labels import LabelSpace
+    from segshift.data.labels import LabelSpace
     from segshift.methods.base import Method
     from segshift.networks import Segmenter
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from segshift.config import NetworkConfig
-from segshift.labels import IGNORE
+from segshift.data.labels import IGNORE
 from segshift.networks.segmenter import Segmenter
 from segshift.networks.weights import making_timm, timm_names
 from segshift.runs import InputError

@@ -45,6 +45,9 @@ def _published(domain: str, network: str) -> Experiment:
         validation="cityscapes:{cityscapes}:val",
         transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",),
         network=_NETWORKS[network],
+        size=(512, 1024),
+        crop=(384, 768),
+        steps=74_375,
         workers=8,
         validate_every=7440 if domain == "game" else 744,  # ten epochs, for GTA5's split holds thousands of frames; one
     )

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from segshift import execution, frames, outputs, runs
+from segshift import execution, outputs, runs
 from segshift.config import CheckConfig
-from segshift.frames import Dataset, Frame
-from segshift.labels import IGNORE, LabelSpace
+from segshift.data import frames
+from segshift.data.frames import Dataset, Frame
+from segshift.data.labels import IGNORE, LabelSpace
 
 _CHUNK = 16
 """Frames handed to a process at a time."""

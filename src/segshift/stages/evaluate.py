@@ -6,7 +6,7 @@ stands for a class that is neither in the truth nor predicted. The numbers are c
 result is never older than its PNGs. Beside it, OUT/frames.npz holds the confusion matrix of each frame: `ids` [N], and
 `confusion` int64 [N, C, C + 1] over the classes of metrics.json. Where the predictions come with maps of confidence or
 uncertainty, metrics.json also holds the calibration of the confidence and each map's curve of risk against coverage
-(`segshift.calibration`).
+(`segshift.scoring.calibration`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from segshift import calibration, execution, frames, labels, metrics, outputs, predictions, records, runs
+from segshift import execution, outputs, records, runs
 from segshift.config import EvaluateConfig
-from segshift.frames import Dataset, Frame
-from segshift.labels import LabelSpace
+from segshift.data import frames, labels
+from segshift.data.frames import Dataset, Frame
+from segshift.data.labels import LabelSpace
+from segshift.scoring import calibration, metrics, predictions
 
 PUBLISHED_SIZE = (512, 1024)
 """Height and width of the evaluation in ZoDi's published code (azuma164/ZoDi, eval_test.py)."""

@@ -31,15 +31,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift import checkpoints, execution, frames, networks, outputs, predictions, records, runs, transforms
+from segshift import execution, networks, outputs, records, runs
 from segshift.config import PredictConfig
+from segshift.data import frames, transforms
+from segshift.data.frames import Dataset, Frame
 from segshift.execution.device import pick
-from segshift.frames import Dataset, Frame
 from segshift.methods.base import Method
 from segshift.methods.iccld.diffusion import T
 from segshift.methods.source_only.training import SourceOnly
 from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
+from segshift.scoring import predictions
+from segshift.training import checkpoints
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -1,6 +1,6 @@
 """Train: a segmentation network on labelled source frames, alone, with their transferred images, or with a target's.
 
-The run folder is described in `segshift.checkpoints`. The same command continues a run where it was stopped; on one
+The run folder is described in `segshift.training.checkpoints`. The same command continues a run where it was stopped; on one
 CPU the result is bitwise that of a run which was not.
 """
 
@@ -22,28 +22,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
+from rich.console import Console
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import (
-    batches,
-    checkpoints,
-    execution,
-    frames,
-    loop,
-    metrics,
-    outputs,
-    records,
-    runs,
-    transforms,
-)
+from segshift import execution, outputs, records, runs
 from segshift.config import TrainConfig
+from segshift.data import frames, transforms
+from segshift.data import samples as batches
+from segshift.data.frames import Dataset
 from segshift.execution.device import pick
-from segshift.frames import Dataset
 from segshift.methods import METHODS
 from segshift.methods.base import Method
 from segshift.outputs import Output
 from segshift.runs import InputError
+from segshift.scoring import metrics
+from segshift.training import checkpoints, loop, sizes
 
 _log = logging.getLogger(__name__)
 
@@ -56,10 +50,13 @@ def train(config: TrainConfig, out: str | Path) -> Path:
 
     Raises: InputError for settings that do not fit together, data that does not, and losses that are not finite.
     """
+    config, told = sizes.chosen(config)
     _check(config)
     output = outputs.open_output(out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0)
     accelerator = _accelerator(config)
     data = _open(config)
+    if told is not None and accelerator.is_main_process:
+        Console(soft_wrap=True, highlight=False).print(told, markup=False)
     with _alone(output.path) if accelerator.is_main_process else nullcontext():
         return _train(config, output, accelerator, data)
 

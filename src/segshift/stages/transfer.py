@@ -14,7 +14,7 @@ Any number of processes may work on one OUT at once. Every frame belongs to one 
 its own journal only, so no line can be lost. Frames are never half-done: the label first, then the image
 (atomically), then the line; what has a line and an image is finished, and so is a line that says the gate
 dropped the frame. The bytes of a frame depend on nothing but its settings: not on its neighbours
-(segshift.worker), the number of processes, or where a run was interrupted. What a gate measures counts among
+(segshift.engine.worker), the number of processes, or where a run was interrupted. What a gate measures counts among
 the settings: a function of the source frames and of first draws that depend on the settings alone, measured
 once and kept. Another batch size, and another number of threads on a CPU (torchrun gives each of several
 processes one), changes a picture by a grey level, and so perhaps a score that lies on the threshold.
@@ -38,15 +38,18 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
-from segshift import checkpoints, execution, frames, gate, generators, outputs, records, runs, transforms
+from segshift import execution, generators, outputs, records, runs
 from segshift.config import TransferConfig
-from segshift.frames import Dataset, Frame
-from segshift.gate import Gate, Thresholds
+from segshift.data import frames, transforms
+from segshift.data.frames import Dataset, Frame
+from segshift.data.labels import CITYSCAPES, IGNORE, LabelSpace
+from segshift.engine import gate
+from segshift.engine.gate import Gate, Thresholds
+from segshift.engine.journal import Journal
+from segshift.engine.worker import Failed, Sample, Worker, targets
 from segshift.generators.base import DiffusionFamily, Generator, file_hash
-from segshift.journal import Journal
-from segshift.labels import CITYSCAPES, IGNORE, LabelSpace
 from segshift.runs import InputError
-from segshift.worker import Failed, Sample, Worker, targets
+from segshift.training import checkpoints
 
 _log = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from segshift.config import PriorConfig
+from segshift.data.labels import CITYSCAPES
 from segshift.execution.device import pick
-from segshift.labels import CITYSCAPES
 from segshift.networks.weights import load_tensors, read_tensors
 from segshift.outputs import begin
 from segshift.runs import InputError, atomic, progress, write_json

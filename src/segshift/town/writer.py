@@ -25,7 +25,7 @@ from scipy.io import savemat
 
 from segshift import execution, outputs, runs
 from segshift.config import TownConfig
-from segshift.labels import CITYSCAPES, SYNTHIA
+from segshift.data.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError
 from segshift.town import scenes, weather
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segshift.labels import IGNORE
+from segshift.data.labels import IGNORE
 from segshift.methods.iccld import StrongAugmentation
 
 

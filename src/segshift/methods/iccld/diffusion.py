@@ -65,8 +65,8 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from segshift import transforms
-from segshift.labels import IGNORE
+from segshift.data import transforms
+from segshift.data.labels import IGNORE
 from segshift.methods.base import Batch, Method, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
 from segshift.methods.iccld.classmix import augment, mixed, pseudo_label

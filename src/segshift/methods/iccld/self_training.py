@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from segshift.labels import IGNORE
+from segshift.data.labels import IGNORE
 from segshift.methods.base import Batch, Method, cross_entropy, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
 from segshift.methods.iccld.classmix import augment, mixed, pseudo_label

@@ -21,7 +21,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from segshift import metrics, transforms
+from segshift.data import transforms
+from segshift.scoring import metrics
 
 LEVEL = 0.9
 """Share of the resamples that an interval holds, between its outer quantiles."""

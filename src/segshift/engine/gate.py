@@ -37,11 +37,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from segshift import metrics, transforms
 from segshift.config import GateConfig
-from segshift.labels import IGNORE, LabelSpace
+from segshift.data import transforms
+from segshift.data.labels import IGNORE, LabelSpace
 from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
+from segshift.scoring import metrics
 
 SEEN = 0.5
 """A region is judged where f is expected to agree with at least this share of it: what it does not see it

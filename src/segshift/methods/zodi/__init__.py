@@ -16,7 +16,7 @@ Similarity = Literal["cosine", "simsiam", "byol", "none"]
 
 def build(setup: Setup) -> Method:
     """Raises: InputError, also when the similarity needs a feature layer that the network has not."""
-    from segshift.methods.zodi_adaptation.adaptation import ZoDi
+    from segshift.methods.zodi.adaptation import ZoDi
 
     settings = setup.config.zodi
     return ZoDi(

@@ -23,11 +23,14 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from segshift import drawing, frames, predictions, records, runs
+from segshift import records, runs
 from segshift.config import TransferConfig
-from segshift.frames import Dataset, Frame
-from segshift.labels import IGNORE
+from segshift.data import frames
+from segshift.data.frames import Dataset, Frame
+from segshift.data.labels import IGNORE
+from segshift.page import charts as drawing
 from segshift.runs import InputError
+from segshift.scoring import predictions
 
 Row = dict[str, Any]
 

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from segshift import runs
 from segshift.config import NetworkConfig, Select, TrainConfig
-from segshift.labels import CITYSCAPES, CLASS_SETS, LabelSpace
+from segshift.data.labels import CITYSCAPES, CLASS_SETS, LabelSpace
 from segshift.methods import METHODS
 from segshift.methods.base import Method
 from segshift.methods.spec import Setup

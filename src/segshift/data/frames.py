@@ -1,7 +1,7 @@
 """Frames: what a data set is made of, how they are read, and how those of two data sets are paired.
 
 A data set is named `layout:path[:subset]`, and `load` lists its frames without opening them. The layouts are
-those of segshift.layouts. Everything is matched by frame id; the order of a listing means nothing.
+those of segshift.data.layouts. Everything is matched by frame id; the order of a listing means nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 
 from segshift import records, runs
-from segshift.labels import LabelSpace
-from segshift.layouts import LAYOUTS, Layout, Part, is_below_root, path_of, printable
+from segshift.data.labels import LabelSpace
+from segshift.data.layouts import LAYOUTS, Layout, Part, is_below_root, path_of, printable
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim import Optimizer
 
-from segshift import transforms
-from segshift.batches import checked
+from segshift.data import transforms
+from segshift.data.samples import checked
 from segshift.methods.base import Batch, Method
 from segshift.runs import InputError
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segshift import frames, records, runs
-from segshift.frames import Dataset
+from segshift import records, runs
+from segshift.data import frames
+from segshift.data.frames import Dataset
 from segshift.runs import InputError
 
 

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from segshift import gate, runs
+from segshift import runs
 from segshift.config import TransferConfig
-from segshift.gate import Gate, Seen, Verdict
+from segshift.data.labels import LabelSpace
+from segshift.engine import gate
+from segshift.engine.gate import Gate, Seen, Verdict
 from segshift.generators import DiffusionFamily, Domain, FrameError, Generator, Source
 from segshift.generators.base import resize
-from segshift.labels import LabelSpace
-from segshift.methods import zodi
+from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints, Valida
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from segshift.labels import CITYSCAPES, IGNORE, SYNTHIA, Colour, LabelSpace
+from segshift.data.labels import CITYSCAPES, IGNORE, SYNTHIA, Colour, LabelSpace
 from segshift.runs import InputError
 
 CONDITIONS = ("fog", "night", "rain", "snow")

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segshift.methods.base import Batch, Method, cross_entropy
-from segshift.methods.zodi_adaptation import Similarity
+from segshift.methods.zodi import Similarity
 from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 

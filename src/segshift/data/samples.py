@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from segshift import frames, transforms
-from segshift.frames import Frame
-from segshift.labels import IGNORE, LabelSpace
+from segshift.data import frames, transforms
+from segshift.data.frames import Frame
+from segshift.data.labels import IGNORE, LabelSpace
 from segshift.methods.base import Batch
 from segshift.runs import InputError
 

@@ -16,9 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segshift import frames, runs
+from segshift import runs
 from segshift.config import CHECKPOINTS
-from segshift.labels import LabelSpace
+from segshift.data import frames
+from segshift.data.labels import LabelSpace
 
 
 def read(file: Path, space: LabelSpace) -> np.ndarray:

@@ -48,10 +48,17 @@ import torch
 from torch import Tensor
 
 from segshift.config import TransferConfig
+from segshift.data.labels import (
+    ADE20K_COLOURS,
+    CITYSCAPES,
+    CITYSCAPES_VOID_COLOURS,
+    IGNORE,
+    Colour,
+    LabelSpace,
+)
 from segshift.generators import schedule
 from segshift.generators.base import DiffusionFamily, Domain, Generator, Record, Source, resize, take
 from segshift.generators.movement import denoising_gap
-from segshift.labels import ADE20K_COLOURS, CITYSCAPES, CITYSCAPES_VOID_COLOURS, IGNORE, Colour, LabelSpace
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)

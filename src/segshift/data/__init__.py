@@ -1,0 +1,1 @@
+"""Data sets: label spaces, layouts, frames, transforms and training samples."""

@@ -1,0 +1,1 @@
+"""The transfer of frames: batches through a generator, the gate, and the journal."""
