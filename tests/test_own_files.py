@@ -60,7 +60,7 @@ class World:
         check(CheckConfig(day, workers=1), at / "check")
         self.training = training_config(
             at, source=day, transferred=(), validation=day, method="source_only", size=SIZE, crop=(16, 32), steps=2,
-            validate_every=1, iccld=ICCLDConfig(rare_classes=str(at / "check")),
+            validate_every=1, rare_classes=str(at / "check"),
         )  # fmt: skip
         train(self.training, at / "run")
         self.predicting = PredictConfig(str(at / "run"), day, uncertainty=True, device="cpu")
