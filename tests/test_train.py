@@ -5,6 +5,7 @@ import trees
 from training import config, last, logged, trees_of
 
 from segshift.config import NetworkConfig, ZoDiConfig
+from segshift.data import samples as batches
 from segshift.methods.zodi.adaptation import ZoDi
 from segshift.runs import InputError
 from segshift.stages.train import train
@@ -177,3 +178,34 @@ def test_an_unwritable_output_is_refused(data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file: name a new folder"):
         train(config(data), tmp_path / "file" / "run")
+
+
+def test_data_sets_of_other_layouts_with_the_same_classes_train_together(data, tmp_path, monkeypatch):
+    """Each label is read as its own data set writes it: ids of GTA5 and SYNTHIA, or another folder's."""
+    trees.synthia(tmp_path / "synthia")
+    trees.gta5(tmp_path / "gta5")
+    more = (f"synthia:{tmp_path}/synthia", f"gta5:{tmp_path}/gta5")
+    seen = {}
+    read = batches.Pictures.label
+    monkeypatch.setattr(batches.Pictures, "label", lambda self, frame: seen.setdefault(frame.id, read(self, frame)))
+    settings = config(data, method="source_only", transferred=(), more_sources=more, validation=f"gta5:{tmp_path}/gta5", steps=6)
+    train(settings, tmp_path / "run")
+    for id in ("0000000", "00001"):
+        assert np.array_equal(seen[id].numpy(), trees.train_ids(id)), id
+
+
+def test_two_folders_write_the_same_classes_with_other_values(tmp_path, monkeypatch):
+    one, two = trees.folder(tmp_path / "one", ["a"]), trees.folder(tmp_path / "two", ["b"])
+    text = (two / "dataset.yaml").read_text()
+    (two / "dataset.yaml").write_text(text.replace("[road, tree, car]", "{road: 1, tree: 0, car: 2}"))
+    seen = {}
+    read = batches.Pictures.label
+    monkeypatch.setattr(batches.Pictures, "label", lambda self, frame: seen.setdefault(frame.id, read(self, frame)))
+    settings = config(
+        tmp_path, source=f"folder:{one}:train", more_sources=(f"folder:{two}:train",), method="source_only", transferred=(),
+        validation=None, select="last", steps=2, batch_size=2,
+    )  # fmt: skip
+    train(settings, tmp_path / "run")
+    label = trees.train_ids("b")
+    expected = np.where(label == 255, 255, np.array([1, 0, 2])[np.minimum(label, 18) % 3])
+    assert np.array_equal(seen["b"].numpy(), expected)

@@ -7,7 +7,7 @@ step s, other numbers of workers, processes or micro-batches give the same sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,9 +47,17 @@ def pair_up(source: frames.Dataset, transferred: Sequence[frames.Dataset]) -> li
 class Pictures:
     """Reads images and labels at one size, and keeps them where memory allows."""
 
-    def __init__(self, size: transforms.Size, space: LabelSpace, kept: Sequence[int], keep: bool):
-        """`kept`: train ids that count; labels of other classes become void."""
-        self.size, self.space, self.keep = size, space, keep
+    def __init__(
+        self,
+        size: transforms.Size,
+        space: LabelSpace,
+        kept: Sequence[int],
+        keep: bool,
+        others: Mapping[Path, LabelSpace] | None = None,
+    ):
+        """kept: train ids that count; labels of other classes become void. others: how label files are written that
+        come from further data sets, with the same classes."""
+        self.size, self.space, self.keep, self.others = size, space, keep, others or {}
         self.table = np.full(256, IGNORE, np.uint8)
         self.table[list(kept)] = list(kept)
         self.memory: dict[Path, Tensor] = {}
@@ -65,7 +73,7 @@ class Pictures:
         """[H, W] uint8 train ids at the size. Raises: InputError when it cannot be read."""
         if (known := self.memory.get(frame.label)) is not None:
             return known
-        read = torch.from_numpy(self.table[frames.read_label(frame, self.space)])
+        read = torch.from_numpy(self.table[frames.read_label(frame, self.others.get(frame.label, self.space))])
         return self._remember(frame.label, transforms.resize_label(read, self.size))
 
     def _remember(self, path: Path, value: Tensor) -> Tensor:

@@ -210,13 +210,14 @@ class _Data:
         return hashlib.sha256(repr([[frame.id for frame in d.frames] for d in self.trained]).encode()).hexdigest()
 
     def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
-        others = [*self.validation.values(), *([self.target] if self.target else [])]
-        images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in others)
+        more = [*self.validation.values(), *([self.target] if self.target else [])]
+        images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in more)
         labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
         pixels = self.config.size[0] * self.config.size[1]
         readers = max(1, self.config.workers) * execution.current().local_count  # each with a cache of its own
         keep = pixels * (3 * images + labels) * readers < batches.CACHE_BYTES
-        return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep)
+        others = {f.label: d.space for d in self.trained if d.space != dataset.space for f in d.frames if f.label}
+        return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep, others)
 
 
 def _open(config: TrainConfig) -> _Data:
@@ -231,9 +232,6 @@ def _open(config: TrainConfig) -> _Data:
             validation[key] = dataset
     more = [frames.load(name) for name in config.more_sources]
     target = frames.load(config.target) if config.target else None
-    for dataset in more:
-        if dataset.space != source.space:
-            raise InputError(f"{dataset.name} writes its labels in another way than {source.name}: train on one layout")
     for dataset in (source, *more, *validation.values(), *([target] if target else [])):
         if dataset.space.names != source.space.names:
             raise InputError(
