@@ -1,10 +1,12 @@
-"""ICCLD on real photographs: CamVid by day (labelled) to CamVid at dusk (unlabelled), every row of the ablation.
+"""ICCLD on real photographs: CamVid by day (labelled) to CamVid at dusk (unlabelled), every row of the
+ablation.
 
     python benchmarks/camvid.py DATA OUT
 
-DATA holds day/train, day/val and dusk/train, each with images/*.jpg and for the day labels/*.png of eleven class indices.
-Labels of the dusk are not read and nothing is chosen by them: the rows are scored on day/val, and each one's predictions
-at dusk are kept in OUT/seed-<n>/<row>/dusk for whoever holds the labels. Encoder from scratch (no download), 240x320.
+DATA holds day/train, day/val and dusk/train, each with images/*.jpg and for the day labels/*.png of eleven
+class indices. Labels of the dusk are not read and nothing is chosen by them: the rows are scored on day/val,
+and each one's predictions at dusk are kept in OUT/seed-<n>/<row>/dusk for whoever holds the labels. Encoder
+from scratch (no download), 240x320.
 """
 
 from __future__ import annotations
@@ -53,12 +55,18 @@ class Benchmark:
 def experiment(b: Benchmark, data: str) -> Experiment:
     """Every row of the ablation but the oracles, which would need the dusk's labels."""
     base: TrainConfig = replace(
-        town_source("clear", steps=b.steps, images=b.images), source=f"{data}:day/train", validation=None, size=(240, 320),
-        crop=(192, 256), precision=b.precision,
-    )  # fmt: skip
+        town_source("clear", steps=b.steps, images=b.images),
+        source=f"{data}:day/train",
+        validation=None,
+        size=(240, 320),
+        crop=(192, 256),
+        precision=b.precision,
+    )
     rows = ablation_rows(base, f"{data}:dusk/train", town_second(b.steps))
     there = tuple(row for row in rows if not row.name.startswith("oracle"))
-    return Experiment("camvid day to dusk", chosen(there, b.rows), (Target("day", f"{data}:day/val"),), seeds=b.seeds)
+    return Experiment(
+        "camvid day to dusk", chosen(there, b.rows), (Target("day", f"{data}:day/val"),), seeds=b.seeds
+    )
 
 
 def main(b: Benchmark) -> None:
@@ -70,7 +78,9 @@ def main(b: Benchmark) -> None:
     for seed in range(b.seeds):
         for row in e.rows:
             run = b.out / f"seed-{seed}" / slug(row.name)
-            settings = PredictConfig(run=str(run), data=f"{data}:dusk/train", checkpoint="last", uncertainty=row.uncertainty)
+            settings = PredictConfig(
+                run=str(run), data=f"{data}:dusk/train", checkpoint="last", uncertainty=row.uncertainty
+            )
             predict.predict(settings, run / "dusk")
     write_tables(e, b.out, "camvid", seeds=b.seeds, steps=b.steps, images=b.images, precision=b.precision)
 

@@ -1,23 +1,26 @@
-"""How good the estimate without target images is: predicted against true mIoU on the town, and what else one could do.
+"""How good the estimate without target images is: predicted against true mIoU on the town, and what else one
+could do.
 
     python benchmarks/zodi.py runs/zodi
     python benchmarks/estimate.py runs/zodi
 
-Takes every network of the ZoDi benchmark but the oracles, and further runs that are named (`benchmarks/town.py` names two of
-ICCLD and one of another encoder); a domain whose labels a run was trained on is left out of its table. Writes
-OUT/<name of OUT>.md (the README's tables) and .json (every figure, machine, versions, date).
-The clear validation split is transferred once per domain, strength and draw, for all networks. Running it again
-continues.
+Takes every network of the ZoDi benchmark but the oracles, and further runs that are named
+(`benchmarks/town.py` names two of ICCLD and one of another encoder); a domain whose labels a run was trained
+on is left out of its table. Writes OUT/<name of OUT>.md (the README's tables) and .json (every figure,
+machine, versions, date). The clear validation split is transferred once per domain, strength and draw, for
+all networks. Running it again continues.
 
 What it is compared with, all from the same frames; no target image is used but for the truth:
     uncorrected      mIoU on the frames transferred to the target (u = 0 of `bootstrap`)
     whole cost ...   the same with all of what the transfer costs taken off (u = 1); segshift takes off half
     additive         source + (transferred to the target - transferred to its own domain), in mIoU
     source score     the mIoU on the untouched validation frames: no drop at all
-    confidence       source score * mean confidence on the target's transferred frames / mean confidence on the source
-                     frames; a frame's confidence is the largest softmax probability, averaged over its pixels
-    regression       source score - (a + b * difference of those two confidences), a and b fitted by least squares to the
-                     true drops of all other networks in all domains: it needs labelled target frames, as no other row
+    confidence       source score * mean confidence on the target's transferred frames / mean confidence on
+                     the source frames; a frame's confidence is the largest softmax probability, averaged over
+                     its pixels
+    regression       source score - (a + b * difference of those two confidences), a and b fitted by least
+                     squares to the true drops of all other networks in all domains: it needs labelled target
+                     frames, as no other row
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Interval:
-    """A true score in [0, 1], what was predicted for it, the ends of its interval, and its ends without an error of the generator."""
+    """A true score in [0, 1], what was predicted for it, the ends of its interval, and its ends without an
+    error of the generator.
+    """
 
     true: float
     value: float
@@ -74,8 +79,12 @@ class Interval:
     narrow_high: float
 
     def inside(self, generator: float, floor: float = 0.0) -> bool:
-        """Whether the truth lies inside with another error of the generator: a share of the predicted score, and a floor."""
-        low, high = widened(self.value, self.narrow_low, self.narrow_high, hypot(generator * self.value, floor))
+        """Whether the truth lies inside with another error of the generator: a share of the predicted score,
+        and a floor.
+        """
+        low, high = widened(
+            self.value, self.narrow_low, self.narrow_high, hypot(generator * self.value, floor)
+        )
         return low <= self.true <= high
 
 
@@ -136,10 +145,12 @@ ESTIMATES: dict[str, Callable[[Sequence[Pair]], list[float]]] = {
 
 
 def accuracy(pairs: Sequence[Pair], predicted: Sequence[float]) -> dict[str, float | None]:
-    """Mean absolute error and bias in points, and the two mean rank correlations (None where none is defined).
+    """Mean absolute error and bias in points, and the two mean rank correlations (None where none is
+    defined).
 
-    over_networks: networks ranked within a domain, the mean over domains; over_domains: domains ranked within a
-    network, the mean over networks. Ranks of fewer than three, and of equal predictions, have no correlation.
+    over_networks: networks ranked within a domain, the mean over domains; over_domains: domains ranked within
+    a network, the mean over networks. Ranks of fewer than three, and of equal predictions, have no
+    correlation.
     """
     errors = [100 * (value - pair.miou.true) for value, pair in zip(predicted, pairs, strict=True)]
     return {
@@ -150,7 +161,9 @@ def accuracy(pairs: Sequence[Pair], predicted: Sequence[float]) -> dict[str, flo
     }
 
 
-def _mean_rank(pairs: Sequence[Pair], predicted: Sequence[float], group: Callable[[Pair], str]) -> float | None:
+def _mean_rank(
+    pairs: Sequence[Pair], predicted: Sequence[float], group: Callable[[Pair], str]
+) -> float | None:
     groups: dict[str, list[tuple[float, float]]] = {}
     for value, pair in zip(predicted, pairs, strict=True):
         groups.setdefault(group(pair), []).append((value, pair.miou.true))
@@ -168,17 +181,22 @@ def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
     return {"precision": both / named if named else None, "recall": both / failed if failed else None}
 
 
-def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair], floor: float = 0.0) -> dict[str, float | None]:
-    """Share of the true scores inside the interval (`all`), without an error of the generator, and with one that was
-    fitted on the other domains, as the smallest whole percentage that holds LEVEL of theirs (`held_out`, and by domain): so
-    no domain is judged by itself; None where there is no other. `fitted`: that percentage on all domains, which
+def coverage(
+    of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair], floor: float = 0.0
+) -> dict[str, float | None]:
+    """Share of the true scores inside the interval (`all`), without an error of the generator, and with one
+    that was fitted on the other domains, as the smallest whole percentage that holds LEVEL of theirs
+    (`held_out`, and by domain): so no domain is judged by itself; None where there is no other. `fitted`:
+    that percentage on all domains, which
     `bootstrap` has. `of`: the scores of a pair. `floor`: of the error, given."""
 
     def share(hits: Iterable[bool]) -> float:
         return mean(map(float, hits))
 
     def fitted(scores: Sequence[Interval]) -> float:
-        return next((g / 100 for g in range(100) if share(one.inside(g / 100, floor) for one in scores) >= LEVEL), 1.0)
+        return next(
+            (g / 100 for g in range(100) if share(one.inside(g / 100, floor) for one in scores) >= LEVEL), 1.0
+        )
 
     every = [one for pair in pairs for one in of(pair)]
     found: dict[str, float | None] = {
@@ -192,15 +210,18 @@ def coverage(of: Callable[[Pair], Sequence[Interval]], pairs: Sequence[Pair], fl
         others = [one for pair in pairs if pair.domain != domain for one in of(pair)]
         if others:
             error = fitted(others)
-            held[domain] = [one.inside(error, floor) for pair in pairs if pair.domain == domain for one in of(pair)]
+            held[domain] = [
+                one.inside(error, floor) for pair in pairs if pair.domain == domain for one in of(pair)
+            ]
             found["held_out"] = share(hit for hits in held.values() for hit in hits)
     return found | {domain: share(hits) for domain, hits in held.items()}
 
 
 PREDICTED = {
-    "classes predicted under 10 %": lambda value: value < 0.1, "10 to 40 %": lambda value: 0.1 <= value < 0.4,
+    "classes predicted under 10 %": lambda value: value < 0.1,
+    "10 to 40 %": lambda value: 0.1 <= value < 0.4,
     "over 40 %": lambda value: value >= 0.4,
-}  # fmt: skip
+}
 """Groups of classes by their predicted IoU, whose intervals should hold as well as those of all."""
 
 
@@ -210,20 +231,32 @@ def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
     groups = {name: [pair for pair in pairs if pair.trained_on == value] for name, value in known.items()}
     return {
         "results": {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()},
-        "networks": {name: accuracy(chosen, [pair.miou.value for pair in chosen]) for name, chosen in groups.items() if chosen},
+        "networks": {
+            name: accuracy(chosen, [pair.miou.value for pair in chosen])
+            for name, chosen in groups.items()
+            if chosen
+        },
         "failing_classes": failures(pairs),
         "coverage_of_90_percent_intervals": {
-            "miou": coverage(lambda pair: (pair.miou,), pairs), "classes": coverage(lambda pair: pair.classes, pairs, CLASS_FLOOR),
-            **{name: coverage(lambda pair, of=of: [c for c in pair.classes if of(c.value)], pairs, CLASS_FLOOR) for name, of in PREDICTED.items()},
+            "miou": coverage(lambda pair: (pair.miou,), pairs),
+            "classes": coverage(lambda pair: pair.classes, pairs, CLASS_FLOOR),
+            **{
+                name: coverage(
+                    lambda pair, of=of: [c for c in pair.classes if of(c.value)], pairs, CLASS_FLOOR
+                )
+                for name, of in PREDICTED.items()
+            },
         },
-    }  # fmt: skip
+    }
 
 
 # ------------------------------------------------------------------------------------------ tables
 
 
 def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
-    """Markdown: predicted against true mIoU % per domain, of the first source-only network and the mean of all."""
+    """Markdown: predicted against true mIoU % per domain, of the first source-only network and the mean of
+    all.
+    """
 
     def row(name: str, cells: Sequence[str]) -> str:
         return f"| {name} | {' | '.join(cells)} |"
@@ -237,15 +270,23 @@ def predicted_table(pairs: Sequence[Pair], domains: Sequence[str]) -> str:
     if plain:
         [*one] = (p for p in pairs if p.network == plain[0])
         there = {p.domain: p for p in one}
-        spans = [f"{100 * p.miou.value:.1f} ({100 * p.miou.low:.1f} to {100 * p.miou.high:.1f})" for p in map(there.get, domains)]
-        lines += [row("one network (source only): predicted", spans), row("one network (source only): true", [cell(lambda p: p.miou.true, one, d) for d in domains])]
+        spans = [
+            f"{100 * p.miou.value:.1f} ({100 * p.miou.low:.1f} to {100 * p.miou.high:.1f})"
+            for p in map(there.get, domains)
+        ]
+        lines += [
+            row("one network (source only): predicted", spans),
+            row("one network (source only): true", [cell(lambda p: p.miou.true, one, d) for d in domains]),
+        ]
     lines += [
         row(f"mean over networks: {name}", [cell(of, pairs, d) for d in domains])
         for name, of in (
-            ("source", lambda p: p.source), ("predicted", lambda p: p.miou.value), ("true", lambda p: p.miou.true),
+            ("source", lambda p: p.source),
+            ("predicted", lambda p: p.miou.value),
+            ("true", lambda p: p.miou.true),
             ("error, absolute", lambda p: abs(p.miou.value - p.miou.true)),
         )
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -257,14 +298,21 @@ def networks_table(pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         by_name.setdefault(Path(pair.network).name, {}).setdefault(pair.domain, []).append(pair)
     for name, there in by_name.items():
-        both = ((mean(p.miou.value for p in there[d]), mean(p.miou.true for p in there[d])) if d in there else None for d in domains)
-        lines.append(f"| {name} | {' | '.join('-' if two is None else f'{100 * two[0]:.1f} / {100 * two[1]:.1f}' for two in both)} |")
+        cells = ["-"] * len(domains)
+        for i, d in enumerate(domains):
+            if d in there:
+                predicted, true = (mean(getattr(p.miou, key) for p in there[d]) for key in ("value", "true"))
+                cells[i] = f"{100 * predicted:.1f} / {100 * true:.1f}"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
     """Markdown: every way to estimate, with its errors in mIoU points and its rank correlations."""
-    lines = ["| estimate | mean absolute error | bias | rank over networks | rank over domains |", "|---|---|---|---|---|"]
+    lines = [
+        "| estimate | mean absolute error | bias | rank over networks | rank over domains |",
+        "|---|---|---|---|---|",
+    ]
     for name, r in results.items():
         ranks = ("-" if r[key] is None else f"{r[key]:.2f}" for key in ("over_networks", "over_domains"))
         lines.append(f"| {name} | {r['error']:.1f} | {r['bias']:+.1f} | {' | '.join(ranks)} |")
@@ -272,27 +320,47 @@ def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
 
 
 def coverage_table(covered: dict[str, dict[str, float | None]]) -> str:
-    """Markdown: shares of true scores inside 90 % intervals, of the mIoU and of the classes' IoU, and the fitted error."""
+    """Markdown: shares of true scores inside 90 % intervals, of the mIoU and of the classes' IoU, and the
+    fitted error.
+    """
     columns = next(iter(covered.values()))
-    heads = {"all": "inside", "without_generator": "without the generator's error", "fitted": "error that holds 90 %", "held_out": "that error fitted on other domains"}
-    lines = ["| truths in 90 % intervals | " + " | ".join(heads.get(name, name) for name in columns) + " |", "|---|" + "---|" * len(columns)]
-    lines += [f"| {what} | " + " | ".join(map(_percent, shares.values())) + " |" for what, shares in covered.items()]
+    heads = {
+        "all": "inside",
+        "without_generator": "without the generator's error",
+        "fitted": "error that holds 90 %",
+        "held_out": "that error fitted on other domains",
+    }
+    lines = [
+        "| truths in 90 % intervals | " + " | ".join(heads.get(name, name) for name in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    lines += [
+        f"| {what} | " + " | ".join(map(_percent, shares.values())) + " |" for what, shares in covered.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
 def tables(told: dict[str, Any]) -> str:
     """Markdown of what is told of the pairs."""
     pairs = [
-        Pair(**pair | {"miou": Interval(*pair["miou"]), "classes": tuple(Interval(*one) for one in pair["classes"])})
+        Pair(
+            **pair
+            | {"miou": Interval(*pair["miou"]), "classes": tuple(Interval(*one) for one in pair["classes"])}
+        )
         for pair in told["pairs"]
     ]
     found = findings(pairs)
     ways = found["results"] | {f"segshift estimate, {name}": of for name, of in found["networks"].items()}
     named = ", ".join(f"{key} {_percent(share)}" for key, share in found["failing_classes"].items())
-    return "\n".join((
-        predicted_table(pairs, list(dict.fromkeys(pair.domain for pair in pairs))), comparison_table(ways),
-        coverage_table(found["coverage_of_90_percent_intervals"]), f"Failing classes: {named}.\n", networks_table(pairs),
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            predicted_table(pairs, list(dict.fromkeys(pair.domain for pair in pairs))),
+            comparison_table(ways),
+            coverage_table(found["coverage_of_90_percent_intervals"]),
+            f"Failing classes: {named}.\n",
+            networks_table(pairs),
+        )
+    )
 
 
 def _percent(share: float | None) -> str:
@@ -304,12 +372,21 @@ def _percent(share: float | None) -> str:
 
 def networks(b: Benchmark) -> dict[str, Path]:
     """Every training run but the oracles, by name. Raises: InputError when there is none."""
-    found = {str(path.parent.relative_to(b.town)): path.parent for path in sorted(b.town.glob("seed-*/*/config.json"))}
+    found = {
+        str(path.parent.relative_to(b.town)): path.parent
+        for path in sorted(b.town.glob("seed-*/*/config.json"))
+    }
     rows = {slug(row) for row in b.rows}
-    found = {name: run for name, run in found.items() if (run.name in rows if rows else not run.name.startswith("oracle"))}
+    found = {
+        name: run
+        for name, run in found.items()
+        if (run.name in rows if rows else not run.name.startswith("oracle"))
+    }
     found |= {str(run): run for run in b.runs}
     if not found:
-        raise InputError(f"no run {b.town}/seed-*/<row>: run benchmarks/zodi.py {b.town} first, or name runs with --runs")
+        raise InputError(
+            f"no run {b.town}/seed-*/<row>: run benchmarks/zodi.py {b.town} first, or name runs with --runs"
+        )
     return found
 
 
@@ -332,25 +409,43 @@ def knows(run: Path, domain: str) -> bool:
 
 
 def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, Any]) -> Pair:
-    """What estimate.json says of a domain, beside the truth's metrics.json; the truth over the classes that the labels of both show."""
+    """What estimate.json says of a domain, beside the truth's metrics.json; the truth over the classes that
+    the labels of both show.
+    """
     source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
-    labelled = dict(zip(true["iou"], shown(np.array(true["confusion"])).tolist(), strict=True))  # as the estimate leaves them out
-    there = {name: value for name, value in labelled.items() if not isnan(value) and source.get(name) is not None}
+    labelled = dict(
+        zip(true["iou"], shown(np.array(true["confusion"])).tolist(), strict=True)
+    )  # as the estimate leaves them out
+    there = {
+        name: value for name, value in labelled.items() if not isnan(value) and source.get(name) is not None
+    }
     failed = (name for name, value in there.items() if source[name] and value < FAILS_BELOW * source[name])
-    predicted, narrow, confidence = estimated["corrected"], estimated["without_generator"], estimated["confidence"]
+    predicted, narrow, confidence = (
+        estimated["corrected"],
+        estimated["without_generator"],
+        estimated["confidence"],
+    )
 
     def compared(true: float, told: dict[str, float], narrow: dict[str, float]) -> Interval:
         return Interval(true, told["value"], told["low"], told["high"], narrow["low"], narrow["high"])
 
     classes = (
         compared(there[name], told, narrow["iou"][name])
-        for name, told in predicted["iou"].items() if told["low"] is not None and name in there
-    )  # fmt: skip
+        for name, told in predicted["iou"].items()
+        if told["low"] is not None and name in there
+    )
     return Pair(
-        network, domain, compared(mean(there.values()), predicted["miou"], narrow["miou"]),
-        *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")), confidence["source"], confidence["target"],
-        tuple(estimated["failing"]), tuple(failed), estimated["trained_on"], tuple(classes),
-    )  # fmt: skip
+        network,
+        domain,
+        compared(mean(there.values()), predicted["miou"], narrow["miou"]),
+        *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")),
+        confidence["source"],
+        confidence["target"],
+        tuple(estimated["failing"]),
+        tuple(failed),
+        estimated["trained_on"],
+        tuple(classes),
+    )
 
 
 def main(b: Benchmark) -> None:
@@ -359,19 +454,32 @@ def main(b: Benchmark) -> None:
     pairs, protocols = [], set()
     for name, run in networks(b).items():
         config = EstimateConfig(
-            run=str(run), source=source, to=b.domains, draws=b.draws, checkpoint=b.checkpoint,
+            run=str(run),
+            source=source,
+            to=b.domains,
+            draws=b.draws,
+            checkpoint=b.checkpoint,
             transferred=str(out / "transferred"),
-        )  # fmt: skip
+        )
         estimated = read_json(estimate(config, out / "networks" / slug(name)) / "estimate.json")
         protocols.add(estimated["protocol"])
         for d in b.domains:
             true = truth(b, run, d)
-            assert true["model"]["weights"] == estimated["model"]["weights"], f"{run} was trained on since it was evaluated"
+            assert true["model"]["weights"] == estimated["model"]["weights"], (
+                f"{run} was trained on since it was evaluated"
+            )
             pairs += [] if knows(run, d) else [pair(name, d, estimated["domains"][d], true)]
     told = findings(pairs) | {
-        "pairs": [vars(p) | {"miou": astuple(p.miou), "classes": [astuple(one) for one in p.classes]} for p in pairs], "draws": b.draws, "checkpoint": b.checkpoint,
-        "protocol": ["embedded town; truth from the labelled validation frames of each target", *sorted(protocols)],
-    }  # fmt: skip
+        "pairs": [
+            vars(p) | {"miou": astuple(p.miou), "classes": [astuple(one) for one in p.classes]} for p in pairs
+        ],
+        "draws": b.draws,
+        "checkpoint": b.checkpoint,
+        "protocol": [
+            "embedded town; truth from the labelled validation frames of each target",
+            *sorted(protocols),
+        ],
+    }
     write_results(out, out.name, tables(told), told, "scipy")
 
 

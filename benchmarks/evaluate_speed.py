@@ -2,10 +2,10 @@
 
     python benchmarks/evaluate_speed.py [--frames 8] [--rounds 5]
 
-Draws label and prediction maps of 1024x2048 with things of many sizes, writes them as a Cityscapes tree, and runs
-both evaluations alternately, so that other load on the machine hits both. cityscapesScripts is measured as its
-command runs (with the instance-weighted scores) and with those switched off, in its numpy form, on one core: it has
-no other, and its Cython form has to be compiled by hand.
+Draws label and prediction maps of 1024x2048 with things of many sizes, writes them as a Cityscapes tree, and
+runs both evaluations alternately, so that other load on the machine hits both. cityscapesScripts is measured
+as its command runs (with the instance-weighted scores) and with those switched off, in its numpy form, on one
+core: it has no other, and its Cython form has to be compiled by hand.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ def main() -> None:
                 run()
                 spent = time.perf_counter() - wall, time.process_time() - cpu
                 seconds[name].append((spent[0] / len(truth), spent[1] / len(truth)))
-    middle = {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in seconds.items()}
+    middle = {
+        name: [statistics.median(column) for column in zip(*times, strict=True)]
+        for name, times in seconds.items()
+    }
     print(f"{'':34} frames/s    segshift is ... times as fast    ... per second of one core")
     for name, (wall, cpu) in middle.items():
         ratio, per_core = wall / middle["segshift"][0], cpu / middle["segshift"][1]

@@ -3,10 +3,11 @@
     python benchmarks/memory.py runs/memory
     python benchmarks/memory.py runs/memory --encoders vit_base_patch14_dinov2 --device cuda
 
-Source only, step 1 and step 2 of the recipe iccld-gta5-cityscapes, three steps each on frames of the embedded town at
-512x1024, with random weights. On a GPU it is what torch allocated there at most. On a CPU, which has no such count, it is how
-much a process of its own grew: the same tensors, with what the libraries of the CPU need besides and without CUDA's
-context. The adversary acts from the first step. Writes OUT/memory.md and OUT/memory.json; running it again continues.
+Source only, step 1 and step 2 of the recipe iccld-gta5-cityscapes, three steps each on frames of the embedded
+town at 512x1024, with random weights. On a GPU it is what torch allocated there at most. On a CPU, which has
+no such count, it is how much a process of its own grew: the same tensors, with what the libraries of the CPU
+need besides and without CUDA's context. The adversary acts from the first step. Writes OUT/memory.md and
+OUT/memory.json; running it again continues.
 """
 
 from __future__ import annotations
@@ -68,10 +69,18 @@ def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tupl
     made = {}
     for row in RECIPES["iccld-gta5-cityscapes"].rows:
         settings = replace(
-            row.train, **{name: data for name, data in town.items() if getattr(row.train, name)}, size=(512, 1024), validation=None,
-            oracle_validation=(), steps=STEPS, device=b.device, network=replace(row.train.network, encoder=encoder, pretrained=False),
-            iccld=replace(row.train.iccld, adversary_warmup=0), gradient_checkpointing=checkpointing, workers=2,
-        )  # fmt: skip
+            row.train,
+            **{name: data for name, data in town.items() if getattr(row.train, name)},
+            size=(512, 1024),
+            validation=None,
+            oracle_validation=(),
+            steps=STEPS,
+            device=b.device,
+            network=replace(row.train.network, encoder=encoder, pretrained=False),
+            iccld=replace(row.train.iccld, adversary_warmup=0),
+            gradient_checkpointing=checkpointing,
+            workers=2,
+        )
         made[row.name] = fill(settings, {"out": str(b.out), "rows": str(home)}), home / slug(row.name)
     return made
 
@@ -85,7 +94,10 @@ def table(peaks: dict[str, dict[str, float]]) -> str:
 
 
 def main(b: Benchmark) -> None:
-    writer.town(TownConfig(height=512, width=1024, source_train=4, source_val=1, target_train=4, target_val=1), b.out / "town")
+    writer.town(
+        TownConfig(height=512, width=1024, source_train=4, source_val=1, target_train=4, target_val=1),
+        b.out / "town",
+    )
     peaks: dict[str, dict[str, float]] = {}
     for encoder in b.encoders:
         for checkpointing in (False, True):
@@ -96,7 +108,9 @@ def main(b: Benchmark) -> None:
                     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                         write_json(known, alone.submit(peak, config, out, b.threads).result())
                 row[name] = read_json(known)
-    write_results(b.out, "memory", table(peaks), {"peaks": peaks, "device": str(pick(b.device)), "steps": STEPS}, "timm")
+    write_results(
+        b.out, "memory", table(peaks), {"peaks": peaks, "device": str(pick(b.device)), "steps": STEPS}, "timm"
+    )
 
 
 if __name__ == "__main__":

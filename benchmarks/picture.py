@@ -1,7 +1,7 @@
 """The README's pictures.
 
-    python benchmarks/picture.py docs/transfer.jpg                        # what the embedded prior makes of three streets
-    python benchmarks/picture.py docs/iccld.jpg runs/iccld-town-game      # what that recipe's networks see in the target
+python benchmarks/picture.py docs/transfer.jpg                  # what the prior makes of three streets
+python benchmarks/picture.py docs/iccld.jpg runs/iccld-town-game  # what its networks see in the target
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def transferred() -> dict[str, Sequence[np.ndarray]]:
 
 
 def adapted(run: Path) -> dict[str, Sequence[np.ndarray]]:
-    """Three of the target's frames, their truth, every network's prediction, and the entropy of the last one."""
+    """Three of the target's frames, their truth, every network's prediction, and the entropy of the
+    last one."""
     data = frames.load(fill(town_target("clear"), {"out": str(run)}))
     chosen = data.frames[:: len(data.frames) // 3][:3]
 
@@ -46,13 +47,22 @@ def adapted(run: Path) -> dict[str, Sequence[np.ndarray]]:
         return [frames.place(data, frame, folder) for frame in chosen]
 
     def painted(files: Sequence[Path]) -> list[np.ndarray]:
-        labels = (frames.read_label(replace(frame, label=file), data.space) for frame, file in zip(chosen, files, strict=True))
+        labels = (
+            frames.read_label(replace(frame, label=file), data.space)
+            for frame, file in zip(chosen, files, strict=True)
+        )
         return [CITYSCAPES.paint(label) for label in labels]
 
     predictions = {name: painted(written(run / "seed-0" / row / LAST)) for name, row in ROWS.items()}
-    entropy = [drawing.heat(file) for file in written(run / "seed-0" / "full" / LAST / "uncertainty" / "entropy")]
+    entropy = [
+        drawing.heat(file) for file in written(run / "seed-0" / "full" / LAST / "uncertainty" / "entropy")
+    ]
     images = [frames.read_image(frame.image) for frame in chosen]
-    return {"target": images, "truth": painted([frame.label for frame in chosen])} | predictions | {"full: entropy": entropy}
+    return (
+        {"target": images, "truth": painted([frame.label for frame in chosen])}
+        | predictions
+        | {"full: entropy": entropy}
+    )
 
 
 def draw(columns: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:

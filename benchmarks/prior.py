@@ -1,8 +1,10 @@
-"""How much of a frame survives the prior's VAE: PSNR, and IoU per class of a network on decoded against original frames.
+"""How much of a frame survives the prior's VAE: PSNR, and IoU per class of a network on decoded against
+original frames.
 
     python benchmarks/prior.py RUN DATA [DATA ...]
 
-RUN is a training run of the frames' own domain (an oracle), so what it loses on decoded frames is what the VAE lost.
+RUN is a training run of the frames' own domain (an oracle), so what it loses on decoded frames is what the
+VAE lost.
 """
 
 from __future__ import annotations
@@ -53,10 +55,17 @@ def measure(m: Measure) -> None:
                     matrix += metrics.confusion_matrix(prediction, label, space.classes)
                 bar.advance()
         original, kept = (100 * metrics.iou(matrix) for matrix in matrices)
-        table = Table("class", "IoU % original", "decoded", "difference", title=f"{spec}: {np.mean(noise):.1f} dB")
+        table = Table(
+            "class", "IoU % original", "decoded", "difference", title=f"{spec}: {np.mean(noise):.1f} dB"
+        )
         for name, a, b in zip(space.names, original, kept, strict=True):
             table.add_row(name, f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}")
-        table.add_row("mean", f"{np.nanmean(original):.1f}", f"{np.nanmean(kept):.1f}", f"{np.nanmean(kept - original):+.1f}")
+        table.add_row(
+            "mean",
+            f"{np.nanmean(original):.1f}",
+            f"{np.nanmean(kept):.1f}",
+            f"{np.nanmean(kept - original):+.1f}",
+        )
         Console().print(table)
 
 

@@ -1,11 +1,12 @@
-"""How quick the report page is with thousands of frames: time to build it, its size, and how it loads and scrolls.
+"""How quick the report page is with thousands of frames: time to build it, its size, and how it loads and
+scrolls.
 
     python benchmarks/report_page.py runs/report-page --frames 3000
 
-The frames are streets of the town, shifted sideways; transferred images are its rendered nights, the predictions of two
-made-up runs are the labels with patches of a neighbour, and every number on the page is made up with them. Loading and
-scrolling are measured in Chromium through Playwright, from the file, as a reader opens it; without them the rest is
-printed.
+The frames are streets of the town, shifted sideways; transferred images are its rendered nights, the
+predictions of two made-up runs are the labels with patches of a neighbour, and every number on the page is
+made up with them. Loading and scrolling are measured in Chromium through Playwright, from the file, as a
+reader opens it; without them the rest is printed.
 """
 
 from __future__ import annotations
@@ -53,10 +54,17 @@ def save(path: Path, picture: np.ndarray) -> None:
 
 
 def write_data(b: Benchmark) -> None:
-    """The same streets by day (Cityscapes), by night (ACDC), and a transferred tree of the days with a gate's verdicts."""
+    """The same streets by day (Cityscapes), by night (ACDC), and a transferred tree of the days with a gate's
+    verdicts.
+    """
     runs.write_json(
         b.out / "transferred/config.json",
-        {"stage": "transfer", "config": runs.to_plain(TransferConfig(source=f"cityscapes:{b.out}/day:val", to=("night", "fog")))},
+        {
+            "stage": "transfer",
+            "config": runs.to_plain(
+                TransferConfig(source=f"cityscapes:{b.out}/day:val", to=("night", "fog"))
+            ),
+        },
     )
     lines: dict[str, list[dict]] = {"night": [], "fog": []}
     drawn = []
@@ -78,11 +86,32 @@ def write_data(b: Benchmark) -> None:
         for domain, told in lines.items():
             save(b.out / f"transferred/{domain}/leftImg8bit" / tails[0], images[domain])
             save(b.out / f"transferred/{domain}/gtFine" / tails[1], label)
-            score, there = float(rng.beta(6, 2)), [name for name, id in zip(CITYSCAPES.names, CITYSCAPES.ids, strict=True) if (label == id).any()]
-            gate = {"decision": "kept" if score > 0.4 else "ignored", "passed": score > 0.4, "tries": 1 if score > 0.55 else 3,
-                    "score": score, "agreement": {name: [0.9, float(rng.random())] for name in there}}  # fmt: skip
+            score, there = (
+                float(rng.beta(6, 2)),
+                [
+                    name
+                    for name, id in zip(CITYSCAPES.names, CITYSCAPES.ids, strict=True)
+                    if (label == id).any()
+                ],
+            )
+            gate = {
+                "decision": "kept" if score > 0.4 else "ignored",
+                "passed": score > 0.4,
+                "tries": 1 if score > 0.55 else 3,
+                "score": score,
+                "agreement": {name: [0.9, float(rng.random())] for name in there},
+            }
             made = {"model": "town", "weights": {}, "sha256": None}
-            told.append({"id": id, "domain": domain, "prompt": f"driving at {domain}", "strength": 0.9, **made, "gate": gate})
+            told.append(
+                {
+                    "id": id,
+                    "domain": domain,
+                    "prompt": f"driving at {domain}",
+                    "strength": 0.9,
+                    **made,
+                    "gate": gate,
+                }
+            )
     for domain, told in lines.items():
         runs.write_lines(b.out / f"transferred/{domain}/manifest.jsonl", told)
 
@@ -91,17 +120,25 @@ def predict(b: Benchmark, run: str, spec: str, out: Path) -> None:
     """Labels with wrong patches, and maps that know most of them."""
     data = frames.load(spec)
     outputs.begin(out, "predict", PredictConfig(run=str(b.out / run), data=spec))
-    runs.write_json(out / "model.json", {"run": str(b.out / run), "rules": ["last"], "selection": "checkpoint: last", "weights": run})
+    runs.write_json(
+        out / "model.json",
+        {"run": str(b.out / run), "rules": ["last"], "selection": "checkpoint: last", "weights": run},
+    )
     for i, frame in enumerate(data.frames):
         rng = np.random.default_rng([i, len(run)])
         label = frames.read_label(frame, data.space)
         size = label.shape[::-1]
         doubt = cv2.resize(rng.random((8, 16)).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
         wrong = doubt > 1 - RUNS[run] * (0.5 + rng.random())
-        predictions.write(frames.place(data, frame, out), np.where(wrong, np.roll(label, 25, 1), label), data.space)
+        predictions.write(
+            frames.place(data, frame, out), np.where(wrong, np.roll(label, 25, 1), label), data.space
+        )
         for name, value in {"confidence": 1.15 - doubt, "entropy": doubt}.items() if b.maps else ():
             file = frames.place(data, frame, out / "uncertainty" / name)
-            save(file, (65535 * np.clip(value + 0.1 * rng.standard_normal(label.shape), 0, 1)).astype(np.uint16))
+            save(
+                file,
+                (65535 * np.clip(value + 0.1 * rng.standard_normal(label.shape), 0, 1)).astype(np.uint16),
+            )
 
 
 def estimated(b: Benchmark, run: str, true: float, evaluation: dict) -> Path:
@@ -115,13 +152,31 @@ def estimated(b: Benchmark, run: str, true: float, evaluation: dict) -> Path:
 
     out = b.out / run / "estimate"
     domains = {
-        name: {"name": name, "corrected": scored(true + off), "source": scored(true + 0.2), "drop": between(0.2 - off),
-               "transfer_cost": between(0.06), "failing": ["rider", "pole"] if name == "night" else []}
+        name: {
+            "name": name,
+            "corrected": scored(true + off),
+            "source": scored(true + 0.2),
+            "drop": between(0.2 - off),
+            "transfer_cost": between(0.06),
+            "failing": ["rider", "pole"] if name == "night" else [],
+        }
         for name, off in (("night", 0.02), ("fog", 0.1))
-    }  # fmt: skip
-    outputs.begin(out, "estimate", EstimateConfig(run=str(b.out / run), source=f"cityscapes:{b.out}/day:val", to=("night", "fog")))
-    runs.write_json(out / "estimate.json", {"protocol": "made up", "level": 0.9, "model": evaluation["model"],
-                                            "classes": evaluation["classes"], "domains": domains})  # fmt: skip
+    }
+    outputs.begin(
+        out,
+        "estimate",
+        EstimateConfig(run=str(b.out / run), source=f"cityscapes:{b.out}/day:val", to=("night", "fog")),
+    )
+    runs.write_json(
+        out / "estimate.json",
+        {
+            "protocol": "made up",
+            "level": 0.9,
+            "model": evaluation["model"],
+            "classes": evaluation["classes"],
+            "domains": domains,
+        },
+    )
     return out
 
 
@@ -166,10 +221,13 @@ def measure(page: Path) -> list[tuple[str, str]]:
         nodes = tab.evaluate("document.querySelectorAll('.strip').length")
         chromium.close()
     return [
-        ("first paint", f"{paint:.2f} s"), ("all of the file loaded", f"{loaded:.2f} s"),
-        ("a jump in the list, median", f"{waits[50]:.0f} ms"), ("a jump in the list, slowest of 100", f"{waits[-1]:.0f} ms"),
-        ("choosing a class: filter and sort", f"{took:.0f} ms"), ("rows in the document then", str(nodes)),
-    ]  # fmt: skip
+        ("first paint", f"{paint:.2f} s"),
+        ("all of the file loaded", f"{loaded:.2f} s"),
+        ("a jump in the list, median", f"{waits[50]:.0f} ms"),
+        ("a jump in the list, slowest of 100", f"{waits[-1]:.0f} ms"),
+        ("choosing a class: filter and sort", f"{took:.0f} ms"),
+        ("rows in the document then", str(nodes)),
+    ]
 
 
 def main(b: Benchmark) -> None:
@@ -177,7 +235,10 @@ def main(b: Benchmark) -> None:
         write_data(b)
     shown = [b.out / "transferred"]
     for run in RUNS:
-        for name, spec in (("night", f"acdc:{b.out}/night:night/val"), ("fog, transferred", f"cityscapes:{b.out}/transferred/fog:val")):
+        for name, spec in (
+            ("night", f"acdc:{b.out}/night:night/val"),
+            ("fog, transferred", f"cityscapes:{b.out}/transferred/fog:val"),
+        ):
             if name != "night" and b.frames > 500:
                 continue
             out = b.out / run / "predictions" / name
@@ -189,8 +250,16 @@ def main(b: Benchmark) -> None:
     start, cpu = perf_counter(), process_time()
     report(ReportConfig(tuple(str(folder) for folder in shown), title="report page"), b.out)
     built, cpu, page = perf_counter() - start, process_time() - cpu, b.out / "index.html"
-    view = Table("what", "value", title=f"report over {b.frames} frames, {len(RUNS)} runs, and {b.frames} transferred to 2 domains")
-    rows = [("built in", f"{built:.1f} s ({cpu:.1f} s of one core)"), ("file", f"{page.stat().st_size / 2**20:.1f} MiB"), *measure(page)]
+    view = Table(
+        "what",
+        "value",
+        title=f"report over {b.frames} frames, {len(RUNS)} runs, and {b.frames} transferred to 2 domains",
+    )
+    rows = [
+        ("built in", f"{built:.1f} s ({cpu:.1f} s of one core)"),
+        ("file", f"{page.stat().st_size / 2**20:.1f} MiB"),
+        *measure(page),
+    ]
     for row in rows:
         view.add_row(*row)
     Console().print(view)

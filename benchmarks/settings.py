@@ -1,4 +1,6 @@
-"""What the benchmarks on the embedded town share: their options, and what is told of where a figure came from."""
+"""What the benchmarks on the embedded town share: their options, and what is told of where a figure came
+from.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Trainings:
 
 def protocol(town: TownConfig) -> str:
     return (
-        f"embedded town, {town.source_train} source and {town.target_train} target training frames, {town.target_val} "
+        f"embedded town, {town.source_train} source and {town.target_train} target training frames, "
+        f"{town.target_val} "
         f"validation frames a domain, 19 classes, {town.height}x{town.width}"
     )
 
@@ -60,7 +63,9 @@ def circumstances(*packages: str) -> dict[str, Any]:
 
 
 def scores_of(lines: list[dict]) -> Scores:
-    """From the lines of scores.json, rows in the table's order; "ZoDi night" and its like, which know one domain, in one row."""
+    """From the lines of scores.json, rows in the table's order; "ZoDi night" and its like, which know one
+    domain, in one row.
+    """
     scores: Scores = {}
     for line in lines:
         only = next(iter(line["miou"])) if len(line["miou"]) == 1 else ""
@@ -70,7 +75,9 @@ def scores_of(lines: list[dict]) -> Scores:
 
 
 def write_results(out: Path, name: str, table: str, told: dict[str, Any], *packages: str) -> None:
-    """Write OUT/<name>.md (`table`) and OUT/<name>.json (every figure in `told`, and `circumstances`); print the table."""
+    """Write OUT/<name>.md (`table`) and OUT/<name>.json (every figure in `told`, and `circumstances`); print
+    the table.
+    """
     (out / f"{name}.md").write_text(table)
     write_json(out / f"{name}.json", told | circumstances(*packages))
     print(table)

@@ -2,9 +2,10 @@
 
     python benchmarks/town.py runs/town --precision bf16
 
-Runs the other programs one after the other, each in a folder of its own, and gathers OUT/results/<table>.md and .json (every
-figure, machine, versions, date): what `benchmarks/results` holds and the README shows. All of it takes a day on two cores;
-running it again continues, and `--tables` takes a part. The estimates need the runs of zodi and of both of ICCLD's ablations.
+Runs the other programs one after the other, each in a folder of its own, and gathers OUT/results/<table>.md
+and .json (every figure, machine, versions, date): what `benchmarks/results` holds and the README shows. All
+of it takes a day on two cores; running it again continues, and `--tables` takes a part. The estimates need
+the runs of zodi and of both of ICCLD's ablations.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def _gate(b: Benchmark, out: Path) -> None:
 def _estimate(b: Benchmark, out: Path) -> None:
     """Of the networks of zodi, of ICCLD's two steps, and of one with another encoder."""
     other = replace(
-        town_training(steps=300, images=8), validation=None, precision=b.precision,
+        town_training(steps=300, images=8),
+        validation=None,
+        precision=b.precision,
         network=NetworkConfig(encoder="mobilenet_v2", pretrained=False),
-    )  # fmt: skip
+    )
     train.train(fill(other, {"out": str(b.out / "zodi")}), b.out / "mobilenet")
     steps = tuple(b.out / "iccld-town-game-ablations" / "seed-0" / row for row in ("step-1", "full"))
     estimate.main(estimate.Benchmark(b.out / "zodi", runs=(*steps, b.out / "mobilenet"), out=out, draws=1))
@@ -68,7 +71,11 @@ def _estimate(b: Benchmark, out: Path) -> None:
 def _estimate_night(b: Benchmark, out: Path) -> None:
     """Of ICCLD's rows from day to night: does it tell, without a label, what self-training does there?"""
     rows = ("source only", "step 1", "full")
-    estimate.main(estimate.Benchmark(b.out / "iccld-town-night-ablations", out=out, rows=rows, domains=("night",), draws=1))
+    estimate.main(
+        estimate.Benchmark(
+            b.out / "iccld-town-night-ablations", out=out, rows=rows, domains=("night",), draws=1
+        )
+    )
 
 
 TABLES: dict[str, Callable[[Benchmark, Path], None]] = {

@@ -2,7 +2,8 @@
 
     python benchmarks/town_speed.py [--frames 60] [--height 128] [--width 256]
 
-Aim: 25 ms or less at 128x256, averaged over the domains. CPU time, so that other work on the machine matters little.
+Aim: 25 ms or less at 128x256, averaged over the domains. CPU time, so that other work on the machine matters
+little.
 """
 
 import argparse

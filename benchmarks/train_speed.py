@@ -3,10 +3,10 @@
     python benchmarks/train_speed.py
     python benchmarks/train_speed.py --crop 384 768 --network.encoder resnet50 --device cuda
 
-The published loop (azuma164/ZoDi, train_epoch_similarity_dual) passes x through the network and x' through the
-encoder, backward; then x' through the network and x through the encoder, backward; then one optimizer step. Both
-take their steps in turn, on the same batch and in one process; the ratio is the median over rounds. On a CPU the
-seconds are those of the processor, so that other work on the machine matters little.
+The published loop (azuma164/ZoDi, train_epoch_similarity_dual) passes x through the network and x' through
+the encoder, backward; then x' through the network and x through the encoder, backward; then one optimizer
+step. Both take their steps in turn, on the same batch and in one process; the ratio is the median over
+rounds. On a CPU the seconds are those of the processor, so that other work on the machine matters little.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from segshift.methods.zodi.adaptation import ZoDi, pooled, similarity
 class Settings:
     """What is measured."""
 
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(encoder="resnet18", pretrained=False))
+    network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(encoder="resnet18", pretrained=False)
+    )
     crop: tuple[int, int] = (96, 192)
     """Height and width in pixels."""
     batch_size: int = 4
@@ -81,12 +83,24 @@ def main(settings: Settings) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(clock() - began)
-    ratios = [theirs / ours for ours, theirs in zip(seconds["joint"][1:], seconds["published"][1:], strict=True)]
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {settings.threads} threads"
-    print(f"{settings.network.name} {settings.network.encoder}, {settings.batch_size} pairs of {settings.crop}, {where}")
+    ratios = [
+        theirs / ours for ours, theirs in zip(seconds["joint"][1:], seconds["published"][1:], strict=True)
+    ]
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU, {settings.threads} threads"
+    )
+    print(
+        f"{settings.network.name} {settings.network.encoder}, {settings.batch_size} pairs of "
+        f"{settings.crop}, {where}"
+    )
     for name, times in seconds.items():
         print(f"{name:>10}: {settings.batch_size / median(times[1:]):7.2f} pairs/s")
-    print(f"     ratio: {median(ratios):7.2f} ({min(ratios):.2f} to {max(ratios):.2f} over {settings.rounds} rounds)")
+    print(
+        f"     ratio: {median(ratios):7.2f} ({min(ratios):.2f} to {max(ratios):.2f} over {settings.rounds} "
+        "rounds)"
+    )
 
 
 if __name__ == "__main__":

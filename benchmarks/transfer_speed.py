@@ -4,11 +4,14 @@
     python benchmarks/transfer_speed.py --sd15 --device cuda --dtype float16
 
 ours       batches; both passes of the guidance in one; the layout embedded once per image
-plain      a loop over diffusers' parts as a user writes it: one image after the other, scheduler.step, SDEdit's start
-published  the published code's arithmetic: one image after the other, two passes per step, stochastic inversion
+plain      a loop over diffusers' parts as a user writes it: one image after the other, scheduler.step, and
+           SDEdit's start
+published  the published code's arithmetic: one image after the other, two passes per step, and stochastic
+           inversion
 
-Weights are random: time and memory do not depend on them. The three take turns in every round, so that whatever else
-the machine does meets all alike; what counts is the ratio. Memory of each is measured in a process of its own.
+Weights are random: time and memory do not depend on them. The three take turns in every round, so that
+whatever else the machine does meets all alike; what counts is the ratio. Memory of each is measured in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +37,13 @@ from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.methods.zodi import transfer as zodi
 from segshift.town import prior
 
-SD15 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "clip_sample": False}
+SD15 = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
 
 
 def build(args: argparse.Namespace) -> StableDiffusion:
@@ -44,9 +53,12 @@ def build(args: argparse.Namespace) -> StableDiffusion:
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
         controlnet = ControlNetModel.from_unet(unet)
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
         scheduler = DDIMScheduler(**SD15)
     else:
         parts = prior.Prior(prior.build_tokenizer())
@@ -58,7 +70,9 @@ def build(args: argparse.Namespace) -> StableDiffusion:
     return StableDiffusion("random", vae=vae, unet=unet, controlnet=controlnet, scheduler=scheduler)
 
 
-def inputs(args: argparse.Namespace, model: StableDiffusion) -> tuple[Tensor, Tensor, Tensor, Tensor, zodi.Sampling]:
+def inputs(
+    args: argparse.Namespace, model: StableDiffusion
+) -> tuple[Tensor, Tensor, Tensor, Tensor, zodi.Sampling]:
     """Images and layouts [n,3,H,W] in [0, 1], two text conditionings [1,L,M], settings."""
     size = (512, 1024) if args.sd15 else (128, 256)
     length, sampling = (77, zodi.Sampling(0.9, 20, 9.0)) if args.sd15 else (48, zodi.Sampling(0.9, 10, 2.5))
@@ -89,7 +103,9 @@ def plain(model, images, layouts, text, negative, sampling, batch: int) -> None:
         control = torch.cat((y, y)).to(dtype)
         for t in walk:
             twice = torch.cat((z, z))
-            down, middle = model.controlnet(twice, t, both, controlnet_cond=model.embed_layout(control), return_dict=False)
+            down, middle = model.controlnet(
+                twice, t, both, controlnet_cond=model.embed_layout(control), return_dict=False
+            )
             output = model.unet(
                 twice, t, both, down_block_additional_residuals=down, mid_block_additional_residual=middle
             ).sample
@@ -107,7 +123,9 @@ def published(model, images, layouts, text, negative, sampling, batch: int) -> N
 
     def apply(z: Tensor, t: int, words: Tensor, y: Tensor) -> Tensor:
         given = z.to(dtype), t, words.to(dtype)
-        down, middle = model.controlnet(*given, controlnet_cond=model.embed_layout(y.to(dtype)), return_dict=False)
+        down, middle = model.controlnet(
+            *given, controlnet_cond=model.embed_layout(y.to(dtype)), return_dict=False
+        )
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return model.unet(*given, **residuals).sample.float()
 
@@ -147,7 +165,9 @@ def memory(way: str, args: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sd15", action="store_true", help="Stable Diffusion 1.5's size at 512x1024")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
@@ -167,9 +187,14 @@ def main() -> None:
             took[way].append(seconds(way, args, model, given))
             if turn == 0:
                 took[way].clear()
-    table = Table("way", "images/s", "times plain", "times published", "peak MiB", title=f"{args.device}, {args.dtype}")
+    table = Table(
+        "way", "images/s", "times plain", "times published", "peak MiB", title=f"{args.device}, {args.dtype}"
+    )
     for way in WAYS:
-        ratios = [f"{statistics.median(b / a for a, b in zip(took[way], took[o], strict=True)):.2f}" for o in ("plain", "published")]
+        ratios = [
+            f"{statistics.median(b / a for a, b in zip(took[way], took[o], strict=True)):.2f}"
+            for o in ("plain", "published")
+        ]
         table.add_row(way, f"{args.images / statistics.median(took[way]):.3f}", *ratios, f"{peaks[way]:.0f}")
     Console().print(table)
 

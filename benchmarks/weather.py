@@ -35,9 +35,7 @@ def rain(strength: float) -> A.BasicTransform:
 
 
 def snow(strength: float) -> A.BasicTransform:
-    return A.RandomSnow(
-        snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1 + strength, p=1
-    )
+    return A.RandomSnow(snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1 + strength, p=1)
 
 
 def night(strength: float) -> A.BasicTransform:
@@ -60,8 +58,12 @@ def game(strength: float) -> A.BasicTransform:
 
 
 FILTERS: dict[str, Callable[[float], A.BasicTransform]] = {
-    "fog": fog, "rain": rain, "snow": snow, "night": night, "game": game,
-}  # fmt: skip
+    "fog": fog,
+    "rain": rain,
+    "snow": snow,
+    "night": night,
+    "game": game,
+}
 
 
 def filters(prompt: str) -> list[Callable[[float], A.BasicTransform]]:

@@ -1,4 +1,6 @@
-"""One torch thread: the tests' networks are too small to gain from more, and waiting for the others costs seconds."""
+"""One torch thread: the tests' networks are too small to gain from more, and waiting for the others costs
+seconds.
+"""
 
 import pytest
 import torch

@@ -72,7 +72,9 @@ def terms_of(method, player, data):
 def fit(method, data, steps):
     torch.manual_seed(0)
     optimizers = {
-        player: torch.optim.AdamW([{"params": p, "lr": 3e-3 * min(factor, 2)} for p, factor in method.parameter_groups(player)])
+        player: torch.optim.AdamW(
+            [{"params": p, "lr": 3e-3 * min(factor, 2)} for p, factor in method.parameter_groups(player)]
+        )
         for player in method.networks
     }
     for step in range(steps):

@@ -5,7 +5,8 @@ from torch import nn
 
 
 class TwoConvs(nn.Module):
-    """An encoder of stride 2 with batch norm, dropout, and a classifier; `encoder` is the layer to compare."""
+    """An encoder of stride 2 with batch norm, dropout, and a classifier; `encoder` is the layer to
+    compare."""
 
     def __init__(self, classes: int, dropout: float = 0.0, norm: bool = True):
         super().__init__()

@@ -4,7 +4,9 @@ import torch
 
 
 def for_one_image(function, rows: list[int]):
-    """`function`, whose second argument is a batch, out of memory for more than one; `rows` collects the batches' sizes."""
+    """`function`, whose second argument is a batch, out of memory for more than one; `rows` collects the
+    batches' sizes.
+    """
 
     def limited(first, batch, *more):
         rows.append(len(batch))

@@ -31,7 +31,9 @@ def samples(data, **changes):
     source = frames.load(f"cityscapes:{data}/day:train")
     made = [frames.load(f"cityscapes:{data}/{name}:train") for name in ("night", "fog")]
     pictures = batches.Pictures((32, 64), source.space, changes.get("kept", range(19)), keep=True)
-    return batches.Samples(batches.pair_up(source, made), pictures, crop=(32, 64), jitter=(0, 0, 0, 0), seed=0)
+    return batches.Samples(
+        batches.pair_up(source, made), pictures, crop=(32, 64), jitter=(0, 0, 0, 0), seed=0
+    )
 
 
 def test_every_frame_comes_once_an_epoch_in_another_order(data):
@@ -51,7 +53,11 @@ def test_pairs_go_by_id_and_every_transferred_domain_is_drawn(data):
         picture = (picture.flip(-1) if flip else picture).float()
         assert torch.equal(source, picture)
         domains.add("night" if torch.equal(transferred, picture) else "fog")
-        assert domains <= {"night"} or torch.equal(transferred, picture) or torch.equal(transferred, 255 - picture)
+        assert (
+            domains <= {"night"}
+            or torch.equal(transferred, picture)
+            or torch.equal(transferred, 255 - picture)
+        )
         label = torch.from_numpy(trees.train_ids(drawn.frame(k).id))
         assert torch.equal(sample["label"], label.flip(-1) if flip else label)
     assert domains == {"night", "fog"}

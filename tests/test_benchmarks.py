@@ -46,28 +46,58 @@ def test_every_network_of_the_zodi_benchmark_is_chosen_by_what_it_is_judged_on()
 def test_every_variant_of_the_gates_benchmark_is_judged_by_the_same_frames():
     e = gate.experiment(gate.Benchmark(Path("out"), domains=("night",)))
     assert [row.name for row in e.rows][:2] == ["20 steps, gate off night", "20 steps, gate on night"]
-    assert {row.train.transferred_validation for row in e.rows} == {("cityscapes:{out}/transferred-val/night:val",)}
-    assert {row.train.oracle_validation for row in e.rows} == {(e.targets[0].data,)} and e.transfers["transferred-val"].gate is None
+    assert {row.train.transferred_validation for row in e.rows} == {
+        ("cityscapes:{out}/transferred-val/night:val",)
+    }
+    assert {row.train.oracle_validation for row in e.rows} == {(e.targets[0].data,)} and e.transfers[
+        "transferred-val"
+    ].gate is None
     assert all(row.train.validation for row in e.rows)
-    lines = [{"row": row.name, "checkpoint": rule, "miou": {"night": [10.0, 12.0]}} for row in e.rows[:2] for rule in ("last", "oracle")]
+    lines = [
+        {"row": row.name, "checkpoint": rule, "miou": {"night": [10.0, 12.0]}}
+        for row in e.rows[:2]
+        for rule in ("last", "oracle")
+    ]
     text = gate.table(settings.scores_of(lines), {}).splitlines()
     assert text[2] == "| 20 steps, gate off | last, oracle (not attainable) | 11.0 ± 1.4 | 11.0 ± 1.4 |"
 
 
 def test_a_transfers_cost_holds_every_draw_and_its_part_of_the_measuring(tmp_path):
     lines = [
-        {"id": "a", "seconds": 1.0, "gate": {"tries": 1, "passed": True, "decision": "kept", "failing_share": 0.0}},
-        {"id": "b", "seconds": 3.0, "gate": {"tries": 3, "passed": False, "decision": "ignored", "failing_share": 0.5}},
+        {
+            "id": "a",
+            "seconds": 1.0,
+            "gate": {"tries": 1, "passed": True, "decision": "kept", "failing_share": 0.0},
+        },
+        {
+            "id": "b",
+            "seconds": 3.0,
+            "gate": {"tries": 3, "passed": False, "decision": "ignored", "failing_share": 0.5},
+        },
     ]
     for domain in ("night", "fog"):
         (tmp_path / domain).mkdir()
         runs.write_lines(tmp_path / domain / "manifest.jsonl", lines)
     runs.write_json(tmp_path / "gate.json", {"seconds": 8.0})
-    expected = {"seconds": 2.0 + 8 / 2 / 2, "redrawn": 0.5, "failed": 0.5, "dropped": 0.0, "ignored": 0.25, "draws": 2.0}
+    expected = {
+        "seconds": 2.0 + 8 / 2 / 2,
+        "redrawn": 0.5,
+        "failed": 0.5,
+        "dropped": 0.0,
+        "ignored": 0.25,
+        "draws": 2.0,
+    }
     assert gate.cost(tmp_path / "night") == pytest.approx(expected)
     (tmp_path / "gate.json").unlink()
     runs.write_lines(tmp_path / "night" / "manifest.jsonl", [{"id": "a", "seconds": 1.0}])
-    assert gate.cost(tmp_path / "night") == {"seconds": 1.0, "redrawn": 0, "failed": 0, "dropped": 0, "ignored": 0, "draws": 1}
+    assert gate.cost(tmp_path / "night") == {
+        "seconds": 1.0,
+        "redrawn": 0,
+        "failed": 0,
+        "dropped": 0,
+        "ignored": 0,
+        "draws": 1,
+    }
 
 
 def test_risks_are_gathered_by_target_row_sampling_and_seed(tmp_path):
@@ -89,20 +119,35 @@ def test_a_recipes_table_has_a_line_for_every_rule():
     lines = [{"row": "a", "checkpoint": rule, "miou": {"night": values}} for rule, values in night.items()]
     text = recipe.tables(lines, {"night": {"a": {"entropy": [30.0, 31.0]}}}).splitlines()
     assert text[:5] == [
-        "| mIoU % | checkpoint | night |", "|---|---|---|",
-        "| a | last, oracle (not attainable) | 15.0 ± 7.1 |", "| a | best on source | 14.0 ± 5.7 |", "",
-    ]  # fmt: skip
+        "| mIoU % | checkpoint | night |",
+        "|---|---|---|",
+        "| a | last, oracle (not attainable) | 15.0 ± 7.1 |",
+        "| a | best on source | 14.0 ± 5.7 |",
+        "",
+    ]
     assert text[5:] == ["| risk-coverage area x 1000, night | entropy |", "|---|---|", "| a | 30.5 ± 0.7 |"]
 
 
 def test_memory_is_measured_of_the_published_settings():
     made = memory.trainings(memory.Benchmark(Path("/out")), "resnet50", True)
     (step1, home), (full, _) = made["step 1"], made["full"]
-    assert full.from_run == str(home) and step1.source.startswith("gta5:/out/town/") and step1.target.startswith("cityscapes:/out/town/")
+    assert (
+        full.from_run == str(home)
+        and step1.source.startswith("gta5:/out/town/")
+        and step1.target.startswith("cityscapes:/out/town/")
+    )
     assert made["source only"][0].target is None
     for config, _ in made.values():
-        assert (config.batch_size, config.crop, config.precision) == (2, (512, 512), "bf16") and not config.oracle_validation
-        assert config.network.encoder == "resnet50" and not config.network.pretrained and config.gradient_checkpointing
+        assert (config.batch_size, config.crop, config.precision) == (
+            2,
+            (512, 512),
+            "bf16",
+        ) and not config.oracle_validation
+        assert (
+            config.network.encoder == "resnet50"
+            and not config.network.pretrained
+            and config.gradient_checkpointing
+        )
         assert config.iccld.adversary_warmup == 0
     assert "| a | 1.2 | 3.0 |" in memory.table({"a": {"step 1": 1.23, "full": 3.0}})
 

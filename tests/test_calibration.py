@@ -71,7 +71,10 @@ def test_area_is_least_for_a_perfect_ranking_and_the_error_rate_without_one():
 def test_a_map_of_few_small_values_ranks_as_its_magnification_does():
     values, label, pred = made()
     small = values // 4096  # 16 values in all, the largest 15 / 65535
-    one, other = (calibration.risk_coverage(calibration.histogram(v, label, pred, CLASSES), confidence=True) for v in (small, small * 4096))
+    one, other = (
+        calibration.risk_coverage(calibration.histogram(v, label, pred, CLASSES), confidence=True)
+        for v in (small, small * 4096)
+    )
     assert one == other
     rate = (pred != label)[label < 3].mean()
     assert one["area"] < 0.8 * rate
@@ -96,8 +99,13 @@ def predicted(tmp_path: Path) -> tuple[frames.Dataset, Path]:
     for frame in data.frames:
         label = frames.read_label(frame, data.space)
         right = np.random.default_rng(0).random(label.shape) < 0.7
-        predictions.write(frames.place(data, frame, folder), np.where(right, label, (label + 1) % 19), data.space)
-        for name, value in (("confidence", np.where(right, 0.9, 0.3)), ("entropy", np.where(right, 0.1, 0.8))):
+        predictions.write(
+            frames.place(data, frame, folder), np.where(right, label, (label + 1) % 19), data.space
+        )
+        for name, value in (
+            ("confidence", np.where(right, 0.9, 0.3)),
+            ("entropy", np.where(right, 0.1, 0.8)),
+        ):
             file = frames.place(data, frame, folder / "uncertainty" / name)
             file.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(file), (65535 * value).astype(np.uint16))
@@ -123,7 +131,9 @@ def test_a_map_that_is_missing_or_of_another_size_is_refused(tmp_path: Path):
     data, folder = predicted(tmp_path)
     file = frames.place(data, data.frames[0], folder / "uncertainty/entropy")
     cv2.imwrite(str(file), np.zeros((4, 4), np.uint16))
-    with pytest.raises(InputError, match=r"map of entropy .*shape \(4, 4\), expected 16 bits of shape \(32, 64\)"):
+    with pytest.raises(
+        InputError, match=r"map of entropy .*shape \(4, 4\), expected 16 bits of shape \(32, 64\)"
+    ):
         evaluate(EvaluateConfig(str(folder), data.name), tmp_path / "out")
     file.unlink()
     with pytest.raises(InputError, match="missing or no picture"):

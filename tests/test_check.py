@@ -46,10 +46,14 @@ def test_every_fault_is_listed_with_its_frame(tmp_path: Path):
     found = {fault["id"]: fault["error"] for fault in report.failures}
     assert found.keys() == set(ids[:7]) and len(report.failures) == 7
     expected = [
-        f"no label {label[0]}", f"no image {image[1]}", f"cannot read {image[2]}", f"cannot read {label[3]}",
-        f"image {image[4]} is 64x32, its label 64x16", f"label {label[5]} holds the values 77",
+        f"no label {label[0]}",
+        f"no image {image[1]}",
+        f"cannot read {image[2]}",
+        f"cannot read {label[3]}",
+        f"image {image[4]} is 64x32, its label 64x16",
+        f"label {label[5]} holds the values 77",
         f"cannot read {image[6]}",
-    ]  # fmt: skip
+    ]
     for id, text in zip(ids, expected, strict=False):
         assert found[id].startswith(text)
 

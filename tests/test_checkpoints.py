@@ -26,8 +26,12 @@ def data(tmp_path):
     return trees_of(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{}, dropping(), dropping(optimizer="adamw", warmup=3, accumulate=2, precision="bf16")])
-def test_a_run_stopped_anywhere_and_continued_is_bitwise_the_uninterrupted_one(data, tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize(
+    "changes", [{}, dropping(), dropping(optimizer="adamw", warmup=3, accumulate=2, precision="bf16")]
+)
+def test_a_run_stopped_anywhere_and_continued_is_bitwise_the_uninterrupted_one(
+    data, tmp_path, monkeypatch, changes
+):
     settings = config(data, oracle_validation=(f"cityscapes:{data}/fog:val",), **changes)
     train(settings, tmp_path / "whole")
     for step in (1, 3, 4):  # before the first checkpoint, between two, right after one
@@ -65,7 +69,11 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"stage": "train", "config": runs.to_plain(settings)}))
     process = start(tmp_path / "settings.json", tmp_path / "killed")
     deadline = time.monotonic() + 240
-    while checkpoints.last_step(tmp_path / "killed") < 60 and time.monotonic() < deadline and process.poll() is None:
+    while (
+        checkpoints.last_step(tmp_path / "killed") < 60
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -94,7 +102,11 @@ def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
     process = start(tmp_path / "settings.json", tmp_path / "run")
     try:
         deadline = time.monotonic() + 240
-        while not checkpoints.last_step(tmp_path / "run") and time.monotonic() < deadline and process.poll() is None:
+        while (
+            not checkpoints.last_step(tmp_path / "run")
+            and time.monotonic() < deadline
+            and process.poll() is None
+        ):
             time.sleep(0.005)
         before = (tmp_path / "run" / "metrics.jsonl").stat().st_ino
         with pytest.raises(InputError, match="another process is training in"):
@@ -173,7 +185,10 @@ def test_a_run_folder_of_another_configuration_is_refused(data, tmp_path):
     weights = last(tmp_path / "run")
     with pytest.raises(InputError, match=r"other options \(--lr 0.1 there, 0.2 asked for\)"):
         train(config(data, lr=0.2), tmp_path / "run")
-    assert torch.equal(weights["segmenter.network.classifier.weight"], last(tmp_path / "run")["segmenter.network.classifier.weight"])
+    assert torch.equal(
+        weights["segmenter.network.classifier.weight"],
+        last(tmp_path / "run")["segmenter.network.classifier.weight"],
+    )
 
 
 def test_a_run_folder_alone_gives_the_trained_network_back(data, tmp_path, monkeypatch):
@@ -181,7 +196,11 @@ def test_a_run_folder_alone_gives_the_trained_network_back(data, tmp_path, monke
     for tree in ("day", "night", "fog"):
         (data / tree).rename(data / f"gone_{tree}")
     method, settings, space = checkpoints.load_run(tmp_path / "run", "last")
-    assert not method.training and settings.zodi.similarity == "simsiam" and space == frames.load(f"cityscapes:{data}/gone_day").space
+    assert (
+        not method.training
+        and settings.zodi.similarity == "simsiam"
+        and space == frames.load(f"cityscapes:{data}/gone_day").space
+    )
     assert all(torch.equal(value, last(tmp_path / "run")[key]) for key, value in method.state_dict().items())
     environment = runs.read_json(tmp_path / "run" / "environment.json")
     assert environment["torch"] == torch.__version__.split("+")[0]
@@ -190,7 +209,9 @@ def test_a_run_folder_alone_gives_the_trained_network_back(data, tmp_path, monke
 def test_source_only_trains_and_learns(data, tmp_path):
     for path in data.rglob("*labelIds.png"):
         trees.save(path, np.full((32, 64), 7, np.uint8))
-    settings = config(data, method="source_only", transferred=(), jitter=(0, 0, 0, 0), steps=20, select="last")
+    settings = config(
+        data, method="source_only", transferred=(), jitter=(0, 0, 0, 0), steps=20, select="last"
+    )
     train(settings, tmp_path / "run")
     losses = [line["source"] for line in logged(tmp_path / "run") if "source" in line]
     assert losses[-1] < losses[0] / 4 and "transferred" not in logged(tmp_path / "run")[0]
@@ -230,10 +251,15 @@ def test_the_baseline_of_iccld_checkpoints_gradients_too():
     network = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False)
     for switch in (False, True):
         config = TrainConfig(source="x", method="source_only", network=network, gradient_checkpointing=switch)
-        assert checkpoints.method_of(config, CITYSCAPES).segmenter.network.encoder.model.grad_checkpointing == switch
+        assert (
+            checkpoints.method_of(config, CITYSCAPES).segmenter.network.encoder.model.grad_checkpointing
+            == switch
+        )
 
 
-def test_a_checkpoint_that_cannot_be_read_is_wrong_input_and_newer_ones_of_another_process_stay(data, tmp_path):
+def test_a_checkpoint_that_cannot_be_read_is_wrong_input_and_newer_ones_of_another_process_stay(
+    data, tmp_path
+):
     run = train(config(data, steps=2), tmp_path / "run")
     method = checkpoints.load_run(run)[0]
     checkpoints.save(run, 6, method, {})
@@ -285,9 +311,16 @@ def test_a_partly_frozen_network_trains_the_rest(data, tmp_path):
 def test_only_the_runs_own_numbered_files_are_checkpoints_and_deleted(data, tmp_path):
     run = train(config(data, steps=2), tmp_path / "run")
     foreign = (
-        "00000009 (copy).state", "00000009.state.bak", "x.state", "99.state", "000000009.state", "1.pth",
-        "00000001.pth", "00000001 (copy).safetensors", ".tmp-notes.txt",
-    )  # fmt: skip
+        "00000009 (copy).state",
+        "00000009.state.bak",
+        "x.state",
+        "99.state",
+        "000000009.state",
+        "1.pth",
+        "00000001.pth",
+        "00000001 (copy).safetensors",
+        ".tmp-notes.txt",
+    )
     for name in foreign:
         (run / "checkpoints" / name).write_bytes(b"mine")
     (run / "checkpoints" / "00000008.state").mkdir()
@@ -315,7 +348,7 @@ def test_another_file_in_the_place_of_the_best_checkpoint_is_named(data, tmp_pat
 @pytest.mark.parametrize(
     "state",
     ["cut", [1], {"best": {}}, {"optimizers": None}, {"optimizers": {"segmenter": {}}}, {"optimizers": {}}],
-)  # fmt: skip
+)
 def test_a_state_of_another_kind_is_named(data, tmp_path, state):
     settings = config(data)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

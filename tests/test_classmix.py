@@ -23,7 +23,13 @@ def classes(label, mask):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 5, 18, 254, 255]), min_size=16, max_size=16), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 1, 2, 5, 18, 254, 255]), min_size=16, max_size=16),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_the_mask_takes_half_of_the_classes_present_rounded_up_whole_and_never_void(pixels):
     label = torch.tensor(pixels, dtype=torch.uint8).view(-1, 4, 4)
     for one, mask in zip(label, class_mask(label), strict=True):
@@ -82,7 +88,9 @@ def test_no_amount_changes_nothing_and_strong_ones_stay_in_range():
 
 def test_every_image_has_its_own_strength():
     images = torch.rand(1, 3, 8, 8).expand(4, -1, -1, -1)
-    changed = jitter(images, torch.tensor([[0.1, 0.0, 0.0, 0.0], [0, 0.2, 0, 0], [0, 0, -0.2, 0], [0, 0, 0, 0.1]]))
+    changed = jitter(
+        images, torch.tensor([[0.1, 0.0, 0.0, 0.0], [0, 0.2, 0, 0], [0, 0, -0.2, 0], [0, 0, 0, 0.1]])
+    )
     torch.testing.assert_close(changed[0], (images[0] * 1.1).clamp(max=1))
     assert len({round(float(image.sub(images[0]).abs().sum()), 4) for image in changed}) == 4
 
@@ -103,4 +111,6 @@ def test_blur_is_torchvisions_with_each_images_sigma():
     assert torch.equal(blurred[1], images[1])
     for i in (0, 2):
         expected = gaussian_blur(images[i], [9, 9], [float(sigma[i])] * 2)
-        torch.testing.assert_close(blurred[i, :, 4:-4, 4:-4], expected[:, 4:-4, 4:-4])  # its borders are mirrored
+        torch.testing.assert_close(
+            blurred[i, :, 4:-4, 4:-4], expected[:, 4:-4, 4:-4]
+        )  # its borders are mirrored

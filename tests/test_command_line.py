@@ -14,7 +14,23 @@ from segshift.runs import InputError
 from segshift.training import checkpoints
 
 
-@pytest.mark.parametrize("command", ["town", "check", "transfer", "train", "predict", "evaluate", "estimate", "report", "demo", "recipes", "run", "prior"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "town",
+        "check",
+        "transfer",
+        "train",
+        "predict",
+        "evaluate",
+        "estimate",
+        "report",
+        "demo",
+        "recipes",
+        "run",
+        "prior",
+    ],
+)
 def test_every_command_explains_itself(command: str, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -25,13 +41,27 @@ def test_every_command_explains_itself(command: str, capsys):
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys):
     assert main(["check", f"nosuch:{tmp_path}"]) == 2
     assert "nosuch" in capsys.readouterr().err
-    assert main(["transfer", str(tmp_path / "out"), "--source", f"cityscapes:{tmp_path}:train", "--strength", "1.5"]) == 2
+    assert (
+        main(
+            [
+                "transfer",
+                str(tmp_path / "out"),
+                "--source",
+                f"cityscapes:{tmp_path}:train",
+                "--strength",
+                "1.5",
+            ]
+        )
+        == 2
+    )
     assert main(["run", "no-such-recipe"]) == 2
     assert "zodi-cityscapes-acdc-night" in capsys.readouterr().err
 
 
 def test_town_then_check_from_the_command_line(tmp_path: Path):
-    small = "--height 32 --width 64 --source-train 2 --source-val 1 --target-train 1 --target-val 1 --workers 1"
+    small = (
+        "--height 32 --width 64 --source-train 2 --source-val 1 --target-train 1 --target-val 1 --workers 1"
+    )
     assert main(["town", str(tmp_path), *small.split()]) == 0
     assert main(["check", f"cityscapes:{tmp_path}/cityscapes:train", "--workers", "1"]) == 0
     next((tmp_path / "gta5" / "labels").glob("*.png")).write_bytes(b"no png")
@@ -39,7 +69,9 @@ def test_town_then_check_from_the_command_line(tmp_path: Path):
 
 
 def test_failed_frames_are_an_exit_code_but_under_torchrun(tmp_path: Path, monkeypatch, capsys):
-    small = "--height 32 --width 64 --source-train 1 --source-val 1 --target-train 1 --target-val 1 --workers 1"
+    small = (
+        "--height 32 --width 64 --source-train 1 --source-val 1 --target-train 1 --target-val 1 --workers 1"
+    )
     assert main(["town", str(tmp_path), *small.split()]) == 0
     next((tmp_path / "gta5" / "labels").glob("*.png")).write_bytes(b"no png")
     check = ["check", f"gta5:{tmp_path}/gta5", "--workers", "1"]
@@ -62,8 +94,19 @@ def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: P
 def test_published_recipes_keep_the_published_settings():
     recipe = RECIPES["zodi-cityscapes-acdc-night"]
     train = recipe.rows[1].train
-    assert (train.lr, train.momentum, train.weight_decay, train.poly_power, train.batch_size) == (1e-3, 0.9, 1e-4, 0.9, 4)
-    assert (train.size, train.crop, train.zodi.similarity_weight, train.optimizer) == ((512, 1024), (384, 768), 0.1, "sgd")
+    assert (train.lr, train.momentum, train.weight_decay, train.poly_power, train.batch_size) == (
+        1e-3,
+        0.9,
+        1e-4,
+        0.9,
+        4,
+    )
+    assert (train.size, train.crop, train.zodi.similarity_weight, train.optimizer) == (
+        (512, 1024),
+        (384, 768),
+        0.1,
+        "sgd",
+    )
     assert recipe.transfers["transferred"].mode == "reference" and train.select == "source"
     assert checkpoints.rules(train) == ("last", "source", "transferred", "oracle")
 
@@ -75,15 +118,32 @@ def test_the_public_names_are_there():
 
 def test_a_foreign_network_is_named_by_plain_options(monkeypatch):
     seen = []
-    monkeypatch.setattr("segshift.stages.predict.predict", lambda config, out: seen.append(config.network) or [])
+    monkeypatch.setattr(
+        "segshift.stages.predict.predict", lambda config, out: seen.append(config.network) or []
+    )
     given = ["predict", "out", "--run", "mine.pth", "--data", "acdc:/data:night/val"]
-    for more in ([], ["--network.name", "mine:build"], ["--network.encoder", "resnet18"], ["--network.name", "unet", "--network.encoder", "resnet18"]):
+    for more in (
+        [],
+        ["--network.name", "mine:build"],
+        ["--network.encoder", "resnet18"],
+        ["--network.name", "unet", "--network.encoder", "resnet18"],
+    ):
         assert main([*given, *more]) == 0
-    assert seen == [None, NetworkConfig(name="mine:build"), NetworkConfig(encoder="resnet18"), NetworkConfig(name="unet", encoder="resnet18")]
+    assert seen == [
+        None,
+        NetworkConfig(name="mine:build"),
+        NetworkConfig(encoder="resnet18"),
+        NetworkConfig(name="unet", encoder="resnet18"),
+    ]
 
 
 def test_nested_settings_keep_their_names(capsys):
-    for command, option in (("train", "--network.encoder"), ("predict", "--network.name"), ("transfer", "--diffusion.model"), ("train", "--source")):
+    for command, option in (
+        ("train", "--network.encoder"),
+        ("predict", "--network.name"),
+        ("transfer", "--diffusion.model"),
+        ("train", "--source"),
+    ):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert option in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""Configurations check themselves: ranges, choices, types, and paths, in Python and on the command line alike."""
+"""Configurations check themselves: ranges, choices, types, and paths, in Python and on the command line
+alike.
+"""
 
 import os
 from dataclasses import fields
@@ -50,7 +52,11 @@ def made(kind: type, **changes):
         (GateConfig, {"strength_factor": NAN}, "--gate.strength-factor is nan"),
         (GateConfig, {"on_failure": "keep"}, "--gate.on-failure is 'keep': expected 'ignore' or 'drop'"),
         (GateConfig, {"quantile": 1.1}, "--gate.quantile is 1.1"),
-        (TrainConfig, {"method": "zod"}, "--method is 'zod': expected one of zodi, source_only, self_training"),
+        (
+            TrainConfig,
+            {"method": "zod"},
+            "--method is 'zod': expected one of zodi, source_only, self_training",
+        ),
         (TrainConfig, {"optimizer": "lion"}, "--optimizer is 'lion': expected 'sgd' or 'adamw'"),
         (TrainConfig, {"seed": -1}, "--seed is -1: expected 0 or more"),
         (TrainConfig, {"seed": 2**32}, "--seed is 4294967296: expected less than"),
@@ -99,17 +105,32 @@ def test_paths_are_text_or_path_and_do_not_depend_on_the_folder(tmp_path: Path, 
     assert made(TrainConfig, network=NetworkConfig("hf:model")).network.name == f"hf:{tmp_path / 'model'}"
     assert NetworkConfig("hf:nvidia/segformer").name == "hf:nvidia/segformer"  # on the hub
     assert to_plain(config)["run"] == os.fspath(tmp_path / "run")
-    assert made(TrainConfig, transferred=("cityscapes:{out}/t:train",)).transferred == ("cityscapes:{out}/t:train",)
+    assert made(TrainConfig, transferred=("cityscapes:{out}/t:train",)).transferred == (
+        "cityscapes:{out}/t:train",
+    )
 
 
 def test_everything_that_is_read_is_known_as_an_input():
     config = made(
-        TrainConfig, more_sources=("gta5:/g",), target="cityscapes:/t", from_run="/one", network=NetworkConfig(weights="/w.pt"),
-        validation="cityscapes:/v", oracle_validation=("acdc:/o",), transferred=("cityscapes:/tr",),
-    )  # fmt: skip
+        TrainConfig,
+        more_sources=("gta5:/g",),
+        target="cityscapes:/t",
+        from_run="/one",
+        network=NetworkConfig(weights="/w.pt"),
+        validation="cityscapes:/v",
+        oracle_validation=("acdc:/o",),
+        transferred=("cityscapes:/tr",),
+    )
     assert {str(name) for name in inputs(config)} == {
-        "cityscapes:/data", "gta5:/g", "cityscapes:/t", "/one", "/w.pt", "cityscapes:/v", "acdc:/o", "cityscapes:/tr",
-    }  # fmt: skip
+        "cityscapes:/data",
+        "gta5:/g",
+        "cityscapes:/t",
+        "/one",
+        "/w.pt",
+        "cityscapes:/v",
+        "acdc:/o",
+        "cityscapes:/tr",
+    }
     kinds = {str(name): type(name) for name in inputs(config)}
     assert kinds["gta5:/g"] is Data and kinds["/one"] is RunFolder
     gated = made(TransferConfig, gate=GateConfig("/ref"))
@@ -127,6 +148,8 @@ def test_everything_that_is_read_is_known_as_an_input():
         ("prior train OUT --lr 0", "--lr is 0"),
     ],
 )
-def test_the_command_line_says_the_same_and_leaves_nothing(arguments: str, message: str, tmp_path: Path, capsys):
+def test_the_command_line_says_the_same_and_leaves_nothing(
+    arguments: str, message: str, tmp_path: Path, capsys
+):
     assert main(arguments.replace("OUT", str(tmp_path / "out")).split()) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

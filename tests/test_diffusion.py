@@ -1,4 +1,5 @@
-"""Loading a diffusion model: local folders in the hub's layout, downloads, and what may be wrong with them."""
+"""Loading a diffusion model: local folders in the hub's layout, downloads, and what may be wrong with
+them."""
 
 import hashlib
 import json
@@ -60,7 +61,9 @@ def test_the_text_encoder_gets_the_hubs_weights_under_their_older_names(made):
     weights = load_file(made / "text_encoder" / "model.safetensors")
     assert all(key.startswith("text_model.") for key in weights)
     plain.load_state_dict({key.removeprefix("text_model."): value for key, value in weights.items()})
-    tokens = model.tokenizer("fog", padding="max_length", max_length=tiny_diffusion.TOKENS, return_tensors="pt")
+    tokens = model.tokenizer(
+        "fog", padding="max_length", max_length=tiny_diffusion.TOKENS, return_tensors="pt"
+    )
     text = model.embed(["fog"])["text"]
     assert text.shape == (1, tiny_diffusion.TOKENS, tiny_diffusion.WIDTH)
     assert torch.allclose(text, plain(tokens.input_ids).last_hidden_state, atol=1e-6)
@@ -74,7 +77,9 @@ def test_half_precision_takes_the_fp16_files_where_there_are_some(made, folder):
     assert half.hashes["unet"] == hashlib.sha256(file.read_bytes()).hexdigest()
     for part in ("unet", "vae", "controlnet"):
         (folder / part / "diffusion_pytorch_model.safetensors").unlink()
-    assert stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu")).dtype == torch.float32
+    assert (
+        stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu")).dtype == torch.float32
+    )
 
 
 def test_a_prior_of_another_build_brings_its_own_defaults(prior):
@@ -93,7 +98,9 @@ def test_town_is_the_folder_inside_the_package(prior, tmp_path, monkeypatch):
 
 
 def test_pickled_weights_are_refused(folder):
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        folder / "unet" / "diffusion_pytorch_model.bin"
+    )
     (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     with pytest.raises(InputError, match=r"unet holds .*model\.bin.*safetensors only"):
         stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu"))
@@ -124,11 +131,21 @@ def test_a_folder_without_tokenizer_is_named(folder):
 
 def test_a_controlnet_is_taken_from_elsewhere_or_left_out(folder, made):
     shutil.rmtree(folder / "controlnet")
-    assert stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu"), control=False).controlnet is None
-    with pytest.raises(InputError, match=r"no folder .*controlnet: name a ControlNet with --diffusion\.controlnet"):
+    assert (
+        stable_diffusion.load_model(
+            DiffusionConfig(model=str(folder), device="cpu"), control=False
+        ).controlnet
+        is None
+    )
+    with pytest.raises(
+        InputError, match=r"no folder .*controlnet: name a ControlNet with --diffusion\.controlnet"
+    ):
         stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu"))
     named = DiffusionConfig(model=str(folder), controlnet=str(made / "controlnet"), device="cpu")
-    assert stable_diffusion.load_model(named).hashes == stable_diffusion.load_model(DiffusionConfig(model=str(made), device="cpu")).hashes
+    assert (
+        stable_diffusion.load_model(named).hashes
+        == stable_diffusion.load_model(DiffusionConfig(model=str(made), device="cpu")).hashes
+    )
 
 
 def set_config(path: Path, **values) -> None:
@@ -143,7 +160,9 @@ def test_parts_of_different_models_are_refused(made, prior, folder, monkeypatch,
     monkeypatch.setattr(tiny_diffusion, "WIDTH", 32)
     tiny_diffusion.controlnet(tiny_diffusion.unet()).save_pretrained(tmp_path / "narrow")
     with pytest.raises(InputError, match=r"ControlNet reads text of width 32 and the UNet of .* 64"):
-        stable_diffusion.load_model(DiffusionConfig(model=str(made), controlnet=str(tmp_path / "narrow"), device="cpu"))
+        stable_diffusion.load_model(
+            DiffusionConfig(model=str(made), controlnet=str(tmp_path / "narrow"), device="cpu")
+        )
 
 
 def test_settings_that_cannot_be_followed_are_refused(folder):
@@ -172,12 +191,18 @@ def test_a_hub_name_is_fetched_at_its_pinned_revision_without_the_safety_checker
     model = stable_diffusion.load_model(DiffusionConfig(model=HUB, dtype="float16", device="cpu"))
     assert model.dtype == torch.float16 and model.controlnet is not None
     names = [name for name, _, _ in asked]
-    assert names == [HUB, HUB, stable_diffusion.CONTROLNET]  # a text encoder without fp16 file: the others are asked for
+    assert names == [
+        HUB,
+        HUB,
+        stable_diffusion.CONTROLNET,
+    ]  # a text encoder without fp16 file: the others are asked for
     assert asked[0][1] == stable_diffusion.REVISIONS[HUB] == asked[1][1]
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[0][2]
     assert "text_encoder/model.safetensors" in asked[1][2]
     assert asked[2][2] == ["config.json", "segshift.json", "diffusion_pytorch_model.fp16.safetensors"]
-    assert not any("safety" in pattern or "bin" in pattern for _, _, patterns in asked for pattern in patterns)
+    assert not any(
+        "safety" in pattern or "bin" in pattern for _, _, patterns in asked for pattern in patterns
+    )
     stable_diffusion.load_model(DiffusionConfig(model=HUB, revision="other", device="cpu"), control=False)
     assert asked[-1][1] == "other"
 
@@ -192,7 +217,13 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(unreachable):
 
 
 def test_a_hub_that_does_not_answer_leaves_the_cache(unreachable, folder, tmp_path):
-    home = tmp_path / "cache" / f"models--{HUB.replace('/', '--')}" / "snapshots" / stable_diffusion.REVISIONS[HUB]
+    home = (
+        tmp_path
+        / "cache"
+        / f"models--{HUB.replace('/', '--')}"
+        / "snapshots"
+        / stable_diffusion.REVISIONS[HUB]
+    )
     shutil.copytree(folder, home)
     assert stable_diffusion.load_model(DiffusionConfig(model=HUB, device="cpu")).name == HUB
     assert not constants.HF_HUB_OFFLINE
@@ -207,7 +238,13 @@ def test_a_download_that_fails_says_which_files_where_from_and_the_cure(monkeypa
     monkeypatch.setattr(loading.hub, "access", nullcontext)
     with pytest.raises(InputError) as caught:
         stable_diffusion.load_model(DiffusionConfig(model=HUB))
-    for told in ("unet/diffusion_pytorch_model.safetensors", HUB, "Hugging Face hub", "--diffusion.model /path", "451f4fe"):
+    for told in (
+        "unet/diffusion_pytorch_model.safetensors",
+        HUB,
+        "Hugging Face hub",
+        "--diffusion.model /path",
+        "451f4fe",
+    ):
         assert told in str(caught.value)
 
 

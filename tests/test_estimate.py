@@ -1,4 +1,5 @@
-"""Estimates: the statistics on numbers made up for them, the whole stage on a tiny data set, and wrong input."""
+"""Estimates: the statistics on numbers made up for them, the whole stage on a tiny data set, and wrong
+input."""
 
 import importlib
 import shutil
@@ -31,7 +32,9 @@ SANDSTORM = "in a sandstorm"
 
 
 def matrices(*right: list[int], wrong: int = 10) -> np.ndarray:
-    """M [F, 1, 2, 3] of one list a frame: pixels of class 0 and 1 that are right; of each, `wrong` are taken for the other."""
+    """M [F, 1, 2, 3] of one list a frame: pixels of class 0 and 1 that are right; of each, `wrong` are taken
+    for the other.
+    """
     return np.array([[[[a, wrong, 0], [wrong, b, 0]]] for a, b in right])
 
 
@@ -43,7 +46,9 @@ def test_the_correction_takes_off_what_the_transfer_costs():
     halved = bootstrap.correct(source, own, own / 2)  # of what the transfer leaves, the domain leaves half
     np.testing.assert_allclose(halved, source / 2, atol=1e-12)
     np.testing.assert_allclose(bootstrap.correct(source, own, own), source, atol=1e-12)
-    free = bootstrap.correct(source, source, np.array([0.2, 0.5, 0.1]))  # a transfer that costs nothing: T itself
+    free = bootstrap.correct(
+        source, source, np.array([0.2, 0.5, 0.1])
+    )  # a transfer that costs nothing: T itself
     np.testing.assert_allclose(free, [0.2, 0.5, 0.1], atol=0.04)
     assert bootstrap.correct(source, own, 3 * source).max() == 1
 
@@ -60,7 +65,10 @@ def test_a_class_that_the_transfer_destroys_falls_as_the_others_do():
 
 def test_ratios_are_taken_of_summed_matrices_in_every_resample():
     uneven = matrices(*[[0, 0]] * 10, *[[10_000, 10_000]] * 10, wrong=1)
-    [low], [high] = (end[None] for end in bootstrap.interval(bootstrap.mean(bootstrap.resampled([uneven] * 3, 200, 0))[:, 0]))
+    [low], [high] = (
+        end[None]
+        for end in bootstrap.interval(bootstrap.mean(bootstrap.resampled([uneven] * 3, 200, 0))[:, 0])
+    )
     whole = metrics.miou(uneven.sum((0, 1)))
     assert 0.99 < low <= whole <= high < 1  # the mean of the frames' own ratios is 0.5
     same = bootstrap.resampled([matrices(*[[30, 20]] * 10)] * 3, 100, 0)
@@ -81,9 +89,13 @@ def test_one_deviation_of_the_interval_is_what_the_transfer_costs():
     source, own, raw, corrected = drawn.T
     assert max(source.std(), own.std(), raw.std()) < 1e-9  # equal frames, and P alone spreads
     cost = source[0] - raw[0]
-    assert bootstrap.mean(bootstrap.scores(*(m.sum((0, 1)) for m in (right, most, most))))[3] == pytest.approx(raw[0] + cost / 2)
+    assert bootstrap.mean(bootstrap.scores(*(m.sum((0, 1)) for m in (right, most, most))))[
+        3
+    ] == pytest.approx(raw[0] + cost / 2)
     low, high = bootstrap.interval(corrected[:, None])
-    assert (low[0], high[0]) == pytest.approx((raw[0] + (0.5 - 1.645) * cost, raw[0] + (0.5 + 1.645) * cost), abs=0.1 * cost)
+    assert (low[0], high[0]) == pytest.approx(
+        (raw[0] + (0.5 - 1.645) * cost, raw[0] + (0.5 + 1.645) * cost), abs=0.1 * cost
+    )
 
 
 def test_a_prediction_is_a_share_also_in_the_tails_of_its_interval():
@@ -103,7 +115,9 @@ def test_a_class_that_one_frame_shows_is_in_every_resample():
 
 @pytest.mark.parametrize("draws", [1, 2, 4])
 def test_the_spread_of_noise_that_is_each_frames_own_is_held_once(draws):
-    """Noise is all that varies: the bootstrap's variance is that of the score over worlds, whatever the number of draws."""
+    """Noise is all that varies: the bootstrap's variance is that of the score over worlds, whatever the
+    number of draws.
+    """
     rng, scores, spreads = np.random.default_rng(0), [], []
     for trial in range(150):
         right = rng.integers(20, 80, (40, draws, 2))
@@ -116,21 +130,30 @@ def test_the_spread_of_noise_that_is_each_frames_own_is_held_once(draws):
 def test_noise_that_all_frames_of_a_draw_share_is_resampled_by_draws():
     right, wrong = matrices(*[[50, 50]] * 12), matrices(*[[0, 0]] * 12)
     both = np.concatenate([right, wrong], 1)  # the frames are alike, the draws are not
-    own, common = (bootstrap.resampled([right, right, both], 200, 0, common_noise=common)[:, 2] for common in (False, True))
+    own, common = (
+        bootstrap.resampled([right, right, both], 200, 0, common_noise=common)[:, 2]
+        for common in (False, True)
+    )
     assert own.std() < 1e-9 and common.std() > 0.1
-    np.testing.assert_array_equal(bootstrap.resampled([right, right, wrong], 100, 1), bootstrap.resampled([right, right, wrong], 100, 1))
+    np.testing.assert_array_equal(
+        bootstrap.resampled([right, right, wrong], 100, 1), bootstrap.resampled([right, right, wrong], 100, 1)
+    )
 
 
 def test_an_error_of_the_generator_is_also_expected_where_a_class_is_predicted_to_be_lost():
     assert bootstrap.class_error(0.0) == bootstrap.CLASS_FLOOR
-    assert bootstrap.class_error(0.6) == pytest.approx(((0.6 * bootstrap.GENERATOR_CLASS) ** 2 + bootstrap.CLASS_FLOOR**2) ** 0.5)
+    assert bootstrap.class_error(0.6) == pytest.approx(
+        ((0.6 * bootstrap.GENERATOR_CLASS) ** 2 + bootstrap.CLASS_FLOOR**2) ** 0.5
+    )
 
 
 def test_the_interval_covers_about_as_often_as_it_says():
     rng, hits = np.random.default_rng(0), 0
     for trial in range(40):
         right = rng.integers(0, 100, (40, 2))  # of a world in which half of 100 pixels are right on average
-        spread = bootstrap.mean(bootstrap.resampled([matrices(*right.tolist(), wrong=50)] * 3, 100, trial))[:, 0]
+        spread = bootstrap.mean(bootstrap.resampled([matrices(*right.tolist(), wrong=50)] * 3, 100, trial))[
+            :, 0
+        ]
         low, high = bootstrap.interval(spread[:, None])
         hits += low[0] <= 49.5 / 149.5 <= high[0]
     assert abs(hits / 40 - bootstrap.LEVEL) < 0.12
@@ -158,10 +181,18 @@ def home(tmp_path_factory) -> Path:
 
 def config(home: Path, **changes) -> EstimateConfig:
     plain = EstimateConfig(
-        run=str(home / "mine.pth"), source=f"cityscapes:{home}/day:val", network=TWO_CONVS, to=("night",), steps=2,
-        draws=1, resamples=100, batch_size=10, transferred=str(home / "transferred"), device="cpu",
+        run=str(home / "mine.pth"),
+        source=f"cityscapes:{home}/day:val",
+        network=TWO_CONVS,
+        to=("night",),
+        steps=2,
+        draws=1,
+        resamples=100,
+        batch_size=10,
+        transferred=str(home / "transferred"),
+        device="cpu",
         diffusion=DiffusionConfig(model=str(home / "prior"), device="cpu"),
-    )  # fmt: skip
+    )
     return replace(plain, **changes)
 
 
@@ -189,7 +220,9 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     assert list(result["domains"]) == ["night"] and result["frames"] == 10
     night = result["domains"]["night"]
     made = {path.name for path in (home / "transferred").iterdir()}
-    assert made >= {f"{domain}-0.9-{seed}" for domain in ("night", "driving-in-daylight") for seed in (42, 43)}
+    assert made >= {
+        f"{domain}-0.9-{seed}" for domain in ("night", "driving-in-daylight") for seed in (42, 43)
+    }
 
     # the raw score is that of both draws' matrices together, the source's that of its evaluation
     scored = [runs.read_json(Path(draw["evaluation"]) / "metrics.json") for draw in night["target_draws"]]
@@ -198,9 +231,14 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     assert night["raw"]["miou"]["value"] == pytest.approx(metrics.miou(together))
     source = runs.read_json(Path(result["source"]["evaluation"]) / "metrics.json")
     assert night["source"]["miou"]["value"] == pytest.approx(source["miou"])
-    three = [np.array([night[name]["iou"][c]["value"] for c in CITYSCAPES.names]) for name in ("source", "own", "raw")]
+    three = [
+        np.array([night[name]["iou"][c]["value"] for c in CITYSCAPES.names])
+        for name in ("source", "own", "raw")
+    ]
     expected = (three[2] + bootstrap.correct(*three)) / 2
-    assert [night["corrected"]["iou"][c]["value"] for c in CITYSCAPES.names] == pytest.approx(expected.tolist())
+    assert [night["corrected"]["iou"][c]["value"] for c in CITYSCAPES.names] == pytest.approx(
+        expected.tolist()
+    )
     assert night["corrected"]["miou"]["value"] == pytest.approx(expected.mean())
     assert night["drop"]["value"] == pytest.approx(three[0].mean() - expected.mean())
     narrow, wide = night["without_generator"]["miou"], night["corrected"]["miou"]
@@ -216,7 +254,13 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
         assert told["low"] < told["high"] and told["low"] - 0.02 < told["value"] < told["high"] + 0.02
     assert 0 < night["confidence"]["target"] <= 1 and len(night["target_draws"][0]["weights"]) == 4
     assert night["target_draws"][0]["images_sha256"] != night["target_draws"][1]["images_sha256"]
-    for name in ("estimate without target images", "seeds 42, 43", "driving in daylight", "10 frames", "mine.pth"):
+    for name in (
+        "estimate without target images",
+        "seeds 42, 43",
+        "driving in daylight",
+        "10 frames",
+        "mine.pth",
+    ):
         assert name in result["protocol"]
 
     # its config.json repeats it, and does nothing again; one draw less is found as it is
@@ -224,7 +268,9 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     experiments.run(str(out / "config.json"))
     assert (out / "estimate.json").read_bytes() == told
     estimate(config(home), out)
-    assert runs.read_json(out / "estimate.json")["draws"] == 1 and pictures(out, home / "transferred") == before
+    assert (
+        runs.read_json(out / "estimate.json")["draws"] == 1 and pictures(out, home / "transferred") == before
+    )
     with pytest.raises(InputError, match=r"other options \(--steps 2 there, 3 asked for\)"):
         estimate(config(home, steps=3), out)
 
@@ -249,7 +295,10 @@ def test_a_domain_that_was_trained_on_is_known_by_its_prompt_too(home: Path, tmp
     runs.write_lines(tree / "manifest.jsonl", [{"id": id, "prompt": goal.prompt} for id in IDS[:2]])
     step1 = training_run(home, tmp_path / "first", more_sources=(f"cityscapes:{tree}:train",), transferred=())
     second = training_run(home, tmp_path / "second", from_run=str(step1), transferred=())
-    told = runs.read_json(estimate(config(home, run=str(second), network=None, to=("night", "fog")), tmp_path / "out") / "estimate.json")
+    told = runs.read_json(
+        estimate(config(home, run=str(second), network=None, to=("night", "fog")), tmp_path / "out")
+        / "estimate.json"
+    )
     assert [domain["trained_on"] for domain in told["domains"].values()] == [True, False]
 
 
@@ -263,16 +312,26 @@ def test_a_class_that_few_frames_show_has_no_interval(home: Path, tmp_path: Path
     night = runs.read_json(estimate(settings, tmp_path / "out") / "estimate.json")["domains"]["night"]
     for name in bootstrap.SCORES:
         told = night[name]["iou"]
-        assert told["bicycle"]["value"] is not None and told["bicycle"]["low"] is None and told["road"]["low"] is not None
+        assert (
+            told["bicycle"]["value"] is not None
+            and told["bicycle"]["low"] is None
+            and told["road"]["low"] is not None
+        )
     assert night["corrected"]["miou"]["low"] is not None and "(- to" not in capsys.readouterr().out
 
 
 def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, tmp_path: Path):
     out = estimate(config(home, to=(SANDSTORM, "driving in daylight")), tmp_path / "out")
     storm, day = runs.read_json(out / "estimate.json")["domains"].values()
-    assert (storm["name"], storm["prompt"], storm["strength"]) == (SANDSTORM, f"{SANDSTORM}, best quality", 0.75)
+    assert (storm["name"], storm["prompt"], storm["strength"]) == (
+        SANDSTORM,
+        f"{SANDSTORM}, best quality",
+        0.75,
+    )
     assert Path(storm["own_draws"][0]["transferred"]).parent.name == "driving-in-daylight-0.75-42"
-    assert day["raw"] == day["own"] == storm["own"] and day["failing"] == []  # its own domain: the transfer's cost alone
+    assert (
+        day["raw"] == day["own"] == storm["own"] and day["failing"] == []
+    )  # its own domain: the transfer's cost alone
     assert day["drop"]["value"] == pytest.approx(day["transfer_cost"]["value"] / 2)
     assert day["drop"]["low"] < day["transfer_cost"]["value"] / 4  # and hardly any is among what it may be
 
@@ -284,7 +343,9 @@ def test_a_network_of_other_classes_costs_no_transfer(home: Path, tmp_path: Path
     wrong = NetworkConfig(name="networks:one_class_too_many", pretrained=False)
     torch.save(networks.one_class_too_many(19).state_dict(), tmp_path / "wrong.pth")
     with pytest.raises(InputError, match=r"\[1, 20, .*each of the 19 classes"):
-        estimate(config(home, run=str(tmp_path / "wrong.pth"), network=wrong, transferred=None), tmp_path / "out")
+        estimate(
+            config(home, run=str(tmp_path / "wrong.pth"), network=wrong, transferred=None), tmp_path / "out"
+        )
     assert not (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out" / "transferred").exists()
     mine = f"folder:{trees.folder(tmp_path / 'mine', ids=[f'{i:02d}' for i in range(10)])}:train"
     run = training_run(home, tmp_path / "run")
@@ -360,7 +421,17 @@ def test_a_split_without_labels_and_one_with_too_few_frames_are_refused(home: Pa
 
 
 def test_from_the_command_line_wrong_input_is_exit_code_2(home: Path, tmp_path: Path, capsys):
-    given = ["estimate", str(home / "mine.pth"), "--source", f"cityscapes:{home}/day:val", "--to", "fog", "", "--out", str(tmp_path / "out")]
+    given = [
+        "estimate",
+        str(home / "mine.pth"),
+        "--source",
+        f"cityscapes:{home}/day:val",
+        "--to",
+        "fog",
+        "",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(given) == 2
     assert "target domain '' is empty" in capsys.readouterr().err
 
@@ -375,17 +446,30 @@ def benchmark():
 
 
 def made_up(benchmark) -> list:
-    """Three networks in three domains: the confidence falls by half of the drop, the estimate is 2 points too high."""
+    """Three networks in three domains: the confidence falls by half of the drop, the estimate is 2 points too
+    high.
+    """
     drops = {"night": 0.3, "fog": 0.2, "game": 0.1}
     return [
         benchmark.Pair(
-            f"seed-0/{name}", domain,
-            benchmark.Interval(true := source - drop, true + 0.02, true, true + 0.04, true + 0.01, true + 0.03),
-            source, source - 0.1, true - 0.1, 0.9, 0.9 - drop / 2, ("car", "bus"), ("car", "sky", "road"), name == "zodi", (),
+            f"seed-0/{name}",
+            domain,
+            benchmark.Interval(
+                true := source - drop, true + 0.02, true, true + 0.04, true + 0.01, true + 0.03
+            ),
+            source,
+            source - 0.1,
+            true - 0.1,
+            0.9,
+            0.9 - drop / 2,
+            ("car", "bus"),
+            ("car", "sky", "road"),
+            name == "zodi",
+            (),
         )
         for name, source in (("source-only", 0.5), ("jitter", 0.6), ("zodi", 0.7))
         for domain, drop in drops.items()
-    ]  # fmt: skip
+    ]
 
 
 def but(pair, true: float):
@@ -404,7 +488,9 @@ def but(pair, true: float):
         ("cityscapes:town/cityscapes:train", ("gta5:town/gta5:train",), "game", True),
     ],
 )
-def test_networks_that_know_a_domains_labels_have_no_say_there(benchmark, source, more, domain, known, tmp_path):
+def test_networks_that_know_a_domains_labels_have_no_say_there(
+    benchmark, source, more, domain, known, tmp_path
+):
     outputs.begin(tmp_path, "train", TrainConfig(source=source, more_sources=more))
     assert benchmark.knows(tmp_path, domain) == known
 
@@ -418,8 +504,14 @@ def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     assert results["whole cost taken off"] == pytest.approx(right | {"error": 14, "bias": 14})
     assert results["additive"] == pytest.approx(right)
     source = results["source score"]  # the same in every domain: domains have no rank
-    assert source["over_domains"] is None and source["bias"] == pytest.approx(20) and source["over_networks"] == pytest.approx(1)
-    assert results["confidence"]["bias"] == pytest.approx(100 * np.mean([p.source * p.confidence / 0.9 - p.miou.true for p in pairs]))
+    assert (
+        source["over_domains"] is None
+        and source["bias"] == pytest.approx(20)
+        and source["over_networks"] == pytest.approx(1)
+    )
+    assert results["confidence"]["bias"] == pytest.approx(
+        100 * np.mean([p.source * p.confidence / 0.9 - p.miou.true for p in pairs])
+    )
     assert results["regression (needs target labels)"] == pytest.approx(right)
     assert benchmark.accuracy(pairs, [-p.miou.true for p in pairs])["over_networks"] == pytest.approx(-1)
     assert benchmark.failures(pairs) == pytest.approx({"precision": 1 / 2, "recall": 1 / 3})
@@ -431,12 +523,25 @@ def test_coverage_is_counted_in_domains_that_the_generators_error_was_not_fitted
 
     pairs = made_up(benchmark)
     # two points are a larger share of night's scores than of those that the error is fitted on there
-    expected = {"all": 1, "without_generator": 0, "fitted": 0.05, "held_out": 8 / 9, "night": 2 / 3, "fog": 1, "game": 1}
+    expected = {
+        "all": 1,
+        "without_generator": 0,
+        "fitted": 0.05,
+        "held_out": 8 / 9,
+        "night": 2 / 3,
+        "fog": 1,
+        "game": 1,
+    }
     assert benchmark.coverage(whole, pairs) == pytest.approx(expected)
     far = [but(p, p.miou.true - 0.2) if p.domain == "game" else p for p in pairs]
     held = benchmark.coverage(whole, far)
     assert held["game"] == 0 and held["night"] == held["fog"] == 1 and held["all"] == pytest.approx(2 / 3)
-    assert benchmark.coverage(whole, pairs[:1]) == {"all": 1, "without_generator": 0, "fitted": 0.05, "held_out": None}
+    assert benchmark.coverage(whole, pairs[:1]) == {
+        "all": 1,
+        "without_generator": 0,
+        "fitted": 0.05,
+        "held_out": None,
+    }
     two = [replace(p, classes=(p.miou, replace(p.miou, true=0.99))) for p in pairs]
     assert benchmark.coverage(lambda pair: pair.classes, two)["all"] == 0.5
 
@@ -446,7 +551,9 @@ def test_a_further_error_widens_an_interval_by_its_quantile():
     assert bootstrap.widened(0.5, 0.46, 0.53, 0) == pytest.approx((0.46, 0.53))
     low, high = bootstrap.widened(0.5, 0.47, 0.51, 0.04 / 1.6449)
     assert (low, high) == pytest.approx((0.45, 0.5 + (0.01**2 + 0.04**2) ** 0.5), abs=1e-5)
-    assert bootstrap.widened(0.5, 0.6, 0.7, 0) == pytest.approx((0.5, 0.7))  # a value outside its own resamples
+    assert bootstrap.widened(0.5, 0.6, 0.7, 0) == pytest.approx(
+        (0.5, 0.7)
+    )  # a value outside its own resamples
 
 
 def test_the_regression_never_sees_the_network_it_predicts(benchmark):
@@ -462,14 +569,23 @@ def test_the_tables_show_predicted_against_true(benchmark):
     pairs = made_up(benchmark)
     table = benchmark.predicted_table(pairs, ("night", "fog", "game")).splitlines()
     assert table[0] == "| mIoU % | night | fog | game |"
-    assert table[2] == "| one network (source only): predicted | 22.0 (20.0 to 24.0) | 32.0 (30.0 to 34.0) | 42.0 (40.0 to 44.0) |"
+    assert (
+        table[2]
+        == "| one network (source only): predicted | 22.0 (20.0 to 24.0) | 32.0 (30.0 to 34.0) | 42.0 "
+        "(40.0 to 44.0) |"
+    )
     assert table[3] == "| one network (source only): true | 20.0 | 30.0 | 40.0 |"
     assert table[5] == "| mean over networks: predicted | 32.0 | 42.0 | 52.0 |"
     assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
     assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
-    seeds = [*pairs, *(replace(but(p, p.miou.true + 0.02), network=p.network.replace("seed-0", "seed-1")) for p in pairs)]
-    by_network = benchmark.networks_table([p for p in seeds if (p.network, p.domain) != ("seed-0/zodi", "fog")]).splitlines()
+    seeds = [
+        *pairs,
+        *(replace(but(p, p.miou.true + 0.02), network=p.network.replace("seed-0", "seed-1")) for p in pairs),
+    ]
+    by_network = benchmark.networks_table(
+        [p for p in seeds if (p.network, p.domain) != ("seed-0/zodi", "fog")]
+    ).splitlines()
     assert by_network[2] == "| source-only | 22.0 / 21.0 | 32.0 / 31.0 | 42.0 / 41.0 |"
     assert by_network[4] == "| zodi | 42.0 / 41.0 | 52.0 / 52.0 | 62.0 / 61.0 |"
 

@@ -26,7 +26,9 @@ def test_alone_a_process_is_the_first_and_the_last():
 def test_torchrun_says_which_process_it_is(monkeypatch):
     for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert execution.current() == torchrun.process() == execution.Process("torchrun", 3, 4, 1, 2, ends_all=True)
+    assert (
+        execution.current() == torchrun.process() == execution.Process("torchrun", 3, 4, 1, 2, ends_all=True)
+    )
     assert not execution.current().first
     with pytest.raises(InputError, match="start it without torchrun"):
         execution.one_process("evaluate")
@@ -40,7 +42,9 @@ def test_a_share_that_is_none_is_refused(text: str):
 
 def test_the_example_divides_a_transfer(tmp_path: Path, prior: Path, monkeypatch):  # noqa: F811
     source = f"cityscapes:{trees.cityscapes(tmp_path / 'day', IDS, SIZE)}:train"
-    config = TransferConfig(source=source, batch_size=2, diffusion=DiffusionConfig(model=str(prior), device="cpu"))
+    config = TransferConfig(
+        source=source, batch_size=2, diffusion=DiffusionConfig(model=str(prior), device="cpu")
+    )
     alone = transfer(config, tmp_path / "alone")
     monkeypatch.setattr(execution, "EXECUTORS", list(execution.EXECUTORS))
     runpy.run_path(str(EXAMPLE))
@@ -49,8 +53,14 @@ def test_the_example_divides_a_transfer(tmp_path: Path, prior: Path, monkeypatch
             monkeypatch.setenv(name, value)
         assert execution.current() == execution.Process("srun", int(rank), 2, int(rank), 2)
         transfer(config, tmp_path / "two")
-    assert {path.name for path in (tmp_path / "two" / "journal").iterdir()} == {"0-of-2.jsonl", "1-of-2.jsonl"}
-    found = [{path.relative_to(out): path.read_bytes() for path in (out / "night").rglob("*.png")} for out in (alone, tmp_path / "two")]
+    assert {path.name for path in (tmp_path / "two" / "journal").iterdir()} == {
+        "0-of-2.jsonl",
+        "1-of-2.jsonl",
+    }
+    found = [
+        {path.relative_to(out): path.read_bytes() for path in (out / "night").rglob("*.png")}
+        for out in (alone, tmp_path / "two")
+    ]
     assert found[0] == found[1] and len(runs.read_lines(tmp_path / "two/night/manifest.jsonl")) == len(IDS)
 
 

@@ -23,21 +23,30 @@ from segshift.town import writer
 
 def small(model: Path, validation: str | None = town_target("clear")) -> Experiment:
     base = replace(
-        town_training(steps=2, images=4), size=(64, 128), crop=(32, 64), device="cpu", validation=validation,
+        town_training(steps=2, images=4),
+        size=(64, 128),
+        crop=(32, 64),
+        device="cpu",
+        validation=validation,
         network=NetworkConfig(name="networks:two_convs", feature_layer="encoder"),
-    )  # fmt: skip
+    )
     rows = town_rows(base, ("night",))
     return Experiment(
         name="small",
-        town=TownConfig(height=64, width=128, source_train=3, source_val=2, target_train=1, target_val=2, workers=1),
+        town=TownConfig(
+            height=64, width=128, source_train=3, source_val=2, target_train=1, target_val=2, workers=1
+        ),
         transfers={
             "transferred": replace(
-                town_transfer("night"), steps=2, batch_size=3, diffusion=DiffusionConfig(model=str(model), device="cpu")
+                town_transfer("night"),
+                steps=2,
+                batch_size=3,
+                diffusion=DiffusionConfig(model=str(model), device="cpu"),
             )
         },
         rows=(rows[0], replace(rows[2], name="ZoDi", targets=("night",))),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
-    )  # fmt: skip
+    )
 
 
 def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Path, capsys):
@@ -60,7 +69,9 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
     assert read_json(first / "scores.json", list) == read_json(second / "scores.json", list)
 
 
-def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refused(tmp_path: Path, monkeypatch, capsys):
+def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refused(
+    tmp_path: Path, monkeypatch, capsys
+):
     experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
     outputs.begin(tmp_path / "out", "run", experiment)
     broken = writer.town(experiment.town, tmp_path / "out" / "town") / "cityscapes/leftImg8bit/train"
@@ -78,15 +89,27 @@ def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refuse
 def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Path, capsys):
     experiment = small(tiny_diffusion.prior(tmp_path / "model"))
     out = experiments.run_experiment(experiment, tmp_path / "out")
-    images = {path: path.stat().st_mtime_ns for folder in ("town", "transferred") for path in (out / folder).rglob("*.png")}
+    images = {
+        path: path.stat().st_mtime_ns
+        for folder in ("town", "transferred")
+        for path in (out / folder).rglob("*.png")
+    }
     capsys.readouterr()
     experiments.run(str(out / "config.json"), seeds=2)  # one more: the first is not trained again
     assert "±" in capsys.readouterr().out
-    assert images == {path: path.stat().st_mtime_ns for folder in ("town", "transferred") for path in (out / folder).rglob("*.png")}
-    assert [read_json(out / f"seed-{seed}" / "zodi" / "config.json")["config"]["seed"] for seed in (0, 1)] == [0, 1]
+    assert images == {
+        path: path.stat().st_mtime_ns
+        for folder in ("town", "transferred")
+        for path in (out / folder).rglob("*.png")
+    }
+    assert [
+        read_json(out / f"seed-{seed}" / "zodi" / "config.json")["config"]["seed"] for seed in (0, 1)
+    ] == [0, 1]
     assert read_config(out / "config.json", Experiment).seeds == 2
     found = {(line["row"], line["checkpoint"]): line["miou"] for line in read_json(out / "scores.json", list)}
-    assert {rule for _, rule in found} == {"last", "source"} and len(found["source only", "last"]["clear"]) == 2
+    assert {rule for _, rule in found} == {"last", "source"} and len(
+        found["source only", "last"]["clear"]
+    ) == 2
     assert found["source only", "last"] == found["source only", "source"]  # one checkpoint, predicted once
     assert [path.name for path in (out / "seed-0" / "source-only" / "predictions").iterdir()] == ["last"]
     assert "clear" not in found["ZoDi", "last"]  # a row with targets of its own
@@ -105,7 +128,9 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
     e = Experiment("mine", (Row("a", base), Row("b", base)), (Target("night", "acdc:{acdc}:night/val"),))
     there = {name: str(tmp_path / name) for name in ("cityscapes", "acdc")}
     with pytest.raises(InputError, match=r"no folder .*typo"):
-        experiments.run_experiment(experiments.fill(e, there | {"acdc": str(tmp_path / "typo")}), tmp_path / "out")
+        experiments.run_experiment(
+            experiments.fill(e, there | {"acdc": str(tmp_path / "typo")}), tmp_path / "out"
+        )
     labels = tmp_path / "acdc" / "gt"
     labels.rename(tmp_path / "not unpacked")
     with pytest.raises(InputError, match="no label for frame"):
@@ -125,7 +150,9 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
 
 def test_what_only_its_own_command_repeats_is_said(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"stage": "check", "config": {}}')
-    with pytest.raises(InputError, match=r"of stage .check., expected run, town, .* give its own command again"):
+    with pytest.raises(
+        InputError, match=r"of stage .check., expected run, town, .* give its own command again"
+    ):
         experiments.run(str(tmp_path / "config.json"))
 
 
@@ -133,10 +160,13 @@ def test_the_table_shows_every_rule_and_gains_within_a_rule():
     base = town_training(steps=1, images=2)
     e = Experiment("e", (Row("a", base), Row("b", base)), (Target("night", "x"),), seeds=2)
     scores = {
-        ("a", "last"): {"night": [10.0, 20.0]}, ("a", "source"): {"night": [10.0, 20.0]},
-        ("b", "last"): {"night": [11.0, 23.0]}, ("b", "source"): {"night": [12.0, 23.0]}, ("b", "oracle"): {"night": [30.0, 30.0]},
+        ("a", "last"): {"night": [10.0, 20.0]},
+        ("a", "source"): {"night": [10.0, 20.0]},
+        ("b", "last"): {"night": [11.0, 23.0]},
+        ("b", "source"): {"night": [12.0, 23.0]},
+        ("b", "oracle"): {"night": [30.0, 30.0]},
         ("oracle", "last"): {"night": [50.0, 60.0]},
-    }  # fmt: skip
+    }
     console = Console(width=140, file=StringIO())
     console.print(experiments.table(e, scores))
     lines = [" ".join(line.replace("│", " ").split()) for line in console.file.getvalue().splitlines()]
@@ -148,26 +178,49 @@ def test_the_table_shows_every_rule_and_gains_within_a_rule():
 
 def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tmp_path: Path):
     base = replace(
-        town_source("game", steps=2, images=2), size=(64, 128), crop=(32, 64), device="cpu",
+        town_source("game", steps=2, images=2),
+        size=(64, 128),
+        crop=(32, 64),
+        device="cpu",
         network=NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4),
-    )  # fmt: skip
+    )
     base = replace(base, iccld=replace(base.iccld, unet_channels=(8, 16)))
     rows = ablation_rows(base, town_target("clear", "train"), {"steps": 1}, samplings=((2, 2),))
     experiment = Experiment(
-        "chain", rows, (Target("clear", town_target("clear")), Target("game", town_target("game"))),
-        town=TownConfig(height=64, width=128, source_train=3, source_val=2, target_train=3, target_val=2, workers=1),
-    )  # fmt: skip
+        "chain",
+        rows,
+        (Target("clear", town_target("clear")), Target("game", town_target("game"))),
+        town=TownConfig(
+            height=64, width=128, source_train=3, source_val=2, target_train=3, target_val=2, workers=1
+        ),
+    )
     out = experiments.run_experiment(experiment, tmp_path)
     scores = {line["row"]: line["miou"] for line in read_json(out / "scores.json", list)}
-    assert list(scores) == [name for row in rows for name in (row.name, *(["full, DDIM steps 2, draws 2"] if row.samplings else []))]
-    assert scores["full"].keys() == {"clear", "game"} and scores["full, DDIM steps 2, draws 2"].keys() == {"clear"}
+    assert list(scores) == [
+        name
+        for row in rows
+        for name in (row.name, *(["full, DDIM steps 2, draws 2"] if row.samplings else []))
+    ]
+    assert scores["full"].keys() == {"clear", "game"} and scores["full, DDIM steps 2, draws 2"].keys() == {
+        "clear"
+    }
     made = out / "seed-0" / "full" / "predictions" / "last"
     for place, maps in (("clear", set()), ("clear-steps-2-draws-2", {"spread"})):
-        assert {path.name for path in (made / place / "uncertainty").iterdir()} == {"confidence", "entropy", *maps}
+        assert {path.name for path in (made / place / "uncertainty").iterdir()} == {
+            "confidence",
+            "entropy",
+            *maps,
+        }
     page = (out / "index.html").read_text()
     assert "2 DDIM steps, 2 draws" in page and "step-1-equal-steps" in page
-    read = {name: read_json(out / "seed-0" / slug(name) / "config.json")["config"] for name in ("full", "step 1, equal steps")}
-    assert read["full"]["from_run"] == str(out / "seed-0" / "step-1") and read["step 1, equal steps"]["steps"] == 3
+    read = {
+        name: read_json(out / "seed-0" / slug(name) / "config.json")["config"]
+        for name in ("full", "step 1, equal steps")
+    }
+    assert (
+        read["full"]["from_run"] == str(out / "seed-0" / "step-1")
+        and read["step 1, equal steps"]["steps"] == 3
+    )
 
 
 def test_every_second_step_starts_from_a_row_before_it():
@@ -183,20 +236,34 @@ def test_every_ablation_reads_what_its_own_transfer_writes():
     assert len({row.name for row in recipe.rows}) == len(recipe.rows) == 10
     trees = {
         f"cityscapes:{{out}}/{folder}/{domain}:{config.source.rpartition(':')[2]}"
-        for folder, config in recipe.transfers.items() for domain in config.to
-    }  # fmt: skip
-    used = {name for row in recipe.rows for name in (*row.train.transferred, *row.train.transferred_validation)}
+        for folder, config in recipe.transfers.items()
+        for domain in config.to
+    }
+    used = {
+        name for row in recipe.rows for name in (*row.train.transferred, *row.train.transferred_validation)
+    }
     assert used == trees
-    assert len({(row.train.transferred, row.train.zodi, row.train.method, row.train.jitter) for row in recipe.rows}) == 10
+    assert (
+        len(
+            {
+                (row.train.transferred, row.train.zodi, row.train.method, row.train.jitter)
+                for row in recipe.rows
+            }
+        )
+        == 10
+    )
 
 
 def test_every_recipe_is_judged_by_the_targets_labels_and_says_so():
-    """The rules that need nothing more than the recipe has: the oracle, source validation where the layout has a split,
-    and transferred validation where frames are transferred for it."""
+    """The rules that need nothing more than the recipe has: the oracle, source validation where the layout
+    has a split, and transferred validation where frames are transferred for it."""
     for recipe in RECIPES.values():
         judges = {target.data for target in recipe.targets}
         for row in recipe.rows:
-            assert row.train.oracle_validation and judges >= set(row.train.oracle_validation), (recipe.name, row.name)
+            assert row.train.oracle_validation and judges >= set(row.train.oracle_validation), (
+                recipe.name,
+                row.name,
+            )
             assert bool(row.train.transferred_validation) == ("transferred-val" in recipe.transfers)
             trained = {row.train.source, *row.train.more_sources, row.train.target}
             assert not trained & judges, (recipe.name, row.name)

@@ -24,9 +24,40 @@ def line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def commands(tmp_path: Path, *more: str) -> list[int]:
     """Train and predict on a tiny tree; the exit codes."""
     data = f"cityscapes:{trees.cityscapes(tmp_path / 'day')}:train"
-    train = ["train", str(tmp_path / "run"), "--source", data, "--network.name", "linear", "--select", "last",
-             "--size", "32", "64", "--crop", "32", "32", "--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]  # fmt: skip
-    predict = ["predict", str(tmp_path / "out"), "--run", str(tmp_path / "run"), "--data", data, "--device", "cpu"]
+    train = [
+        "train",
+        str(tmp_path / "run"),
+        "--source",
+        data,
+        "--network.name",
+        "linear",
+        "--select",
+        "last",
+        "--size",
+        "32",
+        "64",
+        "--crop",
+        "32",
+        "32",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    predict = [
+        "predict",
+        str(tmp_path / "out"),
+        "--run",
+        str(tmp_path / "run"),
+        "--data",
+        data,
+        "--device",
+        "cpu",
+    ]
     return [run_command([*train, *more]), run_command(predict)]
 
 
@@ -34,16 +65,32 @@ def test_the_example_trains_and_predicts_from_a_local_file_of_its_encoder(tmp_pa
     torch.manual_seed(0)
     encoder = timm.create_model("test_resnet")
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
-    more = ["--method", "source_only", "--network.encoder", "test_resnet", "--network.weights", str(tmp_path / "encoder.safetensors")]
+    more = [
+        "--method",
+        "source_only",
+        "--network.encoder",
+        "test_resnet",
+        "--network.weights",
+        str(tmp_path / "encoder.safetensors"),
+    ]
     assert commands(tmp_path, *more, "--lr", "0") == [0, 0]
     assert len(runs.read_lines(tmp_path / "out" / "predictions.jsonl")) == 3
     trained = networks.weights.read_tensors(tmp_path / "run" / "checkpoints" / "best.safetensors")
-    assert torch.equal(trained["segmenter.network.encoder.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"])
+    assert torch.equal(
+        trained["segmenter.network.encoder.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"]
+    )
 
 
-def test_the_example_has_features_for_zodi_and_refuses_an_unknown_backbone(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_example_has_features_for_zodi_and_refuses_an_unknown_backbone(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     moved = trees.mark_transferred(trees.cityscapes(tmp_path / "night"), trees.IDS)
-    more = ["--transferred", f"cityscapes:{moved or tmp_path / 'night'}:train", "--network.no-pretrained", "--network.encoder"]
+    more = [
+        "--transferred",
+        f"cityscapes:{moved or tmp_path / 'night'}:train",
+        "--network.no-pretrained",
+        "--network.encoder",
+    ]
     assert commands(tmp_path, *more, "test_resnet") == [0, 0]
     assert "similarity" in runs.read_lines(tmp_path / "run" / "metrics.jsonl")[0]
     assert commands(tmp_path / "none", *more, "no_such_net")[0] == 2

@@ -296,12 +296,38 @@ def test_a_subset_leads_nowhere_but_below_the_root(subset: str, tmp_path: Path):
 
 def test_whatever_a_field_holds_is_read_or_refused(tmp_path: Path):
     odd = [
-        None, True, -1, 7.5, float("inf"), float("nan"), 10**30, "", " ", "a\0b", "~nosuch", "*",
-        "../*.png", [], [[]], [None],
-        ["a", "a"], [1.5], [[1, 2]], [[1, 2, 999]], [{"a": 1}], {}, {"": 1}, {"a": None}, {"a": {}},
-        {None: 1}, {1: [1]},
-        {"cityscapes": None}, {"cityscapes": {"road": 3}}, date(2020, 1, 1), b"x",
-    ]  # fmt: skip
+        None,
+        True,
+        -1,
+        7.5,
+        float("inf"),
+        float("nan"),
+        10**30,
+        "",
+        " ",
+        "a\0b",
+        "~nosuch",
+        "*",
+        "../*.png",
+        [],
+        [[]],
+        [None],
+        ["a", "a"],
+        [1.5],
+        [[1, 2]],
+        [[1, 2, 999]],
+        [{"a": 1}],
+        {},
+        {"": 1},
+        {"a": None},
+        {"a": {}},
+        {None: 1},
+        {1: [1]},
+        {"cityscapes": None},
+        {"cityscapes": {"road": 3}},
+        date(2020, 1, 1),
+        b"x",
+    ]
     trees.folder(tmp_path, ["a"])
     right, read = yaml.safe_load(trees.FOLDER_YAML), []
     for field in (

@@ -13,7 +13,9 @@ from segshift.generators.movement import denoising_gap
 from segshift.runs import InputError
 
 KEPT = np.ones(19)
-LABEL = np.array([[0, 0, 13, 13], [0, 0, 13, 13], [0, 0, 255, 255], [0, 13, 255, 255]], np.uint8)  # 7 road, 5 car
+LABEL = np.array(
+    [[0, 0, 13, 13], [0, 0, 13, 13], [0, 0, 255, 255], [0, 13, 255, 255]], np.uint8
+)  # 7 road, 5 car
 
 
 def test_regions_are_connected_pixels_of_one_class_of_a_least_size():
@@ -43,7 +45,9 @@ def test_the_reference_sees_rgb_in_0_to_1_at_its_own_size():
     picture[:, :4, 0], picture[:, 4:, 2] = 200, 255
     judge = gate.Gate(GateConfig("run"), Reds(), (8, 16), CITYSCAPES)
     assert judge.predict(picture, (2, 4)).tolist() == [[0, 0, 2, 2]] * 2
-    assert seen[0].shape == (1, 3, 8, 16) and seen[0].amax((0, 2, 3)).tolist() == pytest.approx([200 / 255, 0, 1])
+    assert seen[0].shape == (1, 3, 8, 16) and seen[0].amax((0, 2, 3)).tolist() == pytest.approx(
+        [200 / 255, 0, 1]
+    )
 
 
 def test_a_reference_whose_logits_are_not_finite_is_refused():
@@ -72,14 +76,19 @@ def test_agreement_is_the_share_of_right_pixels_by_class_and_by_region():
 def test_scores_are_on_the_scale_of_the_networks_own_agreement_on_the_source():
     source, drawn = np.array([1.0, 0.5, 0.0, np.nan]), np.array([0.5, 0.9, 1.0, np.nan])
     assert gate.frame_score(source, source) == 1
-    assert gate.frame_score(source, drawn) == pytest.approx((0.5 + 0.5) / 1.5)  # better than the source counts as it
+    assert gate.frame_score(source, drawn) == pytest.approx(
+        (0.5 + 0.5) / 1.5
+    )  # better than the source counts as it
     assert np.isnan(gate.frame_score(np.array([0.0, np.nan]), np.array([1.0, np.nan])))
     regions = gate.region_scores(np.array([1.0, 0.5, 0.49]), np.array([0.25, 0.9, 0.49]))
     assert regions[:2].tolist() == [0.25, 1] and np.isnan(regions[2])  # what it did not see it cannot miss
 
 
 def test_what_a_domain_leaves_of_the_agreement_is_a_ratio_of_sums_and_nothing_where_the_network_is_blind():
-    source, drawn = np.array([[1.0, 0.5, 0.0, np.nan], [0.5, np.nan, 0.0, np.nan]]), np.array([[0.5, 0.6, 0, np.nan], [0.25, np.nan, 0, np.nan]])
+    source, drawn = (
+        np.array([[1.0, 0.5, 0.0, np.nan], [0.5, np.nan, 0.0, np.nan]]),
+        np.array([[0.5, 0.6, 0, np.nan], [0.25, np.nan, 0, np.nan]]),
+    )
     # what no frame shows is taken for as much as of all classes together: (0.75 + 0.6) / (1.5 + 0.5)
     assert gate.kept_agreement(source, drawn) == pytest.approx([0.5, 1, 0, 0.675])
     assert gate.kept_agreement(source[:, 2:], drawn[:, 2:]).tolist() == [0, 0]
@@ -108,11 +117,19 @@ def test_a_draw_is_judged_by_frame_by_region_and_by_movement():
 
 
 def verdict(layout=True, moved=True, failed=0, score=0.5):
-    return gate.Verdict(layout, moved, score, np.ones(19), 3, failed, np.arange(16).reshape(4, 4) < failed, 0.5, 0.0)
+    return gate.Verdict(
+        layout, moved, score, np.ones(19), 3, failed, np.arange(16).reshape(4, 4) < failed, 0.5, 0.0
+    )
 
 
 def test_the_best_draw_passes_then_moved_then_fails_in_the_fewest_pixels():
-    order = (verdict(failed=1, moved=False, score=1.0), verdict(failed=3), verdict(layout=False, failed=2), verdict(failed=2, score=0.6), verdict(score=0.1))
+    order = (
+        verdict(failed=1, moved=False, score=1.0),
+        verdict(failed=3),
+        verdict(layout=False, failed=2),
+        verdict(failed=2, score=0.6),
+        verdict(score=0.1),
+    )
     ranks = [one.rank for one in order]
     assert ranks == sorted(ranks) and len(set(ranks)) == 5
 
@@ -139,7 +156,12 @@ def test_a_class_that_the_domain_hides_from_the_network_is_not_judged():
     seen = gate.Seen(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
     assert seen.region_classes.tolist() == [0, 13, 13]
     pred, limits = np.where(LABEL == 13, np.uint8(0), LABEL), gate.Thresholds(frame=0.75, region=0.5)
-    for k, score, judged in ((1.0, 1 / 2, 3), (0.5, 1 / 1.5, 3), (0.25, 1 / 1.25, 1), (0.0, 1, 1)):  # by hand: 1 / (1 + k)
+    for k, score, judged in (
+        (1.0, 1 / 2, 3),
+        (0.5, 1 / 1.5, 3),
+        (0.25, 1 / 1.25, 1),
+        (0.0, 1, 1),
+    ):  # by hand: 1 / (1 + k)
         kept = np.where(np.arange(19) == 13, k, 1.0)
         verdict = gate.judge(seen, pred, limits, kept)
         assert verdict.score == pytest.approx(score) and verdict.judged == judged
@@ -157,7 +179,9 @@ def test_a_frame_that_the_network_never_saw_passes_unjudged():
 
 
 def test_the_denoising_gap_compares_two_prompts_on_the_same_noise(tmp_path):
-    model = stable_diffusion.load_model(DiffusionConfig(model=str(tiny_diffusion.prior(tmp_path / "prior")), device="cpu"))
+    model = stable_diffusion.load_model(
+        DiffusionConfig(model=str(tiny_diffusion.prior(tmp_path / "prior")), device="cpu")
+    )
     z0, n = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     night, empty = model.embed(["night"]), model.embed([""])
     gap = denoising_gap(model, z0, night, empty, None, n, 1.0)
@@ -168,5 +192,9 @@ def test_the_denoising_gap_compares_two_prompts_on_the_same_noise(tmp_path):
 
 def test_redraws_have_a_seed_of_the_frame_and_the_try():
     assert gate.redraw_seed(42, "a", 0) == 42
-    seeds = {gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))}
-    assert len(seeds) == 4 and seeds == {gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))}
+    seeds = {
+        gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))
+    }
+    assert len(seeds) == 4 and seeds == {
+        gate.redraw_seed(s, id, i) for s, id, i in ((42, "a", 1), (42, "a", 2), (42, "b", 1), (43, "a", 1))
+    }

@@ -213,11 +213,18 @@ def test_images_without_labels_are_transferred_and_layouts_come_where_asked_for(
 
 @pytest.mark.parametrize(
     "change",
-    [{"mode": "reference"}, {"inversion": "none"}, {"control": False}, {"steps": 4}, {"guidance": 2.0},
-     {"eta": 0.0},
-     {"control_strength": 0.5}, {"diffusion": DiffusionConfig(dtype="float16")}],
+    [
+        {"mode": "reference"},
+        {"inversion": "none"},
+        {"control": False},
+        {"steps": 4},
+        {"guidance": 2.0},
+        {"eta": 0.0},
+        {"control_strength": 0.5},
+        {"diffusion": DiffusionConfig(dtype="float16")},
+    ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_options_of_the_diffusion_model_are_refused_beside_ones_own_generator(change):
     [name] = change
     with pytest.raises(
@@ -262,9 +269,14 @@ def test_the_estimate_takes_ones_own_generator(own, tmp_path):
     told = own(INVERTED)
     run = reference(tmp_path / "run", told.source, CITYSCAPES)
     config = EstimateConfig(
-        run=str(run), source=f"cityscapes:{root}:val", draws=1, resamples=100, generator="mine:build",
-        checkpoint="best", batch_size=5,
-    )  # fmt: skip
+        run=str(run),
+        source=f"cityscapes:{root}:val",
+        draws=1,
+        resamples=100,
+        generator="mine:build",
+        checkpoint="best",
+        batch_size=5,
+    )
     out = estimation.estimate(config, tmp_path / "estimate")
     night = runs.read_json(out / "estimate.json")["domains"]["night"]
     assert (

@@ -36,7 +36,9 @@ def test_formulas_and_schedule_are_diffusers(prediction):
     z_0, eps, t = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([10, 700])
     z_t = diffuse(z_0, eps, method.abar[t])
     torch.testing.assert_close(z_t, schedule.add_noise(z_0, eps, t))
-    torch.testing.assert_close(wanted(z_0, eps, method.abar[t], "v_prediction"), schedule.get_velocity(z_0, eps, t))
+    torch.testing.assert_close(
+        wanted(z_0, eps, method.abar[t], "v_prediction"), schedule.get_velocity(z_0, eps, t)
+    )
     assert (method.abar[-1] < 1e-6) == (prediction == "v_prediction")
     method.schedule.register_to_config(prediction_type=prediction, clip_sample=False)
     method.sampling_steps = 5
@@ -46,7 +48,9 @@ def test_formulas_and_schedule_are_diffusers(prediction):
         ours = method._denoise(z, condition)
         schedule.set_timesteps(5)
         for step in schedule.timesteps:
-            z = schedule.step(method._output(method.average.module, z, condition, step[None]), step, z).prev_sample
+            z = schedule.step(
+                method._output(method.average.module, z, condition, step[None]), step, z
+            ).prev_sample
     torch.testing.assert_close(ours, z, atol=1e-4, rtol=1e-3)
 
 
@@ -56,7 +60,9 @@ def test_the_losses_are_their_formulas():
     assert diffusion_loss(output, target, weight) == 9 * 1.5 / 4
     assert estimate_loss(output, target, weight) == 3 * 1.5 / 4
     judged = torch.randn(6, 3, 2, 2)
-    expected = F.cross_entropy(judged.movedim(1, -1).reshape(-1, 3), torch.tensor([0, 1, 2]).repeat_interleave(8))
+    expected = F.cross_entropy(
+        judged.movedim(1, -1).reshape(-1, 3), torch.tensor([0, 1, 2]).repeat_interleave(8)
+    )
     torch.testing.assert_close(discriminator_loss(judged), expected)
     torch.testing.assert_close(adversarial_loss(judged[2:]), -judged[2:].log_softmax(1)[:, 0].mean())
 
@@ -70,18 +76,29 @@ def test_every_term_of_step_2_reaches_the_denoiser_and_only_its_own_player(readi
     views.position.fill_(1)
     terms = method.losses("denoiser", views, 0)
     assert terms.keys() == {
-        *(f"{term}_{domain}" for term in ("diffusion", "estimate", "decoded") for domain in ("source", "mixed")),
+        *(
+            f"{term}_{domain}"
+            for term in ("diffusion", "estimate", "decoded")
+            for domain in ("source", "mixed")
+        ),
         "adversarial",
-    }  # fmt: skip
+    }
     for name, term in terms.items():
-        modules = {"denoiser": method.trained.denoiser.unet.conv_in, "frozen": method.adapted, "average": method.average}
+        modules = {
+            "denoiser": method.trained.denoiser.unet.conv_in,
+            "frozen": method.adapted,
+            "average": method.average,
+        }
         modules |= {"decoder": method.trained.decoder} if unfrozen else {}
         decodes = {"decoder"} if unfrozen and name.startswith("decoded") else set()
         assert reached(term, **modules) == {"denoiser"} | decodes, name
     found = reached(
         method.losses("discriminator", views, 0)["discriminator"],
-        denoiser=method.trained, frozen=method.adapted, average=method.average, discriminator=method.discriminator,
-    )  # fmt: skip
+        denoiser=method.trained,
+        frozen=method.adapted,
+        average=method.average,
+        discriminator=method.discriminator,
+    )
     assert found == {"discriminator"}
     frozen = {id(p) for p in method.adapted.parameters()}
     players = [{id(p) for p in network.parameters()} for network in method.networks.values()]
@@ -124,7 +141,11 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
     data["label"][1] = 255
     views = method.prepare(data)
     source = views.position[:2, 0]
-    assert views.label.shape[-2:] == (32, 32) and (views.label[:, 24:] == 255).all() and (views.weight[:, 24:] == 0).all()
+    assert (
+        views.label.shape[-2:] == (32, 32)
+        and (views.label[:, 24:] == 255).all()
+        and (views.weight[:, 24:] == 0).all()
+    )
     assert source[0].tolist() == [[0.5] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4]  # void rows: half a cell
     assert (source[1] == 0).all()
     assert (step2("image").prepare(data).position == 1).all()
@@ -134,7 +155,9 @@ def test_void_and_padding_weigh_nothing_where_labels_are_diffused():
 def test_a_prediction_depends_on_its_own_seed_alone(reading):
     method = step2(reading, excluded=[2]).eval()
     method.draws = 2
-    torch.nn.init.normal_(method.average.module.denoiser.unet.conv_out.weight)  # untrained it is zero, and no noise matters
+    torch.nn.init.normal_(
+        method.average.module.denoiser.unet.conv_out.weight
+    )  # untrained it is zero, and no noise matters
     images = torch.rand(3, 3, 40, 33)
     together = method.predict(images, [5, 6, 7])
     assert together.shape == (3, CLASSES, 40, 33) and (together[:, 2] == -math.inf).all()
@@ -152,7 +175,12 @@ def test_steps_and_draws_are_the_users_and_uncertainty_is_in_range(steps, draws)
     method.sampling_steps, method.draws = steps, draws
     with torch.inference_mode():
         logits, maps = method.predict_with_uncertainty(torch.rand(2, 3, 32, 40))
-    assert maps.keys() == {"entropy"} | ({"spread"} if draws > 1 else set()) and logits.shape == (2, CLASSES, 32, 40)
+    assert maps.keys() == {"entropy"} | ({"spread"} if draws > 1 else set()) and logits.shape == (
+        2,
+        CLASSES,
+        32,
+        40,
+    )
     for value in maps.values():
         assert value.shape == (2, 32, 40) and value.min() >= 0 and value.max() <= 1 + 1e-6
     if draws > 1:
@@ -181,11 +209,20 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
         for one, player in ((method, "segmenter"), (second, "denoiser")):
             numbers: list[int] = []
             torch.manual_seed(3)
-            with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t
+            ):
                 loss = sum(losses(one, player, data).values())
             kept.append(sum(numbers))
             loss.backward()
-        found.append([p.grad for m in (method, second) for network in m.networks.values() for p in network.parameters()])
+        found.append(
+            [
+                p.grad
+                for m in (method, second)
+                for network in m.networks.values()
+                for p in network.parameters()
+            ]
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
     assert kept[2] < 0.9 * kept[0] and kept[3] < 0.9 * kept[1]
@@ -219,7 +256,9 @@ def test_both_steps_learn_one_batch(reading):
     before = terms_of(method, "segmenter", data)
     fit(method, data, 8)
     assert terms_of(method, "segmenter", data)["source"] < 0.9 * before["source"]
-    second = AdversarialDiffusion(method, ICCLDConfig(diffused=reading, unet_channels=(8, 16), adversary_warmup=6)).train()
+    second = AdversarialDiffusion(
+        method, ICCLDConfig(diffused=reading, unet_channels=(8, 16), adversary_warmup=6)
+    ).train()
     before = [terms_of(second, player, data) for player in second.networks]
     fit(second, data, 30)
     denoiser, discriminator = (terms_of(second, player, data) for player in second.networks)
@@ -256,4 +295,9 @@ def test_any_count_of_ddim_steps_is_that_many_and_none_after_the_last(monkeypatc
         method.sampling_steps = steps
         asked.clear()
         method._denoise(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2))
-        assert len(asked) == steps and asked[0] == 999 and min(asked) >= 0 and asked == sorted(asked, reverse=True)
+        assert (
+            len(asked) == steps
+            and asked[0] == 999
+            and min(asked) >= 0
+            and asked == sorted(asked, reverse=True)
+        )

@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from iccld_parts import CLASSES, segmenter
@@ -26,7 +25,9 @@ def test_a_patch_of_fourteen_fits_sides_of_thirty_two():
     encoder = Encoder("test_vit", pretrained=False)
     encoder.patch = 14  # as DINOv2's, which is too large to test with
     seen = []
-    encoder.model.forward_intermediates = lambda x, **_: seen.append(x.shape[2:]) or [torch.zeros(1, 64, 5, 7)] * 4
+    encoder.model.forward_intermediates = lambda x, **_: (
+        seen.append(x.shape[2:]) or [torch.zeros(1, 64, 5, 7)] * 4
+    )
     maps = encoder(torch.rand(1, 3, 64, 96))
     assert seen == [(70, 98)] and [m.shape[-1] for m in maps] == [24, 12, 6, 3]
 
@@ -47,7 +48,10 @@ def test_models_builds_it_by_name_and_takes_a_local_backbone(tmp_path):
 
 def test_a_backbone_without_the_four_strides_is_refused(monkeypatch):
     coarse = torch.nn.Identity()
-    coarse.feature_info, coarse.forward_intermediates = [{"reduction": s, "num_chs": 8} for s in (2, 4, 8, 16)], None
+    coarse.feature_info, coarse.forward_intermediates = (
+        [{"reduction": s, "num_chs": 8} for s in (2, 4, 8, 16)],
+        None,
+    )
     monkeypatch.setattr("timm.create_model", lambda *_, **__: coarse)
     with pytest.raises(InputError, match=r"strides \[2, 4, 8, 16\]"):
         Encoder("coarse", pretrained=False)

@@ -15,7 +15,9 @@ def test_weighted_cross_entropy_with_ones_is_cross_entropy_and_scales_with_the_w
     logits, label = torch.randn(2, CLASSES, 8, 8), batch()["label"][:, :8, :8]
     ones = torch.ones(2, 8, 8)
     torch.testing.assert_close(weighted_cross_entropy(logits, label, ones), cross_entropy(logits, label))
-    torch.testing.assert_close(weighted_cross_entropy(logits, label, ones / 4), cross_entropy(logits, label) / 4)
+    torch.testing.assert_close(
+        weighted_cross_entropy(logits, label, ones / 4), cross_entropy(logits, label) / 4
+    )
     assert weighted_cross_entropy(logits, torch.full_like(label, 255), ones) == 0
 
 
@@ -31,7 +33,9 @@ def test_the_average_is_the_recursion_with_batch_norm_statistics_and_counts():
         a = min(1 - 1 / (step + 1), 0.6)
         for name, value in network.state_dict().items():
             value = value.clone()
-            expected[name] = value if not value.is_floating_point() or step == 0 else a * expected[name] + (1 - a) * value
+            expected[name] = (
+                value if not value.is_floating_point() or step == 0 else a * expected[name] + (1 - a) * value
+            )
     for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value, expected[name])
     assert not any(p.requires_grad for p in average.parameters())
@@ -46,7 +50,9 @@ def test_the_teacher_follows_latent_statistics_too_and_stays_in_evaluation():
     norm, theirs = method.segmenter.network.head.norm, method.teacher.module.segmenter.network.head.norm
     assert not torch.equal(norm.mean, theirs.mean) and theirs.mean.abs().sum() > 0  # half of the first step
     assert torch.equal(theirs.batches, norm.batches)
-    assert torch.equal(method.teacher.module.segmenter.mean, method.segmenter.mean)  # a constant stays the same
+    assert torch.equal(
+        method.teacher.module.segmenter.mean, method.segmenter.mean
+    )  # a constant stays the same
 
 
 def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():
@@ -65,8 +71,10 @@ def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
         modules = {part: getattr(network, part) for part in parts} | {
-            "labels": method.label_encoder, "teacher": method.teacher, "reference": method.reference,
-        }  # fmt: skip
+            "labels": method.label_encoder,
+            "teacher": method.teacher,
+            "reference": method.reference,
+        }
         assert reached(term, **modules) == expected[name], name
         assert term > 0
     assert step1(diffused="image").losses("segmenter", data, 0).keys() == {"source", "mixed"}
@@ -75,7 +83,9 @@ def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():
 def test_the_terms_of_step_1_are_those_of_the_formula_and_the_target_counts_by_q():
     method, data = step1().eval(), batch()
     terms = method.losses("segmenter", data, 0)
-    torch.testing.assert_close(terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"]))
+    torch.testing.assert_close(
+        terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"])
+    )
     sure, unsure = (step1(threshold=threshold) for threshold in (0.0, 1.0))
     data["label"][:] = 255  # nothing of the source in the mix
     assert unsure.losses("segmenter", data, 0)["mixed"] == 0 < sure.losses("segmenter", data, 0)["mixed"]
@@ -90,7 +100,11 @@ def test_void_and_one_class_alone_train_on():
         terms = method.losses("segmenter", data, 0)
         sum(terms.values()).backward()
         assert all(term.isfinite() for term in terms.values())
-        assert all(torch.isfinite(p.grad).all() for p in method.networks["segmenter"].parameters() if p.grad is not None)
+        assert all(
+            torch.isfinite(p.grad).all()
+            for p in method.networks["segmenter"].parameters()
+            if p.grad is not None
+        )
 
 
 def test_parameter_groups_hold_every_parameter_once_and_heads_learn_faster():

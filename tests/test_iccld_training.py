@@ -49,11 +49,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def step1(data: Path, **changes) -> TrainConfig:
     plain = TrainConfig(
-        source=f"cityscapes:{data}/day:train", target=f"cityscapes:{data}/dusk:train", method="self_training",
-        network=NETWORK, iccld=SETTINGS, size=(32, 64), crop=(32, 32), batch_size=4, steps=4, optimizer="adamw", lr=1e-3,
-        checkpoint_every=2, workers=0, device="cpu", select="last", jitter=(0, 0, 0, 0),
+        source=f"cityscapes:{data}/day:train",
+        target=f"cityscapes:{data}/dusk:train",
+        method="self_training",
+        network=NETWORK,
+        iccld=SETTINGS,
+        size=(32, 64),
+        crop=(32, 32),
+        batch_size=4,
+        steps=4,
+        optimizer="adamw",
+        lr=1e-3,
+        checkpoint_every=2,
+        workers=0,
+        device="cpu",
+        select="last",
+        jitter=(0, 0, 0, 0),
         head_lr=1.0,
-    )  # fmt: skip
+    )
     return replace(plain, **changes)
 
 
@@ -78,26 +91,36 @@ RECORDED = {
     ],
     "second": [
         {
-            "denoiser/diffusion_source": 1.9233071, "denoiser/estimate_source": 0.86178941,
-            "denoiser/decoded_source": 2.8332657, "denoiser/diffusion_mixed": 0.72628194,
-            "denoiser/estimate_mixed": 0.31152439, "denoiser/decoded_mixed": 1.2814096,
-            "denoiser/adversarial": 0.0, "discriminator/discriminator": 1.0983537,
+            "denoiser/diffusion_source": 1.9233071,
+            "denoiser/estimate_source": 0.86178941,
+            "denoiser/decoded_source": 2.8332657,
+            "denoiser/diffusion_mixed": 0.72628194,
+            "denoiser/estimate_mixed": 0.31152439,
+            "denoiser/decoded_mixed": 1.2814096,
+            "denoiser/adversarial": 0.0,
+            "discriminator/discriminator": 1.0983537,
         },
         {
-            "denoiser/diffusion_source": 1.7077814, "denoiser/estimate_source": 0.79296511,
-            "denoiser/decoded_source": 2.9939877, "denoiser/diffusion_mixed": 0.72749609,
-            "denoiser/estimate_mixed": 0.28534371, "denoiser/decoded_mixed": 1.5111853,
-            "denoiser/adversarial": 0.0011016344, "discriminator/discriminator": 1.0967377,
+            "denoiser/diffusion_source": 1.7077814,
+            "denoiser/estimate_source": 0.79296511,
+            "denoiser/decoded_source": 2.9939877,
+            "denoiser/diffusion_mixed": 0.72749609,
+            "denoiser/estimate_mixed": 0.28534371,
+            "denoiser/decoded_mixed": 1.5111853,
+            "denoiser/adversarial": 0.0011016344,
+            "discriminator/discriminator": 1.0967377,
         },
     ],
-}  # fmt: skip
+}
 """Losses of the first two steps, step 2 in two micro-batches: a change in the order of draws shows here."""
 
 
 def test_the_losses_of_both_steps_are_those_on_record(data: Path, first: Path, tmp_path: Path):
     second = train(step2(data, first, accumulate=2, steps=3), tmp_path)
     for run, lines in ((first, RECORDED["first"]), (second, RECORDED["second"])):
-        for line, expected, rel in zip(training.logged(run), lines, (1e-6, 1e-4), strict=False):  # before any update, and after
+        for line, expected, rel in zip(
+            training.logged(run), lines, (1e-6, 1e-4), strict=False
+        ):  # before any update, and after
             assert {name: line[name] for name in expected} == pytest.approx(expected, rel=rel)
 
 
@@ -108,7 +131,9 @@ def test_step_2_starts_from_the_teacher_of_step_1(data: Path, first: Path, tmp_p
     assert isinstance(before, SelfTraining) and isinstance(after, AdversarialDiffusion)
     x = torch.rand(2, 3, 32, 64)
     ours, theirs = after.adapted.state_dict(), before.teacher.module.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
     assert not torch.equal(before.predict(x), after.predict(x))
 
 
@@ -119,13 +144,17 @@ def test_a_run_is_not_continued_on_other_target_frames(data: Path, tmp_path: Pat
         patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
         train(config, tmp_path / "run")
     trees.cityscapes(target, training.IDS[4:], labelled=False)
-    with pytest.raises(InputError, match=r"began with other frames than are there now \(5 labelled, 5 of the target"):
+    with pytest.raises(
+        InputError, match=r"began with other frames than are there now \(5 labelled, 5 of the target"
+    ):
         train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("diffused", ["label", "image"])
 @pytest.mark.parametrize("step", [1, 2])
-def test_either_step_resumes_bitwise(step: int, diffused: str, data: Path, first: Path, tmp_path: Path, monkeypatch):
+def test_either_step_resumes_bitwise(
+    step: int, diffused: str, data: Path, first: Path, tmp_path: Path, monkeypatch
+):
     settings = replace(SETTINGS, diffused=diffused)
     begun = first if diffused == "label" else train(step1(data, iccld=settings), tmp_path / "first")
     config = step1(data, iccld=settings) if step == 1 else step2(data, begun, iccld=settings)
@@ -139,12 +168,16 @@ def test_either_step_resumes_bitwise(step: int, diffused: str, data: Path, first
     assert training.logged(whole) == training.logged(tmp_path / "killed")
 
 
-def test_transferred_frames_are_one_more_labelled_source(data: Path, first: Path, tmp_path: Path, monkeypatch):
+def test_transferred_frames_are_one_more_labelled_source(
+    data: Path, first: Path, tmp_path: Path, monkeypatch
+):
     trees.mark_transferred(trees.cityscapes(tmp_path / "moved/night", training.IDS[:3]), training.IDS[:3])
     config = step1(data, more_sources=(f"cityscapes:{tmp_path}/moved/night:train",))
     drawn = []
     read = batches.Pictures.label
-    monkeypatch.setattr(batches.Pictures, "label", lambda self, frame: drawn.append(frame.label) or read(self, frame))
+    monkeypatch.setattr(
+        batches.Pictures, "label", lambda self, frame: drawn.append(frame.label) or read(self, frame)
+    )
     whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
     assert {(tmp_path / "moved/night") in path.parents for path in drawn} == {False, True}
     assert training.logged(whole) != training.logged(first)
@@ -163,13 +196,24 @@ def test_sixteen_classes_go_through_both_steps_and_are_all_that_is_predicted(dat
     begun = train(step1(data, classes=16, steps=2), tmp_path / "first")
     run = train(step2(data, begun, classes=16, steps=2), tmp_path / "second")
     out = predict(PredictConfig(str(run), f"cityscapes:{data}/day:train", device="cpu"), tmp_path / "out")
-    found = {value for file in out.rglob("*leftImg8bit.png") for value in np.unique(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)).tolist()}
+    found = {
+        value
+        for file in out.rglob("*leftImg8bit.png")
+        for value in np.unique(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)).tolist()
+    }
     left_out = {CITYSCAPES.ids[CITYSCAPES.names.index(name)] for name in ("terrain", "truck", "train")}
     assert found and found <= set(CITYSCAPES.ids) - left_out
 
 
-def test_step_2_follows_its_own_settings_before_and_after_an_interruption(data: Path, first: Path, tmp_path: Path, monkeypatch):
-    settings = replace(SETTINGS, threshold=0.0, confidence_weighted=True, augmentation=StrongAugmentation(jitter_probability=0.0))
+def test_step_2_follows_its_own_settings_before_and_after_an_interruption(
+    data: Path, first: Path, tmp_path: Path, monkeypatch
+):
+    settings = replace(
+        SETTINGS,
+        threshold=0.0,
+        confidence_weighted=True,
+        augmentation=StrongAugmentation(jitter_probability=0.0),
+    )
     config = step2(data, first, iccld=settings)
     whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -189,7 +233,9 @@ def _stop_after(after_step, step: int):
     return stopping
 
 
-def test_a_continued_run_needs_neither_published_weights_nor_the_run_of_step_1(data: Path, tmp_path: Path, monkeypatch):
+def test_a_continued_run_needs_neither_published_weights_nor_the_run_of_step_1(
+    data: Path, tmp_path: Path, monkeypatch
+):
     step_1 = train(step1(data), tmp_path / "first")
     config = step2(data, step_1, network=replace(NETWORK, pretrained=True))  # the run of step 1 brings them
     monkeypatch.setattr("timm.create_model", _offline(timm.create_model))
@@ -210,13 +256,19 @@ def _offline(create):
 
 def test_two_processes_train_both_players(data: Path, first: Path, tmp_path: Path):
     second = training.in_two_processes(step2(data, first, steps=1), tmp_path / "second")
-    half = train(step2(data, first, steps=1, batch_size=2), tmp_path / "half")  # what the first process has alone
+    half = train(
+        step2(data, first, steps=1, batch_size=2), tmp_path / "half"
+    )  # what the first process has alone
     shared, alone = training.logged(second)[0], training.logged(half)[0]
     assert {"denoiser/adversarial", "discriminator/discriminator"} <= shared.keys() == alone.keys()
-    assert all(shared[name] != alone[name] for name in ("denoiser/diffusion_source", "discriminator/discriminator"))
+    assert all(
+        shared[name] != alone[name] for name in ("denoiser/diffusion_source", "discriminator/discriminator")
+    )
     ours, theirs = training.last(second), training.last(half)
     for player in ("trained", "discriminator"):  # gradients of both processes
-        assert any(not torch.equal(value, theirs[name]) for name, value in ours.items() if name.startswith(player))
+        assert any(
+            not torch.equal(value, theirs[name]) for name, value in ours.items() if name.startswith(player)
+        )
 
 
 def test_step_2_refuses_a_step_1_that_is_not_finished(data: Path, tmp_path: Path, monkeypatch):
@@ -229,8 +281,12 @@ def test_step_2_refuses_a_step_1_that_is_not_finished(data: Path, tmp_path: Path
 
 def test_a_loss_that_is_not_finite_names_the_target_frames_too(data: Path, tmp_path: Path, monkeypatch):
     losses = SelfTraining.losses
-    monkeypatch.setattr(SelfTraining, "losses", lambda *a: (t := losses(*a)) | {"mixed": t["mixed"] / (a[3] != 2)})
-    with pytest.raises(InputError, match=r"loss 'mixed' is inf in step 3 \(frames aachen_.*, target aachen_.*\)"):
+    monkeypatch.setattr(
+        SelfTraining, "losses", lambda *a: (t := losses(*a)) | {"mixed": t["mixed"] / (a[3] != 2)}
+    )
+    with pytest.raises(
+        InputError, match=r"loss 'mixed' is inf in step 3 \(frames aachen_.*, target aachen_.*\)"
+    ):
         train(step1(data), tmp_path / "run")
     assert checkpoints.last_step(tmp_path / "run") == 2
 
@@ -255,11 +311,18 @@ def test_source_only_learns_its_heads_as_step_1_does(data: Path):
     groups = {}
     for config in (plain, step1(data, head_lr=None, iccld=replace(SETTINGS, diffused="image"))):
         method = checkpoints.method_of(config, CITYSCAPES)
-        groups[config.method] = [(sum(p.numel() for p in parameters), factor) for parameters, factor in method.parameter_groups("segmenter")]
-    assert groups["source_only"] == groups["self_training"] and [factor for _, factor in groups["source_only"]] == [1, 10]
+        groups[config.method] = [
+            (sum(p.numel() for p in parameters), factor)
+            for parameters, factor in method.parameter_groups("segmenter")
+        ]
+    assert groups["source_only"] == groups["self_training"] and [
+        factor for _, factor in groups["source_only"]
+    ] == [1, 10]
 
 
-def test_the_oracles_frames_are_judged_at_the_size_that_targets_are_predicted_at(data: Path, tmp_path: Path, monkeypatch):
+def test_the_oracles_frames_are_judged_at_the_size_that_targets_are_predicted_at(
+    data: Path, tmp_path: Path, monkeypatch
+):
     sizes, whole = set(), batches.Whole.__init__
 
     def recorded(self, frames, pictures):
@@ -302,7 +365,11 @@ def test_rare_classes_are_drawn_as_often_as_the_formula_says():
     chances = np.exp((1 - share) / 0.5) / np.exp((1 - share) / 0.5).sum()
     rare, rng = batches.RareClasses(counts, 0.5), torch.Generator().manual_seed(0)
     drawn = np.bincount([rare.draw(rng) for _ in range(4000)], minlength=3) / 4000
-    expected = [chances[0] / 2, chances[0] / 2 + chances[1] / 2, chances[1] / 2 + chances[2]]  # a frame of two classes shares them
+    expected = [
+        chances[0] / 2,
+        chances[0] / 2 + chances[1] / 2,
+        chances[1] / 2 + chances[2],
+    ]  # a frame of two classes shares them
     assert drawn == pytest.approx(expected, abs=0.03) and expected[2] > 0.5
     absent = batches.RareClasses(np.array([[5, 0], [5, 0]]), 0.01)
     assert {absent.draw(rng) for _ in range(50)} == {0, 1}
@@ -321,18 +388,25 @@ def test_rare_class_sampling_reads_what_check_wrote(data: Path, tmp_path: Path):
 
 def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: Path, tmp_path: Path):
     run = train(step2(data, first, steps=2), tmp_path / "run")
-    plain = PredictConfig(run=str(run), data=step1(data).target, uncertainty=True, draws=3, sampling_steps=2, batch_size=1)
+    plain = PredictConfig(
+        run=str(run), data=step1(data).target, uncertainty=True, draws=3, sampling_steps=2, batch_size=1
+    )
     one = predict(plain, tmp_path / "one")
     two = predict(replace(plain, batch_size=3), tmp_path / "two")
     names = [path.relative_to(one) for path in sorted(one.rglob("*.png"))]
     kinds = {str(name).split("/")[1] for name in names if str(name).startswith("uncertainty")}
     assert kinds == {"confidence", "entropy", "spread"}
     for name in names:
-        ours, theirs = (cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED).astype(int) for folder in (one, two))
+        ours, theirs = (
+            cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED).astype(int) for folder in (one, two)
+        )
         assert np.abs(ours - theirs).max() <= (2 if name.parts[0] == "uncertainty" else 0), name
     spread = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED).max() for p in one.glob("uncertainty/spread/**/*.png")]
     assert max(spread) > 0
-    for wrong, message in (({"draws": 0}, "draws is 0"), ({"sampling_steps": 1001}, "sampling_steps is 1001, expected 1 to 1000")):
+    for wrong, message in (
+        ({"draws": 0}, "draws is 0"),
+        ({"sampling_steps": 1001}, "sampling_steps is 1001, expected 1 to 1000"),
+    ):
         with pytest.raises(InputError, match=message):
             predict(replace(plain, **wrong), tmp_path / "none")
 
@@ -349,8 +423,12 @@ def test_a_sliding_window_covers_every_pixel(data: Path, first: Path, tmp_path: 
         predict(replace(plain, draws=2), tmp_path / "drawn")
 
 
-def test_windows_cover_every_pixel_and_average_where_they_overlap(data: Path, first: Path, tmp_path: Path, monkeypatch):
-    """A network that says of a pixel what its own colour says gives the same with any window, step 2 and its maps too."""
+def test_windows_cover_every_pixel_and_average_where_they_overlap(
+    data: Path, first: Path, tmp_path: Path, monkeypatch
+):
+    """A network that says of a pixel what its own colour says gives the same with any window, step 2 and its
+    maps too.
+    """
 
     def by_colour(self, images, seeds=None):
         logits = 9 * torch.cat([images, *[images[:, :1] * 0 - 1] * 16], 1)
@@ -361,7 +439,9 @@ def test_windows_cover_every_pixel_and_average_where_they_overlap(data: Path, fi
     plain = PredictConfig(run=str(run), data=step1(data).target, uncertainty=True, draws=2)
     full = predict(plain, tmp_path / "full")
     files = [path.relative_to(full) for path in sorted(full.rglob("*.png"))]
-    assert {file.parts[0] for file in files} >= {"uncertainty"} and len({cv2.imread(str(full / f), -1).tobytes() for f in files}) > 3
+    assert {file.parts[0] for file in files} >= {"uncertainty"} and len(
+        {cv2.imread(str(full / f), -1).tobytes() for f in files}
+    ) > 3
     for window in ((32, 32), (17, 29), (31, 64)):
         narrow = predict(replace(plain, window=window, seed=7), tmp_path / f"{window}")
         assert runs.read_json(narrow / "model.json")["input"] == f"window {window[0]}x{window[1]}, seed 7"

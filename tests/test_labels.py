@@ -64,11 +64,30 @@ def test_cityscapes_is_that_of_cityscapesscripts():
 
 def test_synthia_is_that_of_its_readme():
     readme = (
-        "void", "sky", "building", "road", "sidewalk", "fence", "vegetation", "pole", "car", "traffic sign",
-        "pedestrian", "bicycle", "motorcycle", "parking-slot", "road-work", "traffic light", "terrain",
+        "void",
+        "sky",
+        "building",
+        "road",
+        "sidewalk",
+        "fence",
+        "vegetation",
+        "pole",
+        "car",
+        "traffic sign",
+        "pedestrian",
+        "bicycle",
+        "motorcycle",
+        "parking-slot",
+        "road-work",
+        "traffic light",
+        "terrain",
         "rider",
-        "truck", "bus", "train", "wall", "lanemarking",
-    )  # fmt: skip
+        "truck",
+        "bus",
+        "train",
+        "wall",
+        "lanemarking",
+    )
     named = {id: readme[id].replace("pedestrian", "person") for id in SYNTHIA.ids}
     assert named == dict(zip(SYNTHIA.ids, SYNTHIA.names, strict=True))
     assert {readme[id] for id in SYNTHIA.ignored_ids} == {"void", "parking-slot", "road-work", "lanemarking"}

@@ -89,8 +89,11 @@ def test_frames_are_matched_by_id_and_never_by_position(tmp_path: Path):
     (tmp_path / f"leftImg8bit/train/ulm/{ids[3]}_leftImg8bit.png").unlink()
     data = load(f"cityscapes:{tmp_path}:train")
     assert [(frame.id, frame.label is None) for frame in data.frames] == [
-        (ids[0], False), (ids[1], True), (ids[2], False), (ids[4], False)
-    ]  # fmt: skip
+        (ids[0], False),
+        (ids[1], True),
+        (ids[2], False),
+        (ids[4], False),
+    ]
     assert [id for id, _ in data.left_out] == [ids[3]]
     for frame in data.frames:
         assert frame.label is None or frame.id in frame.label.name

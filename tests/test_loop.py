@@ -62,21 +62,36 @@ def test_two_players_train_in_turn_and_a_teacher_follows():
     method, lines = Adversarial(), []
     expected, x = {key: value.clone() for key, value in method.state_dict().items()}, torch.ones(4, 1)
     accelerator = Accelerator(cpu=True)
-    optimizers = {name: torch.optim.SGD(network.parameters(), 1.0) for name, network in method.networks.items()}
+    optimizers = {
+        name: torch.optim.SGD(network.parameters(), 1.0) for name, network in method.networks.items()
+    }
     for optimizer in optimizers.values():
         optimizer.param_groups[0]["initial_lr"] = 1.0
     loop.fit(
-        method, optimizers, iter([{"x": x}] * 2), accelerator, start=0, steps=2, accumulate=1, seed=0,
-        factor=lambda step: 0.5 if step == 0 else 0.0, frames_of=lambda step: [], done=lambda step, line: lines.append(line),
-    )  # fmt: skip
+        method,
+        optimizers,
+        iter([{"x": x}] * 2),
+        accelerator,
+        start=0,
+        steps=2,
+        accumulate=1,
+        seed=0,
+        factor=lambda step: 0.5 if step == 0 else 0.0,
+        frames_of=lambda step: [],
+        done=lambda step, line: lines.append(line),
+    )
     assert order == [(s, name) for s in (0, 1) for name in ("student", "judge", "teacher")]
     student = expected["student.weight"] + 0.5 * 0.1 * expected["judge.weight"]
     bias = expected["student.bias"] + 0.5 * 0.1 * expected["judge.weight"][0]
     verdict = expected["judge.weight"] * (student + bias) + expected["judge.bias"]
     torch.testing.assert_close(method.student.weight.data, student)
-    torch.testing.assert_close(method.judge.bias.data, expected["judge.bias"] - 0.5 * 2 * verdict[0])  # its own loss alone
+    torch.testing.assert_close(
+        method.judge.bias.data, expected["judge.bias"] - 0.5 * 2 * verdict[0]
+    )  # its own loss alone
     torch.testing.assert_close(method.teacher.weight.data, student)
-    assert lines[0].keys() == {"step", "lr", "student/fool", "judge/catch", "seconds"} and lines[0]["lr"] == 0.5
+    assert (
+        lines[0].keys() == {"step", "lr", "student/fool", "judge/catch", "seconds"} and lines[0]["lr"] == 0.5
+    )
 
 
 def test_two_processes_share_a_batch_and_keep_one_network(data, tmp_path):
@@ -94,7 +109,9 @@ def test_two_processes_share_a_batch_and_keep_one_network(data, tmp_path):
 
 
 def test_two_processes_keep_the_statistics_of_both(data, tmp_path):
-    """The mean over equal halves is the mean over the whole, in the first step, where the weights are still the same."""
+    """The mean over equal halves is the mean over the whole, in the first step, where the weights are still
+    the same.
+    """
     settings = config(data, steps=1, validation=None, select="last")
     train(settings, tmp_path / "one")
     in_two_processes(settings, tmp_path / "two")

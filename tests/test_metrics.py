@@ -48,9 +48,14 @@ def test_a_subset_ignores_its_outside_in_the_truth_and_counts_it_as_void_in_the_
     label = np.array([[0, 0, 1, 2, 2]], np.uint8)
     pred = np.array([[0, 1, 0, 2, 0]], np.uint8)
     matrix = metrics.restrict(metrics.confusion_matrix(pred, label, 3), (0, 2))
-    assert matrix.tolist() == [[1, 0, 1], [1, 1, 0]]  # the pixel of class 1 that was predicted as 0 counts nowhere
+    assert matrix.tolist() == [
+        [1, 0, 1],
+        [1, 1, 0],
+    ]  # the pixel of class 1 that was predicted as 0 counts nowhere
     masked = np.where(label == 1, 255, label).astype(np.uint8)
-    np.testing.assert_array_equal(metrics.iou(matrix), metrics.iou(metrics.confusion_matrix(pred, masked, 3))[[0, 2]])
+    np.testing.assert_array_equal(
+        metrics.iou(matrix), metrics.iou(metrics.confusion_matrix(pred, masked, 3))[[0, 2]]
+    )
 
 
 def test_nothing_labelled_has_no_score():

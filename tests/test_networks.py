@@ -39,7 +39,9 @@ def test_features_are_those_of_the_last_encoder_stage(deeplab):
     with torch.no_grad():
         images = torch.rand(2, 3, 64, 64)
         logits, features = deeplab.eval().forward_with_features(images)
-        torch.testing.assert_close(features, deeplab.network.encoder((images - deeplab.mean) / deeplab.std)[-1])
+        torch.testing.assert_close(
+            features, deeplab.network.encoder((images - deeplab.mean) / deeplab.std)[-1]
+        )
         torch.testing.assert_close(logits, deeplab(images))
     assert features.shape[1] == deeplab.feature_channels == 512
     assert not deeplab.network.encoder._forward_hooks
@@ -70,7 +72,11 @@ def test_transformers_networks_are_read_from_a_folder(tmp_path):
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(
-        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8, num_labels=4
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1] * 4,
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8,
+        num_labels=4,
     )
     saved = SegformerForSemanticSegmentation(config)
     saved.save_pretrained(tmp_path)
@@ -78,7 +84,9 @@ def test_transformers_networks_are_read_from_a_folder(tmp_path):
     loaded = segmenter.network.segformer.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in saved.segformer.state_dict().items())
     logits, features = segmenter.eval().forward_with_features(torch.rand(1, 3, 64, 96))
-    assert logits.shape == (1, 7, 64, 96) and features.shape[:2] == (1, 16) and segmenter.feature_channels == 16
+    assert (
+        logits.shape == (1, 7, 64, 96) and features.shape[:2] == (1, 16) and segmenter.feature_channels == 16
+    )
     assert build(NetworkConfig(name=f"hf:{tmp_path}", pretrained=False), 7).classes == 7
     saved.half().save_pretrained(tmp_path / "half")  # as many are published
     for pretrained in (True, False):
@@ -93,14 +101,21 @@ def test_weights_of_a_transformers_backbone_below_another_head_are_loaded(tmp_pa
         SegformerForSemanticSegmentation,
     )
 
-    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 8}
+    sizes = {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 8,
+    }
     SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=4)).save_pretrained(tmp_path / "net")
     other = SegformerForImageClassification(SegformerConfig(**sizes, num_labels=9))
     other.save_pretrained(tmp_path / "other")
     weights = str(tmp_path / "other" / "model.safetensors")
     loaded = build(NetworkConfig(name=f"hf:{tmp_path}/net", weights=weights), 7).encoder.state_dict()
     saved = other.segformer.state_dict()
-    assert loaded.keys() == saved.keys() and all(torch.equal(value, saved[key]) for key, value in loaded.items())
+    assert loaded.keys() == saved.keys() and all(
+        torch.equal(value, saved[key]) for key, value in loaded.items()
+    )
 
 
 def test_features_of_transformers_output_objects():
@@ -137,11 +152,17 @@ def test_the_users_own_layer_is_compared_by_name():
         (own("not_there"), "cannot import network 'networks:not_there'"),
         (NetworkConfig(name="no_such_module:make"), "cannot import network 'no_such_module:make'"),
         (own("of_one_size"), "the network fails on a picture of 128x256 .RuntimeError: .*mat1 and mat2"),
-        (own("of_another_name"), r"cannot be called as of_another_name\(classes=5\) .missing a required argument: 'num_classes"),
+        (
+            own("of_another_name"),
+            r"cannot be called as of_another_name\(classes=5\) .missing a required argument: 'num_classes",
+        ),
         (own("no_network"), "made a int, expected a torch.nn.Module"),
         (own(feature_layer="nowhere"), "no layer 'nowhere' in the network: .* such as encoder"),
         (own(weights="nowhere.safetensors"), "no weights at .*nowhere.safetensors"),
-        (NetworkConfig(name="hf:/no/such/folder"), "cannot read config.json and model.safetensors of '/no/such/folder'"),
+        (
+            NetworkConfig(name="hf:/no/such/folder"),
+            "cannot read config.json and model.safetensors of '/no/such/folder'",
+        ),
         (own("failing"), r"fails when it is built .LookupError: no in .*networks.py, line \d+."),
         (own("leaving"), r"fails when it is built .SystemExit: 0 in .*networks.py, line \d+."),
         (own("failing_later"), r"128x256 .AttributeError: .*no_such_thing.* in .*networks.py, line \d+."),
@@ -197,7 +218,9 @@ def test_the_probe_leaves_batch_norm_and_training_mode_alone():
     assert segmenter.training and segmenter.network.encoder[1].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize(("encoder", "home"), [("resnet18", "smp-hub/resnet18.imagenet"), ("tu-resnet10t", "resnet10t")])
+@pytest.mark.parametrize(
+    ("encoder", "home"), [("resnet18", "smp-hub/resnet18.imagenet"), ("tu-resnet10t", "resnet10t")]
+)
 def test_a_missing_download_says_which_file_and_how_to_go_on(tmp_path, monkeypatch, encoder, home):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -208,11 +231,13 @@ def test_a_missing_download_says_which_file_and_how_to_go_on(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "config",
     [
-        NetworkConfig(encoder="resnet18"), NetworkConfig(encoder="tu-resnet10t"),
-        NetworkConfig(name="hf:a/b"), NetworkConfig(name="hf:a/b", pretrained=False),
+        NetworkConfig(encoder="resnet18"),
+        NetworkConfig(encoder="tu-resnet10t"),
+        NetworkConfig(name="hf:a/b"),
+        NetworkConfig(name="hf:a/b", pretrained=False),
         NetworkConfig(name="iccld", encoder="resnet10t"),
     ],
-)  # fmt: skip
+)
 def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(unreachable, config):
     with pytest.raises(InputError, match=r"\(http://127.0.0.1:9 does not answer: "):
         build(config, 5)
@@ -243,7 +268,9 @@ def test_weights_of_the_encoder_alone_as_the_hub_keeps_them(tmp_path):
     encoder = build(random("deeplabv3plus"), 5).network.encoder.state_dict()
     encoder = {key: value.contiguous() for key, value in encoder.items()}
     save_file(encoder | {"fc.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    config = NetworkConfig(encoder="resnet18", weights=str(tmp_path / "model.safetensors"))  # pretrained: no download
+    config = NetworkConfig(
+        encoder="resnet18", weights=str(tmp_path / "model.safetensors")
+    )  # pretrained: no download
     loaded = build(config, 5).network.encoder.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in encoder.items())
 
@@ -252,7 +279,10 @@ def test_weights_of_an_encoder_alone_are_nothing_to_predict_with(tmp_path):
     encoder = {name: value.contiguous() for name, value in own_encoder().items()}
     save_file(encoder, tmp_path / "encoder.safetensors")
     config = own(weights=str(tmp_path / "encoder.safetensors"))
-    assert all(torch.equal(value, build(config, 5).network.encoder.state_dict()[key]) for key, value in encoder.items())
+    assert all(
+        torch.equal(value, build(config, 5).network.encoder.state_dict()[key])
+        for key, value in encoder.items()
+    )
     with pytest.raises(InputError, match=r"encoder.safetensors holds weights of an encoder alone"):
         build(config, 5, trained=True)
 
@@ -260,12 +290,16 @@ def test_weights_of_an_encoder_alone_are_nothing_to_predict_with(tmp_path):
 @pytest.mark.parametrize(
     ("name", "encoder", "more"),
     [
-        ("unet", "tu-resnet10t", {}), ("deeplabv3plus", "tu-convnext_atto", {}),
-        ("refinenet", "tu-regnetx_002", {}), ("dpt", "tu-test_vit", {}),
-        ("iccld", "test_vit", {}), ("iccld", "convnext_atto", {}),
-        ("unet", "tu-convnext_atto", {"num_classes": 0}), ("iccld", "test_vit", {"num_classes": 0}),
+        ("unet", "tu-resnet10t", {}),
+        ("deeplabv3plus", "tu-convnext_atto", {}),
+        ("refinenet", "tu-regnetx_002", {}),
+        ("dpt", "tu-test_vit", {}),
+        ("iccld", "test_vit", {}),
+        ("iccld", "convnext_atto", {}),
+        ("unet", "tu-convnext_atto", {"num_classes": 0}),
+        ("iccld", "test_vit", {"num_classes": 0}),
     ],
-)  # fmt: skip
+)
 def test_a_backbones_own_file_of_timm_is_loaded(tmp_path, name, encoder, more):
     source = timm.create_model(encoder.removeprefix("tu-"), **more)
     saved = {key: value.contiguous() for key, value in source.state_dict().items()}
@@ -350,7 +384,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     save_file(weights_of(own(), classes=6), tmp_path / "six.safetensors")
     segmenter = build(own(), 5)
     before = segmenter.network.classifier.weight.clone()
-    with pytest.raises(InputError, match=r"w.safetensors is a checkpoint of another network: 9 tensors missing .* 4 unknown"):
+    with pytest.raises(
+        InputError, match=r"w.safetensors is a checkpoint of another network: 9 tensors missing .* 4 unknown"
+    ):
         load_weights(segmenter, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"2 of another shape \(such as 'classifier.bias'\)"):
         load_weights(segmenter, tmp_path / "six.safetensors")

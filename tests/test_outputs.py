@@ -27,8 +27,9 @@ def content(root: Path) -> dict[str, bytes | str]:
     """Every file below a folder, and where every link leads."""
     return {
         str(path.relative_to(root)): os.readlink(path) if path.is_symlink() else path.read_bytes()
-        for path in sorted(root.rglob("*")) if path.is_symlink() or path.is_file()
-    }  # fmt: skip
+        for path in sorted(root.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,9 @@ def refused(arguments: list[str], capsys, *expected: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["cityscapes", "folder"])
-def test_predictions_never_replace_the_images_they_are_of(layout: str, run: Path, tmp_path: Path, monkeypatch, capsys):
+def test_predictions_never_replace_the_images_they_are_of(
+    layout: str, run: Path, tmp_path: Path, monkeypatch, capsys
+):
     data = trees.cityscapes(tmp_path / "cs", split="val")
     if layout == "folder":
         (data / "dataset.yaml").write_text("images: leftImg8bit/val/*/*.png\nclasses: [a]\n")
@@ -78,7 +81,10 @@ def test_a_transfer_never_replaces_its_source(tmp_path: Path, monkeypatch, capsy
 @pytest.mark.parametrize("subset", ["../mine/val", "*", "/val", "a/../../b", ""])
 def test_subsets_never_lead_out_of_a_folder(subset: str, tmp_path: Path, capsys):
     home = trees.folder(tmp_path / "mine", split="val")
-    text = f"images: '{{subset}}/images/*.jpg'\nlabels: '{{subset}}/labels/*.png'\nclasses: [a, b, c]\nsubsets: ['{subset}']\nignore: [3]\n"
+    text = (
+        f"images: '{{subset}}/images/*.jpg'\nlabels: '{{subset}}/labels/*.png'\nclasses: [a, b, "
+        f"c]\nsubsets: ['{subset}']\nignore: [3]\n"
+    )
     (home / "dataset.yaml").write_text(text)
     refused(["transfer", str(tmp_path / "out"), "--source", f"folder:{home}"], capsys, "dataset.yaml")
     assert not (tmp_path / "out").exists()
@@ -87,17 +93,29 @@ def test_subsets_never_lead_out_of_a_folder(subset: str, tmp_path: Path, capsys)
 def test_a_folder_that_segshift_did_not_begin_is_left_alone(run: Path, tmp_path: Path, monkeypatch, capsys):
     mine = tmp_path / "mine"
     (mine / "checkpoints").mkdir(parents=True)
-    for name in ("index.html", "metrics.json", "check.json", "checkpoints/00000001.pth", "checkpoints/best.safetensors"):
+    for name in (
+        "index.html",
+        "metrics.json",
+        "check.json",
+        "checkpoints/00000001.pth",
+        "checkpoints/best.safetensors",
+    ):
         (mine / name).write_text("mine")
     before, data = content(mine), f"cityscapes:{run.parent}/day:val"
     out = str(mine)
     for command in (
-        ["report", out, "--runs", str(run)], ["check", data, "--out", out], ["town", out], ["prior", "train", out],
+        ["report", out, "--runs", str(run)],
+        ["check", data, "--out", out],
+        ["town", out],
+        ["prior", "train", out],
         ["train", out, "--source", data, "--method", "source_only", "--select", "last", *NETWORK],
-        ["predict", out, "--run", str(run), "--data", data], ["run", "demo", out], ["demo", out],
-        ["evaluate", out, "--predictions", str(run), "--data", data], ["transfer", out, "--source", data],
+        ["predict", out, "--run", str(run), "--data", data],
+        ["run", "demo", out],
+        ["demo", out],
+        ["evaluate", out, "--predictions", str(run), "--data", data],
+        ["transfer", out, "--source", data],
         ["estimate", str(run), "--source", data, "--out", out],
-    ):  # fmt: skip
+    ):
         assert main(command) == 2, command
         assert content(mine) == before, command
     capsys.readouterr()
@@ -114,22 +132,33 @@ def test_hidden_files_of_the_system_do_not_make_a_folder_the_users(tmp_path: Pat
 
 def test_an_output_that_cannot_be_one_is_refused(tmp_path: Path, capsys):
     (tmp_path / "file").touch()
-    for out in (str(tmp_path / "file"), str(tmp_path / "file/below"), str(tmp_path / ("x" * 300)), "~nosuchuser/out", "a\0b"):
+    for out in (
+        str(tmp_path / "file"),
+        str(tmp_path / "file/below"),
+        str(tmp_path / ("x" * 300)),
+        "~nosuchuser/out",
+        "a\0b",
+    ):
         assert main(["town", out]) == 2
     assert "too long" in capsys.readouterr().err.lower()
 
 
-# ------------------------------------------------------------------------------- a failed start leaves nothing
+# ------------------------------------------------------------------------------ a failed start leaves nothing
 
 
 def test_a_corrected_command_follows_a_failed_one(tmp_path: Path, capsys, monkeypatch):
     data = trees_of(tmp_path)
-    small = "--size 32 64 --crop 16 32 --batch-size 2 --steps 1 --workers 0 --device cpu --select last --method source_only"
+    small = (
+        "--size 32 64 --crop 16 32 --batch-size 2 --steps 1 --workers 0 --device cpu --select last "
+        "--method source_only"
+    )
     command = ["train", str(tmp_path / "run"), "--source", f"cityscapes:{data}/day:train", *small.split()]
     for wrong in (
-        ["--network.name", "nosuch:build"], ["--network.weights", str(tmp_path / "none.pt")], ["--seed", "-1"],
+        ["--network.name", "nosuch:build"],
+        ["--network.weights", str(tmp_path / "none.pt")],
+        ["--seed", "-1"],
         ["--network.name", "networks:one_class_too_many"],
-    ):  # fmt: skip
+    ):
         assert main([*command, *wrong]) == 2
         assert not outputs._visible(tmp_path / "run"), wrong
     assert main([*command, *NETWORK]) == 0
@@ -142,7 +171,9 @@ def test_a_training_without_a_checkpoint_is_taken_over_and_one_with_is_not(tmp_p
         train(config(data), tmp_path / "run")
     train(config(data, lr=0.2), tmp_path / "run")
     train(config(data, lr=0.2), tmp_path / "whole")
-    assert training.same(tmp_path / "run", tmp_path / "whole") and training.logged(tmp_path / "run") == training.logged(tmp_path / "whole")
+    assert training.same(tmp_path / "run", tmp_path / "whole") and training.logged(
+        tmp_path / "run"
+    ) == training.logged(tmp_path / "whole")
     with pytest.raises(InputError, match=r"other options \(--lr 0.2 there, 0.3 asked for\)"):
         train(config(data, lr=0.3), tmp_path / "run")
 
@@ -164,7 +195,10 @@ def test_a_run_is_extended_and_the_log_says_so(tmp_path: Path):
     data = trees_of(tmp_path)
     train(config(data, steps=4), tmp_path / "run")
     train(config(data, steps=8), tmp_path / "run")
-    assert checkpoints.last_step(tmp_path / "run") == 8 and runs.read_config(tmp_path / "run/config.json", TrainConfig).steps == 8
+    assert (
+        checkpoints.last_step(tmp_path / "run") == 8
+        and runs.read_config(tmp_path / "run/config.json", TrainConfig).steps == 8
+    )
     lines = training.logged(tmp_path / "run")
     assert {"step": 4, "steps": 8, "steps_before": 4} in lines
     rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
@@ -201,7 +235,11 @@ def test_version_and_unknown_commands_and_options(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "out", "--predictons", "x"])
     told = capsys.readouterr()
-    assert stop.value.code == 2 and "--predictions" in told.err + told.out and "segshift train" not in told.err + told.out
+    assert (
+        stop.value.code == 2
+        and "--predictions" in told.err + told.out
+        and "segshift train" not in told.err + told.out
+    )
 
 
 def test_messages_are_one_short_line_without_escape_codes(tmp_path: Path, capsys):
@@ -224,22 +262,34 @@ def test_warnings_carry_the_word_and_are_said_once(tmp_path: Path, capsys):
 
 
 def test_every_command_says_where_its_results_are(tmp_path: Path, capsys):
-    small = "--height 32 --width 64 --source-train 1 --source-val 1 --target-train 0 --target-val 0 --workers 1"
+    small = (
+        "--height 32 --width 64 --source-train 1 --source-val 1 --target-train 0 --target-val 0 --workers 1"
+    )
     assert main(["town", str(tmp_path / "town"), *small.split()]) == 0
     assert f"results: {tmp_path / 'town'}" in capsys.readouterr().out
 
 
 def test_recipes_are_listed_without_torch():
-    code = "import sys; from segshift.__main__ import main; assert main(['recipes']) == 0; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from segshift.__main__ import main; assert main(['recipes']) == 0; assert 'torch' "
+        "not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.parametrize("after", [0.05, 0.4, 2.5])
 def test_ctrl_c_is_one_line_and_exit_code_130_whenever_it_comes(after: float, tmp_path: Path):
-    code = "import sys; from segshift.__main__ import script; print('begun', flush=True); sys.argv[0] = 'segshift'; script()"
+    code = (
+        "import sys; from segshift.__main__ import script; print('begun', flush=True); sys.argv[0] = "
+        "'segshift'; script()"
+    )
     town = ["town", str(tmp_path / "town"), "--source-train", "5000", "--workers", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *town], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+        [sys.executable, "-c", code, *town],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     time.sleep(after)

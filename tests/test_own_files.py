@@ -1,4 +1,5 @@
-"""Files that segshift wrote, broken by hand: the command that reads one goes on, or names it in one sentence."""
+"""Files that segshift wrote, broken by hand: the command that reads one goes on, or names it in one
+sentence."""
 
 import json
 import os
@@ -59,9 +60,17 @@ class World:
 
         check(CheckConfig(day, workers=1), at / "check")
         self.training = training_config(
-            at, source=day, transferred=(), validation=day, method="source_only", size=SIZE, crop=(16, 32), steps=2,
-            validate_every=1, rare_classes=str(at / "check"),
-        )  # fmt: skip
+            at,
+            source=day,
+            transferred=(),
+            validation=day,
+            method="source_only",
+            size=SIZE,
+            crop=(16, 32),
+            steps=2,
+            validate_every=1,
+            rare_classes=str(at / "check"),
+        )
         train(self.training, at / "run")
         self.predicting = PredictConfig(str(at / "run"), day, uncertainty=True, device="cpu")
         predict(self.predicting, at / "predicted")
@@ -71,17 +80,31 @@ class World:
         moving = TransferConfig(f"cityscapes:{at}/broken:train", steps=2, batch_size=4, diffusion=model)
         self.gated, self.moving = replace(moving, gate=gate), moving
         transfer(self.gated, at / "gated")
-        next((at / "gated").rglob(f"{IDS[1]}*leftImg8bit.png")).unlink(missing_ok=True)  # so that there is something to do
+        next((at / "gated").rglob(f"{IDS[1]}*leftImg8bit.png")).unlink(
+            missing_ok=True
+        )  # so that there is something to do
         transfer(moving, at / "moved")
         self.adapting = replace(
-            self.training, source=moving.source, transferred=(f"cityscapes:{at}/moved/night:train",), method="zodi",
-            validation=None, select="last", iccld=ICCLDConfig(),
-        )  # fmt: skip
+            self.training,
+            source=moving.source,
+            transferred=(f"cityscapes:{at}/moved/night:train",),
+            method="zodi",
+            validation=None,
+            select="last",
+            iccld=ICCLDConfig(),
+        )
         self.scored = f"cityscapes:{at}/moved/night:train"
         predict(replace(self.predicting, data=self.scored), at / "on_moved")
         evaluate(EvaluateConfig(str(at / "on_moved"), self.scored), at / "of_moved")
         self.estimating = EstimateConfig(
-            run=str(at / "run"), source=day, steps=2, draws=1, resamples=100, batch_size=10, device="cpu", diffusion=model
+            run=str(at / "run"),
+            source=day,
+            steps=2,
+            draws=1,
+            resamples=100,
+            batch_size=10,
+            device="cpu",
+            diffusion=model,
         )
         estimation.estimate(self.estimating, at / "estimate")
         shutil.copytree(at, self.copy, symlinks=True)
@@ -147,7 +170,9 @@ READERS: dict[str, tuple[Command, ...]] = {
     "run/labels.json": (report_on("run"), predict_again),
     "run/environment.json": (report_on("run"),),
     "predicted/config.json": (
-        report_on("predicted"), predict_again, lambda w: experiments.run(str(w.root / "predicted/config.json")),
+        report_on("predicted"),
+        predict_again,
+        lambda w: experiments.run(str(w.root / "predicted/config.json")),
     ),
     "predicted/model.json": (predict_again, evaluate_again),
     "predicted/predictions.jsonl": (report_on("predicted"), predict_again),
@@ -165,7 +190,7 @@ READERS: dict[str, tuple[Command, ...]] = {
     "estimate/estimate.json": (report_on("evaluated", "estimate"),),
     "estimate/source/predictions/predictions.jsonl": (estimate_again,),
     "prior/segshift.json": (load_model,),
-}  # fmt: skip
+}
 """The commands that read each file."""
 
 
@@ -188,7 +213,13 @@ def places(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
     """Where dicts and lists hold something, nested ones too; of a list, the first and the last."""
     if path:
         yield path
-    keys = list(value) if isinstance(value, dict) else sorted({0, len(value) - 1}) if isinstance(value, list) and value else []
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else sorted({0, len(value) - 1})
+        if isinstance(value, list) and value
+        else []
+    )
     for key in keys:
         yield from places(value[key], *path, key)
 
@@ -227,12 +258,18 @@ def archives(content: bytes) -> Iterator[tuple[str, bytes]]:
     with np.load(BytesIO(content)) as found:
         ids, confusion = found["ids"], found["confusion"]
     for what, arrays in {
-        "no ids": {"confusion": confusion}, "no confusion": {"ids": ids}, "fewer": {"ids": ids[1:], "confusion": confusion[1:]},
-        "uneven": {"ids": ids[1:], "confusion": confusion}, "floats": {"ids": ids, "confusion": confusion + 0.5},
-        "flat": {"ids": ids, "confusion": confusion.ravel()}, "square": {"ids": ids, "confusion": confusion[..., 1:]},
-        "numbers": {"ids": np.arange(len(ids)), "confusion": confusion}, "negative": {"ids": ids, "confusion": -confusion - 1},
-        "objects": {"ids": ids.astype(object), "confusion": confusion}, "scalar": {"ids": np.array("a"), "confusion": confusion},
-    }.items():  # fmt: skip
+        "no ids": {"confusion": confusion},
+        "no confusion": {"ids": ids},
+        "fewer": {"ids": ids[1:], "confusion": confusion[1:]},
+        "uneven": {"ids": ids[1:], "confusion": confusion},
+        "floats": {"ids": ids, "confusion": confusion + 0.5},
+        "flat": {"ids": ids, "confusion": confusion.ravel()},
+        "square": {"ids": ids, "confusion": confusion[..., 1:]},
+        "numbers": {"ids": np.arange(len(ids)), "confusion": confusion},
+        "negative": {"ids": ids, "confusion": -confusion - 1},
+        "objects": {"ids": ids.astype(object), "confusion": confusion},
+        "scalar": {"ids": np.array("a"), "confusion": confusion},
+    }.items():
         file = BytesIO()
         np.savez(file, **arrays)
         yield what, file.getvalue()
@@ -247,7 +284,9 @@ def archives(content: bytes) -> Iterator[tuple[str, bytes]]:
 def test_a_file_broken_by_hand_is_named(world: World, name: str):
     path, random, wrong = world.root / name, Random(name), []
     content, lines = path.read_bytes(), path.suffix == ".jsonl"
-    ways: list[tuple[str, bytes | None]] = random.sample([("folder", None), *whole_files(content, random)], WHOLE)
+    ways: list[tuple[str, bytes | None]] = random.sample(
+        [("folder", None), *whole_files(content, random)], WHOLE
+    )
     if path.suffix == ".npz":
         ways += random.sample(list(archives(content)), INSIDE)
     else:
@@ -269,7 +308,10 @@ def test_a_file_broken_by_hand_is_named(world: World, name: str):
 
 
 def test_what_a_type_does_not_name_is_kept_and_numbers_are_numbers(tmp_path: Path):
-    file, line = tmp_path / "predictions.jsonl", {"more": [1], "id": "a", "confidence": 1, "file": "a.png", "last": None}
+    file, line = (
+        tmp_path / "predictions.jsonl",
+        {"more": [1], "id": "a", "confidence": 1, "file": "a.png", "last": None},
+    )
     runs.write_lines(file, [line])
     [found] = runs.read_lines(file, records.Prediction)
     assert json.dumps(found) == json.dumps(line)  # in the order of the file

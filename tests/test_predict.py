@@ -1,4 +1,6 @@
-"""Prediction: official ids at the label's size, names that the official scripts find, resuming, and wrong input."""
+"""Prediction: official ids at the label's size, names that the official scripts find, resuming, and wrong
+input.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +31,18 @@ TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
 def trained(folder: Path, data: str, **changes) -> Path:
     """A training run of random weights."""
     plain = TrainConfig(
-        source=data, method="source_only", select="last", network=TWO_CONVS, size=(32, 64), crop=(16, 32),
-        batch_size=2, steps=2, lr=0.1, workers=0, device="cpu",
-    )  # fmt: skip
+        source=data,
+        method="source_only",
+        select="last",
+        network=TWO_CONVS,
+        size=(32, 64),
+        crop=(16, 32),
+        batch_size=2,
+        steps=2,
+        lr=0.1,
+        workers=0,
+        device="cpu",
+    )
     config = replace(plain, **changes)
     space = frames.load(data).space
     torch.manual_seed(0)
@@ -95,7 +106,10 @@ def test_transferred_frames_are_predicted_at_the_size_of_their_labels(tmp_path: 
     for image in tree.rglob("*_leftImg8bit.png"):
         trees.save(image, trees.picture("x", (16, 32)))
     trees.mark_transferred(tree, trees.IDS)
-    out = predict(PredictConfig(str(trained(tmp_path / "run", day)), f"cityscapes:{tree}:train", device="cpu"), tmp_path / "out")
+    out = predict(
+        PredictConfig(str(trained(tmp_path / "run", day)), f"cityscapes:{tree}:train", device="cpu"),
+        tmp_path / "out",
+    )
     assert {cv2.imread(str(file), -1).shape for file in out.rglob("*.png")} == {(32, 64)}
 
 
@@ -130,7 +144,9 @@ def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
     out = predict(config, tmp_path / "out")
     assert rows == [3, 1, 2, 1, 1]
     for path in whole.rglob("*.png"):
-        ours, theirs = (cv2.imread(str(root / path.relative_to(whole)), -1).astype(int) for root in (out, whole))
+        ours, theirs = (
+            cv2.imread(str(root / path.relative_to(whole)), -1).astype(int) for root in (out, whole)
+        )
         assert abs(ours - theirs).max() <= ("uncertainty" in str(path))  # of 65535
     monkeypatch.setattr(stage, "_scores", small_device.for_none)
     with pytest.raises(InputError, match=r"too little memory for one image of \(32, 64\): give a --window"):
@@ -145,7 +161,9 @@ def test_a_corrupt_image_is_listed_and_the_others_are_done(tmp_path: Path, day: 
     whole = image.read_bytes()
     image.write_bytes(whole[:100])
     out = predict(PredictConfig(str(run), day, batch_size=2, device="cpu"), tmp_path / "out")
-    assert [line["id"] for line in runs.failures(out)] == [trees.IDS[1]] and len(list(out.rglob("*.png"))) == 2
+    assert [line["id"] for line in runs.failures(out)] == [trees.IDS[1]] and len(
+        list(out.rglob("*.png"))
+    ) == 2
     image.write_bytes(whole)
     predict(PredictConfig(str(run), day, batch_size=2, device="cpu"), out)
     assert runs.failures(out) == [] and len(list(out.rglob("*.png"))) == 3
@@ -157,7 +175,9 @@ def test_classes_outside_the_class_set_are_never_predicted(tmp_path: Path, day: 
     config = PredictConfig(str(run), f"cityscapes:{tmp_path}/large:val", device="cpu")
     out = predict(config, tmp_path / "out")
     data = frames.load(config.data)
-    found = {i for f in data.frames for i in np.unique(predictions.read(frames.place(data, f, out), data.space))}
+    found = {
+        i for f in data.frames for i in np.unique(predictions.read(frames.place(data, f, out), data.space))
+    }
     assert found and found <= set(CLASS_SETS[13])
 
 
@@ -181,9 +201,17 @@ def test_every_selection_rule_predicts_from_its_own_checkpoint(tmp_path: Path, d
     for rule in ("best", "source", "oracle", "last"):
         out = predict(PredictConfig(str(run), day, checkpoint=rule, device="cpu"), tmp_path / rule)
         told[rule] = runs.read_json(out / "model.json")
-    assert {rule: model["step"] for rule, model in told.items()} == {"best": 2, "source": 2, "oracle": 4, "last": 5}
+    assert {rule: model["step"] for rule, model in told.items()} == {
+        "best": 2,
+        "source": 2,
+        "oracle": 4,
+        "last": 5,
+    }
     assert told["best"]["selection"] == told["source"]["selection"] == "checkpoint: best on source"
-    assert told["oracle"]["selection"].endswith("oracle (not attainable)") and told["last"]["selection"] == "checkpoint: last"
+    assert (
+        told["oracle"]["selection"].endswith("oracle (not attainable)")
+        and told["last"]["selection"] == "checkpoint: last"
+    )
     assert told["best"]["weights"] == told["last"]["weights"] != told["oracle"]["weights"]
     with pytest.raises(InputError, match="has no checkpoint 'transferred'"):
         predict(PredictConfig(str(run), day, checkpoint="transferred", device="cpu"), tmp_path / "none")
@@ -193,7 +221,9 @@ def test_images_of_several_sizes_go_through_a_network_that_sees_them_as_they_are
     trees.cityscapes(tmp_path / "mixed", trees.IDS[:2], size=(20, 36))
     trees.cityscapes(tmp_path / "mixed", trees.IDS[2:], size=(32, 40))
     torch.save(networks.two_convs(19).state_dict(), tmp_path / "mine.pth")
-    config = PredictConfig(str(tmp_path / "mine.pth"), f"cityscapes:{tmp_path}/mixed:train", network=TWO_CONVS, device="cpu")
+    config = PredictConfig(
+        str(tmp_path / "mine.pth"), f"cityscapes:{tmp_path}/mixed:train", network=TWO_CONVS, device="cpu"
+    )
     out = predict(config, tmp_path / "out")
     assert {cv2.imread(str(file), -1).shape for file in out.rglob("*.png")} == {(20, 36), (32, 40)}
 

@@ -12,7 +12,9 @@ from segshift.generators import stable_diffusion
 from segshift.runs import InputError
 from segshift.town import prior, prior_data
 
-TINY = PriorConfig(scenes=6, height=64, width=128, vae_steps=2, vae_batch=1, steps=4, batch=2, checkpoint_every=1, workers=1)
+TINY = PriorConfig(
+    scenes=6, height=64, width=128, vae_steps=2, vae_batch=1, steps=4, batch=2, checkpoint_every=1, workers=1
+)
 
 
 def test_words_of_the_captions_are_single_tokens_and_others_are_spelled():
@@ -26,7 +28,9 @@ def test_captions_name_their_conditions():
     rng = np.random.default_rng(0)
     for _ in range(50):
         text = prior_data.caption(("night", "snow"), False, rng)
-        assert any(p in text for p in prior_data.PHRASES["night"]) and any(p in text for p in prior_data.PHRASES["snow"])
+        assert any(p in text for p in prior_data.PHRASES["night"]) and any(
+            p in text for p in prior_data.PHRASES["snow"]
+        )
     assert all(prior_data.BAD in prior_data.caption(("fog",), True, rng) for _ in range(20))
 
 
@@ -41,7 +45,12 @@ def test_folding_statistics_whitens_latents_and_changes_no_picture():
         after = vae.encode(x).latent_dist
         torch.testing.assert_close(vae.decode(after.mode()).sample, picture, atol=1e-4, rtol=1e-4)
         # the posterior's spread is measured in the new units too
-        torch.testing.assert_close(after.std / after.mean.std((0, 2, 3), keepdim=True), before.std / before.mean.std((0, 2, 3), keepdim=True), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            after.std / after.mean.std((0, 2, 3), keepdim=True),
+            before.std / before.mean.std((0, 2, 3), keepdim=True),
+            atol=1e-4,
+            rtol=1e-3,
+        )
     torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
 
@@ -62,9 +71,14 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     assert not (tmp_path / "killed" / "model").exists()
     prior.train(TINY, tmp_path / "killed")
     for part in ("vae", "unet", "controlnet"):
-        files = [tmp_path / run / "model" / part / "diffusion_pytorch_model.safetensors" for run in ("whole", "killed")]
+        files = [
+            tmp_path / run / "model" / part / "diffusion_pytorch_model.safetensors"
+            for run in ("whole", "killed")
+        ]
         assert files[0].read_bytes() == files[1].read_bytes(), part
-    loaded = stable_diffusion.load_model(DiffusionConfig(model=str(tmp_path / "whole" / "model"), device="cpu"))
+    loaded = stable_diffusion.load_model(
+        DiffusionConfig(model=str(tmp_path / "whole" / "model"), device="cpu")
+    )
     assert loaded.defaults.guidance == prior.DEFAULTS["guidance"]
     assert loaded.embed(["driving at night, best quality"])["text"].shape == (1, prior.MAX_TOKENS, 64)
 

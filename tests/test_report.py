@@ -36,7 +36,9 @@ VOID_TAGS = {"meta", "link", "img", "input", "br"}
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text of every element of a class or tag, after a check that tags match."""
+    """Tags with their attributes, and the text of every element of a class or tag, after a check that tags
+    match.
+    """
 
     def __init__(self, file: Path):
         super().__init__()
@@ -72,13 +74,17 @@ class Page(HTMLParser):
     def picture(self, index: int) -> np.ndarray:
         """RGB [h, w, 3]."""
         packs = re.findall(r'id="pack-\d+">(.*?)</script>', self.raw, re.S)
-        return np.array(Image.open(io.BytesIO(base64.b64decode(" ".join(packs).split(" ")[index]))).convert("RGB"))
+        return np.array(
+            Image.open(io.BytesIO(base64.b64decode(" ".join(packs).split(" ")[index]))).convert("RGB")
+        )
 
 
 def training(folder: Path, source: str, method: str) -> Path:
     outputs.begin(folder, "train", TrainConfig(source=source, method=method))
     logged = [{"step": s, "lr": 0.1 / s, "source": 2 / s, "seconds": 0.1} for s in range(1, 400)]
-    logged.append({"step": 399, "score": 0.25, "validation": {"source": {"miou": 0.25, "iou": {"road": 0.5}}}})
+    logged.append(
+        {"step": 399, "score": 0.25, "validation": {"source": {"miou": 0.25, "iou": {"road": 0.5}}}}
+    )
     runs.write_lines(folder / "metrics.jsonl", logged)
     return folder
 
@@ -87,7 +93,16 @@ def evaluated(run: Path, name: str, spec: str, right: float) -> Path:
     """Predictions of a run that are right on a share of the pixels, and their evaluation."""
     data, folder = frames.load(spec), run / "predictions" / name
     outputs.begin(folder, "predict", PredictConfig(run=str(run), data=spec))
-    runs.write_json(folder / "model.json", {"run": str(run), "rules": ["last"], "selection": "checkpoint: last", "sampling": None, "weights": str(run)})
+    runs.write_json(
+        folder / "model.json",
+        {
+            "run": str(run),
+            "rules": ["last"],
+            "selection": "checkpoint: last",
+            "sampling": None,
+            "weights": str(run),
+        },
+    )
     rng = np.random.default_rng(0)
     for frame in data.frames:
         label = frames.read_label(frame, data.space)
@@ -110,7 +125,9 @@ def world(tmp_path: Path) -> dict[str, Path | str]:
     outputs.begin(tmp_path / "transferred", "transfer", TransferConfig(source=day, to=("night",)))
     trees.cityscapes(tmp_path / "transferred/night")
     told = trees.transferred_line("night", "driving at night <&>", 0.9)
-    runs.write_lines(tmp_path / "transferred/night/manifest.jsonl", [{"id": id} | told for id in trees.IDS[:2]])
+    runs.write_lines(
+        tmp_path / "transferred/night/manifest.jsonl", [{"id": id} | told for id in trees.IDS[:2]]
+    )
     return found
 
 
@@ -120,8 +137,21 @@ def write(out: Path, *folders: Path | str, title: str = "demo") -> Page:
 
 
 def whole(out: Path, world: dict) -> Page:
-    return write(out, *(world[k] for k in ("moved", "source_only", "zodi", "source_only/night", "source_only/clear",
-                                           "zodi/night", "zodi/clear")))  # fmt: skip
+    return write(
+        out,
+        *(
+            world[k]
+            for k in (
+                "moved",
+                "source_only",
+                "zodi",
+                "source_only/night",
+                "source_only/clear",
+                "zodi/night",
+                "zodi/clear",
+            )
+        ),
+    )
 
 
 def miou(evaluation: Path) -> float:
@@ -131,7 +161,9 @@ def miou(evaluation: Path) -> float:
 def test_the_page_fetches_nothing(tmp_path: Path, world: dict):
     page = whole(tmp_path / "out", world)
     assert not re.search(r"https?://|//\w+\.\w|@import|url\((?!data:)", page.raw)
-    addresses = [a[key] for _, a in page.tags for key in ("src", "href", "srcset", "data", "poster") if key in a]
+    addresses = [
+        a[key] for _, a in page.tags for key in ("src", "href", "srcset", "data", "poster") if key in a
+    ]
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
     assert {anchor["href"][1:] for anchor in page.of("a")} <= {a.get("id") for _, a in page.tags}
     [policy] = [a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy"]
@@ -142,7 +174,9 @@ def test_the_headline_shows_every_run_on_every_data_set_and_the_gain(tmp_path: P
     page = whole(tmp_path / "out", world)
     table = page.raw[page.raw.index('<table class="headline">') :].partition("</table>")[0]
     text = " ".join(re.sub(r"<[^>]*>", " ", table).split())
-    assert re.search("night acdc night/val clear cityscapes train Source only .* ZoDi .* Gain over Source only", text)
+    assert re.search(
+        "night acdc night/val clear cityscapes train Source only .* ZoDi .* Gain over Source only", text
+    )
     first, second = (miou(world[f"{method}/night"]) for method in ("source_only", "zodi"))
     assert f"{first:.1f}" in text and f"{second:.1f}" in text and f"{second - first:+.1f}" in text
     assert table.count('class="best"') == 2
@@ -166,27 +200,44 @@ def test_every_evaluated_frame_is_there_with_its_pictures_and_scores(tmp_path: P
     row, frame = shown["rows"][0], data.frames[0]
     assert row["id"] == frame.id and row["has"] == list(range(19)) and row["source"] is None
     label = frames.read_label(frame, data.space)
-    np.testing.assert_array_equal(page.picture(row["truth"]), drawing.paint(label, data.space.colours))  # losslessly
+    np.testing.assert_array_equal(
+        page.picture(row["truth"]), drawing.paint(label, data.space.colours)
+    )  # losslessly
     for method, cell in zip(("source_only", "zodi"), row["cells"], strict=True):
         scored = runs.read_json(world[f"{method}/night"] / "metrics.json")["frames"][0]
         assert cell["s"] == pytest.approx(scored["miou"], abs=6e-4)
         pred = predictions.read(frames.place(data, frame, world[method] / "predictions/night"), data.space)
         np.testing.assert_array_equal(page.picture(cell["p"]), drawing.paint(pred, data.space.colours))
         car = (label == 13, pred == 13)
-        assert cell["c"][13] == pytest.approx((car[0] & car[1]).sum() / ((car[0] | car[1]) & (label != 255)).sum(), abs=6e-4)
+        assert cell["c"][13] == pytest.approx(
+            (car[0] & car[1]).sum() / ((car[0] | car[1]) & (label != 255)).sum(), abs=6e-4
+        )
 
 
 def test_transferred_frames_are_shown_with_their_source_and_the_gates_verdict(tmp_path: Path, world: dict):
     tree = world["moved"] / "night"
-    gate = {"decision": "kept", "tries": 3, "score": 0.75, "agreement": {"road": [0.8, 0.6], "car": [0.0, 0.1]}}
+    gate = {
+        "decision": "kept",
+        "tries": 3,
+        "score": 0.75,
+        "agreement": {"road": [0.8, 0.6], "car": [0.0, 0.1]},
+    }
     lines = runs.read_lines(tree / "manifest.jsonl")
-    runs.write_lines(tree / "manifest.jsonl", [lines[0] | {"gate": gate}, lines[1] | {"gate": gate | {"decision": "dropped", "score": None}}])
+    runs.write_lines(
+        tree / "manifest.jsonl",
+        [lines[0] | {"gate": gate}, lines[1] | {"gate": gate | {"decision": "dropped", "score": None}}],
+    )
     (tree / f"leftImg8bit/train/aachen/{trees.IDS[1]}_leftImg8bit.png").unlink()
     page = write(tmp_path / "out", world["moved"])
     [shown] = page.galleries
     assert shown["kind"] == "transfers" and shown["score"] == "gate score" and shown["columns"] == ["night"]
     first, second = (row["cells"][0] for row in shown["rows"])  # the third is not in the manifest
-    assert first["s"] == 0.75 and first["c"][:2] == [0.75, None] and first["c"][13] is None and first["note"] == "3 draws"
+    assert (
+        first["s"] == 0.75
+        and first["c"][:2] == [0.75, None]
+        and first["c"][13] is None
+        and first["note"] == "3 draws"
+    )
     assert second["p"] is None and second["s"] is None and second["note"] == "3 draws, dropped"
     assert "2 frames, 2 drawn again, 1 dropped" in page.text
 
@@ -224,7 +275,9 @@ def test_samplings_of_one_network_are_columns_of_their_own_with_their_entropy(tm
 
 
 def test_what_saw_labels_of_the_target_is_never_the_best(tmp_path: Path, world: dict):
-    oracle = evaluated(training(tmp_path / "oracle", world["day"], "source_only"), "night", world["night"], 1.0)
+    oracle = evaluated(
+        training(tmp_path / "oracle", world["day"], "source_only"), "night", world["night"], 1.0
+    )
     page = write(tmp_path / "out", world["source_only/night"], world["zodi/night"], oracle)
     best = [value for value in re.findall(r'<b class="best">([\d.]+)</b>', page.raw)]
     assert best == [f"{100 * runs.read_json(world['zodi/night'] / 'metrics.json')['miou']:.1f}"]
@@ -234,8 +287,16 @@ def test_calibration_and_uncertainty_are_drawn_where_they_were_evaluated(tmp_pat
     file = world["zodi/night"] / "metrics.json"
     found = runs.read_json(file)
     count, accuracy = [0] * 19 + [10], [None] * 19 + [0.5]
-    told = {"calibration": {"bins": 20, "count": count, "accuracy": accuracy, "confidence": accuracy, "ece": 0.4321},
-            "risk_coverage": {"entropy": {"coverage": [0.5, 1.0], "risk": [0.1, 0.4], "area": 0.1234}}}  # fmt: skip
+    told = {
+        "calibration": {
+            "bins": 20,
+            "count": count,
+            "accuracy": accuracy,
+            "confidence": accuracy,
+            "ece": 0.4321,
+        },
+        "risk_coverage": {"entropy": {"coverage": [0.5, 1.0], "risk": [0.1, 0.4], "area": 0.1234}},
+    }
     found["domains"]["night"] |= told
     runs.write_json(file, found)
     page = write(tmp_path / "out", world["source_only/night"], world["zodi/night"])
@@ -249,11 +310,24 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
     """An estimate for night and for a sandstorm, which nobody has labels of."""
     found = runs.read_json(evaluation / "metrics.json")
     between = {"value": 0.4, "low": 0.35, "high": 0.5}
-    domain: dict = {"corrected": {"miou": between}, "source": {"miou": between}, "transfer_cost": between, "drop": between}
+    domain: dict = {
+        "corrected": {"miou": between},
+        "source": {"miou": between},
+        "transfer_cost": between,
+        "drop": between,
+    }
     domain["corrected"]["iou"] = domain["source"]["iou"] = dict.fromkeys(found["classes"], between)
-    domains = {"night": {"name": "night", "failing": ["car"], **domain}, "sandstorm": {"name": "in a sandstorm", "failing": [], **domain}}
+    domains = {
+        "night": {"name": "night", "failing": ["car"], **domain},
+        "sandstorm": {"name": "in a sandstorm", "failing": [], **domain},
+    }
     outputs.begin(run / "estimate", "estimate", EstimateConfig(run=str(run), source="cityscapes:day:val"))
-    told = {"protocol": "as told", "level": 0.9, "model": found["model"] | {"weights": weights, "input": "size 64x64"}, "classes": found["classes"]}
+    told = {
+        "protocol": "as told",
+        "level": 0.9,
+        "model": found["model"] | {"weights": weights, "input": "size 64x64"},
+        "classes": found["classes"],
+    }
     runs.write_json(run / "estimate/estimate.json", told | {"domains": domains})
     return run / "estimate"
 
@@ -282,11 +356,16 @@ def test_an_estimate_stands_beside_the_truth_of_the_same_network_only(tmp_path: 
     page = write(tmp_path / "out", world["zodi/night"], ours)
     text = " ".join(page.text.split())
     true = miou(world["zodi/night"])
-    assert f"night 40.0 35.0 to 50.0 {true:.1f} {40 - true:+.1f}" in text and "in a sandstorm 40.0 35.0 to 50.0 – –" in text
+    assert (
+        f"night 40.0 35.0 to 50.0 {true:.1f} {40 - true:+.1f}" in text
+        and "in a sandstorm 40.0 35.0 to 50.0 – –" in text
+    )
     assert f"Mean absolute error {abs(40 - true):.1f} points over 1" in text and "worst first: car" in text
     other = estimated(world["source_only"], world["source_only/night"], "others")
     page = write(tmp_path / "out", world["zodi/night"], other)
-    assert "Mean absolute error" not in page.text and "night 40.0 35.0 to 50.0 – –" in " ".join(page.text.split())
+    assert "Mean absolute error" not in page.text and "night 40.0 35.0 to 50.0 – –" in " ".join(
+        page.text.split()
+    )
 
 
 def test_the_same_folders_give_the_same_page(tmp_path: Path, world: dict):
@@ -297,13 +376,23 @@ def test_label_spaces_are_shown_apart(tmp_path: Path, world: dict):
     mine = f"folder:{trees.folder(tmp_path / 'mine')}:train"
     other = evaluated(training(tmp_path / "mine-run", mine, "source_only"), "mine", mine, 0.5)
     for run, (name, count) in {world["zodi"]: ("cityscapes", 19), tmp_path / "mine-run": ("mine", 3)}.items():
-        runs.write_json(run / "labels.json", LabelSpace(name, ("road",) * count, ((0, 0, 0),) * count, tuple(range(count))))
+        runs.write_json(
+            run / "labels.json",
+            LabelSpace(name, ("road",) * count, ((0, 0, 0),) * count, tuple(range(count))),
+        )
     page = write(tmp_path / "out", world["zodi/night"], other, world["zodi"], tmp_path / "mine-run")
     charts = [svg["aria-label"] for svg in page.of("svg")]
-    assert {"mIoU on source, % (cityscapes, 19 classes)", "mIoU on source, % (mine, 3 classes)"} <= set(charts)
+    assert {"mIoU on source, % (cityscapes, 19 classes)", "mIoU on source, % (mine, 3 classes)"} <= set(
+        charts
+    )
     tables = re.findall(r'<table class="headline">.*?</table>', page.raw, re.S)
     assert len(tables) == 2
-    assert "acdc" in tables[0] and "folder" not in tables[0] and "folder" in tables[1] and "acdc" not in tables[1]
+    assert (
+        "acdc" in tables[0]
+        and "folder" not in tables[0]
+        and "folder" in tables[1]
+        and "acdc" not in tables[1]
+    )
     assert "Gain" not in tables[0] + tables[1]
 
 
@@ -328,7 +417,9 @@ def test_experiments_are_never_pooled_and_gains_stay_within_a_seed_and_a_rule(tm
     zodi, plain = ([of["a", seed, row] for seed in (0, 1)] for row in ("zodi", "source-only"))
     gains = [z - p for z, p in zip(zodi, plain, strict=True)]
     assert f"ZoDi checkpoint: last {metrics.spread(zodi)} gain {metrics.spread(gains, '+')}" in text
-    assert f"Source only checkpoint: last {metrics.spread(plain)}" in text and text.count("±") == 4  # b has one seed
+    assert (
+        f"Source only checkpoint: last {metrics.spread(plain)}" in text and text.count("±") == 4
+    )  # b has one seed
     text = " ".join(re.sub(r"<[^>]*>", " ", headline).split())
     for (name, seed, row), value in of.items():
         shown = {"zodi": "ZoDi", "source-only": "Source only"}[row]
@@ -339,17 +430,28 @@ def test_experiments_are_never_pooled_and_gains_stay_within_a_seed_and_a_rule(tm
 
 def test_a_gain_is_over_the_same_row_of_every_seed_and_missing_seeds_are_told(tmp_path: Path, world: dict):
     made, of = [], {}
-    for seed, rights in enumerate(((0.3, 0.5, 0.7), (0.35, 0.6, 0.8), (None, 0.5, 0.9))):  # source only is not there in one
+    for seed, rights in enumerate(
+        ((0.3, 0.5, 0.7), (0.35, 0.6, 0.8), (None, 0.5, 0.9))
+    ):  # source only is not there in one
         for row, right in zip(("source-only", "step-1", "full"), rights, strict=True):
             if right is not None:
                 run = training(tmp_path / "a" / f"seed-{seed}" / row, world["day"], "zodi")
                 made.append(evaluated(run, "night", world["night"], right))
                 of[row, seed] = made[-1]
     page = write(tmp_path / "out", *made)
-    seeds, headline = (" ".join(re.sub(r"<[^>]*>", " ", t).split()) for t in re.findall(r'<table class="headline.*?</table>', page.raw, re.S))
+    seeds, headline = (
+        " ".join(re.sub(r"<[^>]*>", " ", t).split())
+        for t in re.findall(r'<table class="headline.*?</table>', page.raw, re.S)
+    )
     gains = metrics.spread([miou(of["full", s]) - miou(of["source-only", s]) for s in (0, 1)], "+")
-    assert f"full checkpoint: last {metrics.spread([miou(of['full', s]) for s in range(3)])} gain {gains} (n = 2)" in seeds
-    assert f"Source only checkpoint: last {metrics.spread([miou(of['source-only', s]) for s in (0, 1)])} (n = 2)" in seeds
+    assert (
+        f"full checkpoint: last {metrics.spread([miou(of['full', s]) for s in range(3)])} gain {gains} (n "
+        "= 2)" in seeds
+    )
+    assert (
+        f"Source only checkpoint: last {metrics.spread([miou(of['source-only', s]) for s in (0, 1)])} (n = 2)"
+        in seeds
+    )
     assert headline.endswith(f"seed-2/full checkpoint: last {miou(of['full', 2]):.1f}")  # and no gain
     assert page.galleries[0]["firsts"] == [None, 0, 0, None, 3, 3, None, None]
     classes = re.search(r"IoU, %, over seeds.*?</table>", page.raw, re.S)[0]
@@ -357,19 +459,30 @@ def test_a_gain_is_over_the_same_row_of_every_seed_and_missing_seeds_are_told(tm
     assert f"<td>{metrics.spread(road)}</td>" in classes
 
 
-def test_columns_of_one_name_are_told_apart_and_one_data_set_is_one_column(tmp_path: Path, world: dict, monkeypatch):
+def test_columns_of_one_name_are_told_apart_and_one_data_set_is_one_column(
+    tmp_path: Path, world: dict, monkeypatch
+):
     predicted = str(world["zodi"] / "predictions/clear")
-    published = evaluate(EvaluateConfig(predicted, str(world["day"]), protocol="as-published"), tmp_path / "published")
+    published = evaluate(
+        EvaluateConfig(predicted, str(world["day"]), protocol="as-published"), tmp_path / "published"
+    )
     page = write(tmp_path / "out", world["zodi/clear"], published)
     heads = re.findall(r'<th scope="col">clear<small>(.*?)</small>', page.raw)
-    assert heads == ["cityscapes train; label's native size".replace("'", "&#39;"), "cityscapes train; 512x1024, labels resized"]
+    assert heads == [
+        "cityscapes train; label's native size".replace("'", "&#39;"),
+        "cityscapes train; 512x1024, labels resized",
+    ]
     other = trees.cityscapes(tmp_path / "other")
-    elsewhere = evaluated(training(tmp_path / "run", world["day"], "zodi"), "clear", f"cityscapes:{other}:train", 0.4)
+    elsewhere = evaluated(
+        training(tmp_path / "run", world["day"], "zodi"), "clear", f"cityscapes:{other}:train", 0.4
+    )
     page = write(tmp_path / "out", world["zodi/clear"], elsewhere)
     heads = re.findall(r'<th scope="col">clear<small>(.*?)</small>', page.raw)
     assert heads == [f"cityscapes train; {world['day']}", f"cityscapes train; cityscapes:{other}:train"]
     monkeypatch.chdir(tmp_path)
-    relative = evaluated(training(tmp_path / "here", world["day"], "zodi"), "clear", "cityscapes:day:train", 0.4)
+    relative = evaluated(
+        training(tmp_path / "here", world["day"], "zodi"), "clear", "cityscapes:day:train", 0.4
+    )
     page = write(tmp_path / "out", world["zodi/clear"], relative)
     assert re.findall(r'<th scope="col">clear<small>(.*?)</small>', page.raw) == ["cityscapes train"]
 
@@ -380,13 +493,17 @@ def test_one_missing_prediction_costs_its_own_picture_alone(tmp_path: Path, worl
     rows = page.galleries[0]["rows"]
     there = [[cell["p"] is not None for cell in row["cells"]] for row in rows]
     assert sorted(there) == [[True, False], [True, True]]
-    assert [row["cells"][1]["note"] for row in rows if row["cells"][1]["p"] is None] == ["prediction not there"]
+    assert [row["cells"][1]["note"] for row in rows if row["cells"][1]["p"] is None] == [
+        "prediction not there"
+    ]
     assert all(cell["s"] is not None for row in rows for cell in row["cells"])
 
 
 def test_predictions_whose_images_are_gone_do_not_cost_the_page(tmp_path: Path, world: dict):
     spec = f"cityscapes:{trees.cityscapes(tmp_path / 'gone', labelled=False)}:train"
-    outputs.begin(tmp_path / "run/predictions/gone", "predict", PredictConfig(run=str(tmp_path / "run"), data=spec))
+    outputs.begin(
+        tmp_path / "run/predictions/gone", "predict", PredictConfig(run=str(tmp_path / "run"), data=spec)
+    )
     shutil.rmtree(tmp_path / "gone")
     page = write(tmp_path / "out", world["zodi/night"], tmp_path / "run/predictions/gone")
     assert "No pictures:" in page.text and f"{miou(world['zodi/night']):.1f}" in page.text
@@ -402,21 +519,40 @@ def test_rules_that_choose_the_same_checkpoint_in_every_seed_share_a_line(tmp_pa
         return made
 
     every = ("last", "source", "oracle")
-    made = [chosen(0, "source-only", 0.3, *every), chosen(1, "source-only", 0.3, "last", "oracle"), chosen(1, "source-only", 0.2, "source")]
-    made += [chosen(0, "zodi", 0.6, *every), chosen(1, "zodi", 0.5, "last", "oracle"), chosen(1, "zodi", 0.4, "source")]
+    made = [
+        chosen(0, "source-only", 0.3, *every),
+        chosen(1, "source-only", 0.3, "last", "oracle"),
+        chosen(1, "source-only", 0.2, "source"),
+    ]
+    made += [
+        chosen(0, "zodi", 0.6, *every),
+        chosen(1, "zodi", 0.5, "last", "oracle"),
+        chosen(1, "zodi", 0.4, "source"),
+    ]
     page = write(tmp_path / "out", *made)
-    seeds, headline = (" ".join(re.sub(r"<[^>]*>", " ", t).split()) for t in re.findall(r'<table class="headline.*?</table>', page.raw, re.S))
+    seeds, headline = (
+        " ".join(re.sub(r"<[^>]*>", " ", t).split())
+        for t in re.findall(r'<table class="headline.*?</table>', page.raw, re.S)
+    )
     plain, apart, last = ([miou(made[i]) for i in where] for where in ((0, 2), (3, 5), (0, 1)))
     assert f"Source only checkpoint: last, oracle (not attainable) {metrics.spread(last)}" in seeds
     gains = [ours - theirs for ours, theirs in zip(apart, plain, strict=True)]
-    assert f"ZoDi checkpoint: best on source {metrics.spread(apart)} gain {metrics.spread(gains, '+')}" in seeds
+    assert (
+        f"ZoDi checkpoint: best on source {metrics.spread(apart)} gain {metrics.spread(gains, '+')}" in seeds
+    )
     assert "ZoDi checkpoint: last, oracle (not attainable)" in seeds
     assert f"seed-1/ZoDi checkpoint: best on source {apart[1]:.1f} {gains[1]:+.1f}" in headline
 
 
-def test_two_evaluations_of_the_same_predictions_are_shown_once_and_refused_where_they_differ(tmp_path: Path, world: dict):
-    again = evaluate(EvaluateConfig(str(world["zodi"] / "predictions/night"), str(world["night"])), tmp_path / "again")
-    assert len(write(tmp_path / "out", world["zodi/night"], again).galleries[0]["columns"]) == 1  # the same scores: once
+def test_two_evaluations_of_the_same_predictions_are_shown_once_and_refused_where_they_differ(
+    tmp_path: Path, world: dict
+):
+    again = evaluate(
+        EvaluateConfig(str(world["zodi"] / "predictions/night"), str(world["night"])), tmp_path / "again"
+    )
+    assert (
+        len(write(tmp_path / "out", world["zodi/night"], again).galleries[0]["columns"]) == 1
+    )  # the same scores: once
     told = runs.read_json(again / "metrics.json")
     told["domains"]["night"]["miou"] += 0.01
     runs.write_json(again / "metrics.json", told)
@@ -433,7 +569,9 @@ def test_labels_outside_the_class_set_are_void_in_the_pictures_too(tmp_path: Pat
     for row, frame in zip(shown["rows"], data.frames, strict=True):
         label = frames.read_label(frame, data.space)
         assert np.isin(label, left_out).any()
-        expected = drawing.paint(np.where(np.isin(label, left_out), 255, label).astype(np.uint8), data.space.colours)
+        expected = drawing.paint(
+            np.where(np.isin(label, left_out), 255, label).astype(np.uint8), data.space.colours
+        )
         np.testing.assert_array_equal(page.picture(row["truth"]), expected)
 
 
@@ -474,13 +612,17 @@ def test_a_frame_that_cannot_be_read_costs_only_its_own_pictures(tmp_path: Path,
 def test_predictions_without_labels_are_shown_beside_their_images(tmp_path: Path, world: dict):
     folder = world["zodi"] / "predictions/night"
     ids = [frame.id for frame in frames.load(world["night"]).frames]
-    runs.write_lines(folder / "predictions.jsonl", [{"id": id, "file": f"{id}.png", "confidence": 0.5} for id in ids])
+    runs.write_lines(
+        folder / "predictions.jsonl", [{"id": id, "file": f"{id}.png", "confidence": 0.5} for id in ids]
+    )
     page = write(tmp_path / "out", folder)
     [shown] = page.galleries
     assert "Predictions without labels" in page.text and shown["score"] == "confidence"
     assert {tag["name"] for tag in page.of("select")} == {"order"}  # no class is known to be there
     assert [tag["value"] for tag in page.of("input") if tag["name"] == "view"] == []
-    assert [(row["id"], row["truth"], row["cells"][0]["s"]) for row in shown["rows"]] == [(id, None, 0.5) for id in ids]
+    assert [(row["id"], row["truth"], row["cells"][0]["s"]) for row in shown["rows"]] == [
+        (id, None, 0.5) for id in ids
+    ]
     for frame in frames.load(world["night"]).frames:
         file = frames.place(frames.load(world["night"]), frame, folder / "uncertainty/entropy")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -497,7 +639,9 @@ def test_a_transferred_domain_can_be_named_by_itself(tmp_path: Path, world: dict
 def test_text_of_the_user_is_text(tmp_path: Path, world: dict):
     page = write(tmp_path / "out", world["zodi"], title="<script>alert(1)</script>")
     assert "<script>alert" not in page.raw and "<script>alert(1)</script>" in page.text
-    named = training(tmp_path / "x<&y", world["day"], "zodi")  # a folder can hold what an element's end is made of
+    named = training(
+        tmp_path / "x<&y", world["day"], "zodi"
+    )  # a folder can hold what an element's end is made of
     page = write(tmp_path / "named", evaluated(named, "night", world["night"], 0.5))
     assert page.galleries[0]["columns"] == ["x<&y"] and "x<&y" in page.text
 

@@ -30,7 +30,9 @@ TRAIN = 16  # a class of which only every fourth frame shows anything
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
-    """Two runs on night and on transferred frames, and these frames with a gate's scores, lowest for the first."""
+    """Two runs on night and on transferred frames, and these frames with a gate's scores, lowest for the
+    first.
+    """
     root = tmp_path_factory.mktemp("page")
     day = f"cityscapes:{trees.cityscapes(root / 'day', IDS)}:train"
     data = frames.load(day)
@@ -40,14 +42,23 @@ def file(tmp_path_factory) -> Path:
             trees.save(frame.label, data.space.to_file(np.where(label == TRAIN, 0, label)))
     outputs.begin(root / "moved", "transfer", TransferConfig(source=day, to=("fog",)))
     trees.cityscapes(root / "moved/fog", IDS)
-    gates = [{"decision": "kept", "tries": 1, "score": (i + 1) / COUNT, "agreement": {}} for i in range(COUNT)]
+    gates = [
+        {"decision": "kept", "tries": 1, "score": (i + 1) / COUNT, "agreement": {}} for i in range(COUNT)
+    ]
     told = trees.transferred_line("fog", "driving in fog", 0.6)
-    runs.write_lines(root / "moved/fog/manifest.jsonl", [{"id": id, "gate": g} | told for id, g in zip(IDS, gates, strict=True)])
+    runs.write_lines(
+        root / "moved/fog/manifest.jsonl",
+        [{"id": id, "gate": g} | told for id, g in zip(IDS, gates, strict=True)],
+    )
     night = f"acdc:{trees.acdc(root / 'acdc')}:night/val"
     shown = [root / "moved"]
     for name, right in (("source_only", 0.5), ("zodi", 0.8)):
         run = training(root / name, day, name)
-        shown += [evaluated(run, "night", night, right), evaluated(run, "fog", f"cityscapes:{root}/moved/fog:train", right), run]
+        shown += [
+            evaluated(run, "night", night, right),
+            evaluated(run, "fog", f"cityscapes:{root}/moved/fog:train", right),
+            run,
+        ]
     return report(ReportConfig(tuple(map(str, shown))), root / "page") / "index.html"
 
 
@@ -59,7 +70,9 @@ def tab(file: Path) -> Iterator:
             pytest.skip("no Chromium: playwright install chromium, or the system's package")
         chromium = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(reduced_motion="reduce")
-        page.route("**/*", lambda route: route.continue_() if route.request.url == file.as_uri() else route.abort())
+        page.route(
+            "**/*", lambda route: route.continue_() if route.request.url == file.as_uri() else route.abort()
+        )
         page.asked, page.wrong = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda message: page.wrong.append(message.text))
@@ -104,7 +117,10 @@ def test_pictures_are_there_and_of_a_list_only_what_is_in_view(page):
     page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     section.locator(".more button").click()
     tall = section.locator(".rows").evaluate("list => list.clientHeight")
-    page.evaluate("scrollTo(0, scrollY + document.querySelector('#frames .rows').getBoundingClientRect().bottom - innerHeight)")
+    page.evaluate(
+        "scrollTo(0, scrollY + document.querySelector('#frames .rows').getBoundingClientRect().bottom - "
+        "innerHeight)"
+    )
     order = sorted(row["id"] for row in page.evaluate("galleries[1].kept"))
     page.wait_for_function("galleries[1].drawn.has(galleries[1].kept.length - 1)")
     assert len(order) == COUNT + 2 and 0 < section.locator(".strip").count() < 20 and tall > 4000
@@ -129,13 +145,17 @@ def test_filters_by_domain_class_and_gate_score(page):
     section.locator("[name=domain]").select_option(label="night")
     assert count.text_content() == f"2 of {COUNT + 2} frames" and len(captions(section)) == 2
     section.locator("[name=domain]").select_option(label="all")
-    section.locator("[name=gate]").evaluate("range => { range.value = 0.25; range.dispatchEvent(new Event('input', { bubbles: true })); }")
+    section.locator("[name=gate]").evaluate(
+        "range => { range.value = 0.25; range.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
     assert count.text_content() == f"{COUNT // 4} of {COUNT + 2} frames"
 
     section = page.locator("#transfer")
     section.locator("[name=class]").select_option(label="train")
     assert section.locator(".count").text_content() == f"{COUNT // 4} of {COUNT} frames"
-    section.locator("[name=gate]").evaluate("range => { range.value = 0.5; range.dispatchEvent(new Event('input', { bubbles: true })); }")
+    section.locator("[name=gate]").evaluate(
+        "range => { range.value = 0.5; range.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
     assert section.locator(".count").text_content() == f"{COUNT // 8} of {COUNT} frames"
 
 
@@ -153,10 +173,15 @@ def test_the_slider_lays_the_source_over_the_transferred_image(page):
     assert over.evaluate("image => getComputedStyle(image).clipPath") == "inset(0px 100% 0px 0px)"
     compare.locator("input").focus()
     page.keyboard.press("End")
-    assert over.evaluate("image => getComputedStyle(image).clipPath") in ("inset(0px)", "inset(0px 0% 0px 0px)")
+    assert over.evaluate("image => getComputedStyle(image).clipPath") in (
+        "inset(0px)",
+        "inset(0px 0% 0px 0px)",
+    )
     box = compare.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert compare.evaluate("element => parseFloat(element.style.getPropertyValue('--cut'))") == pytest.approx(50, abs=3)
+    assert compare.evaluate(
+        "element => parseFloat(element.style.getPropertyValue('--cut'))"
+    ) == pytest.approx(50, abs=3)
     first = page.evaluate("[galleries[0].kept[0].image, galleries[0].kept[0].cells[0].p].map(picture)")
     assert [over.get_attribute("src"), compare.locator("img").first.get_attribute("src")] == first
 
@@ -166,13 +191,22 @@ def test_errors_are_red_void_is_dark_and_the_rest_is_grey(page, file: Path):
     section.locator("[name=domain]").select_option(label="night")
     section.get_by_text("errors", exact=True).click()
     assert section.locator("canvas").count() == 4
-    page.wait_for_function("[...document.querySelectorAll('#frames canvas')].every(canvas => canvas.width === 64)")
-    drawn = section.locator("canvas").nth(1).evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#frames canvas')].every(canvas => canvas.width === 64)"
+    )
+    drawn = (
+        section.locator("canvas")
+        .nth(1)
+        .evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    )
     drawn = np.array(drawn, np.uint8).reshape(32, 64, 4)[..., :3].astype(int)
     data = frames.load(f"acdc:{file.parent}/acdc:night/val")
     frame = next(frame for frame in data.frames if frame.id in captions(section)[0][0])
     label = frames.read_label(frame, data.space)
-    wrong = (predictions.read(frames.place(data, frame, file.parent / "zodi/predictions/night"), data.space) != label) & (label != 255)
+    wrong = (
+        predictions.read(frames.place(data, frame, file.parent / "zodi/predictions/night"), data.space)
+        != label
+    ) & (label != 255)
     assert 0 < wrong.sum() < label.size / 2
     assert (drawn[label == 255] == (58, 60, 66)).all()
     red = drawn[..., 0] > drawn[..., 1] + 80
@@ -204,7 +238,9 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(page, scheme: str):
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_function("galleries.every(gallery => gallery.cell < 200)")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    ground, ink = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    ground, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
     assert ground != ink and (ground == "rgb(19, 20, 22)") == (scheme == "dark")
 
 

@@ -23,9 +23,16 @@ def test_config_round_trips_and_another_one_is_refused(tmp_path: Path):
     config = TransferConfig(source="cityscapes:/data:train", to=("night", "fog"))
     begin(tmp_path, "transfer", config, free=("batch_size",))
     assert read_config(tmp_path / "config.json", TransferConfig) == config
-    begin(tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), batch_size=1), free=("batch_size",))
+    begin(
+        tmp_path,
+        "transfer",
+        TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), batch_size=1),
+        free=("batch_size",),
+    )
     with pytest.raises(InputError, match="seed 42 there, 7 asked for"):
-        begin(tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), seed=7))
+        begin(
+            tmp_path, "transfer", TransferConfig(source="cityscapes:/data:train", to=("night", "fog"), seed=7)
+        )
 
 
 def test_of_nested_settings_that_differ_the_inner_ones_are_told(tmp_path: Path):
@@ -36,11 +43,21 @@ def test_of_nested_settings_that_differ_the_inner_ones_are_told(tmp_path: Path):
     begin(tmp_path, "run", town("a", "b"))
     with pytest.raises(InputError) as caught:
         begin(tmp_path, "run", replace(town("a", "c"), seeds=2))
-    told = "(--rows.1.name b there, c asked for, --rows.1.train.source cityscapes:/b:train there, cityscapes:/c:train asked for, and 1 more)"
+    told = (
+        "(--rows.1.name b there, c asked for, --rows.1.train.source cityscapes:/b:train there, "
+        "cityscapes:/c:train asked for, and 1 more)"
+    )
     assert told in str(caught.value)
-    one = Experiment("mine", (), (), {"a": TransferConfig(source="cityscapes:/x"), "b": TransferConfig(source="cityscapes:/x")})
+    one = Experiment(
+        "mine",
+        (),
+        (),
+        {"a": TransferConfig(source="cityscapes:/x"), "b": TransferConfig(source="cityscapes:/x")},
+    )
     begin(tmp_path / "more", "run", one)
-    with pytest.raises(InputError, match=r"transfers\.b .* there, None asked for"):  # what is gone differs too
+    with pytest.raises(
+        InputError, match=r"transfers\.b .* there, None asked for"
+    ):  # what is gone differs too
         begin(tmp_path / "more", "run", replace(one, transfers={"a": one.transfers["a"]}))
     with pytest.raises(InputError, match="and 4 more"):
         begin(tmp_path, "run", replace(town("c", "d"), seeds=2, published="x"))
@@ -64,7 +81,9 @@ def test_a_path_may_be_written_in_another_way(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def config(root: str) -> TrainConfig:
-        return TrainConfig(source=f"cityscapes:{root}:train", transferred=(f"cityscapes:{root}/night:train",), from_run=root)
+        return TrainConfig(
+            source=f"cityscapes:{root}:train", transferred=(f"cityscapes:{root}/night:train",), from_run=root
+        )
 
     begin(tmp_path / "run", "train", config("data/"))
     begin(tmp_path / "run", "train", config(f"{tmp_path}/data"))
@@ -84,8 +103,19 @@ def test_progress_is_told_by_lines_where_there_is_no_terminal(capsys, monkeypatc
 
 
 def test_a_folder_name_keeps_letters_of_any_alphabet_and_the_known_domains():
-    assert [slug(name) for name in ("night", "snow", "rain", "fog", "game")] == ["night", "snow", "rain", "fog", "game"]
-    assert slug("Driving through a sandstorm!") == "driving-through-a-sandstorm" and slug("source + jitter") == "source-jitter"
-    assert slug("夜间驾驶") == "夜间驾驶" and slug("Fährt im Schnee") == "fährt-im-schnee" and slug("...") == ""
+    assert [slug(name) for name in ("night", "snow", "rain", "fog", "game")] == [
+        "night",
+        "snow",
+        "rain",
+        "fog",
+        "game",
+    ]
+    assert (
+        slug("Driving through a sandstorm!") == "driving-through-a-sandstorm"
+        and slug("source + jitter") == "source-jitter"
+    )
+    assert (
+        slug("夜间驾驶") == "夜间驾驶" and slug("Fährt im Schnee") == "fährt-im-schnee" and slug("...") == ""
+    )
     long = [slug("a very long sentence about driving " * 3 + end) for end in ("in rain", "in snow")]
     assert long[0] != long[1] and max(map(len, long)) < 60

@@ -12,7 +12,9 @@ from segshift.training import checkpoints, sizes
 
 
 def test_cityscapes_gets_the_published_settings(tmp_path: Path):
-    source = frames.load(f"cityscapes:{trees.cityscapes(tmp_path, size=(1024, 2048), ids=('aachen_000000_000019',))}:train")
+    source = frames.load(
+        f"cityscapes:{trees.cityscapes(tmp_path, size=(1024, 2048), ids=('aachen_000000_000019',))}:train"
+    )
     assert sizes.size_of(source) == (512, 1024)
     assert (sizes.crop_side(512), sizes.crop_side(1024)) == (384, 768)
     assert sizes.steps_for(2975, 4) == 74_375
@@ -36,8 +38,24 @@ def test_train_says_what_it_chose_and_continues_with_it(tmp_path: Path, capsys, 
     monkeypatch.setattr(sizes, "FEWEST_STEPS", 2)
     monkeypatch.setattr(sizes, "EPOCHS", 1)
     home = trees.folder(tmp_path / "mine", ["a", "b", "c", "d"], (48, 80))
-    command = ["train", str(tmp_path / "run"), "--source", f"folder:{home}:train", "--method", "source_only", "--select", "last",
-               "--network.name", "networks:two_convs", "--workers", "0", "--device", "cpu", "--batch-size", "2"]  # fmt: skip
+    command = [
+        "train",
+        str(tmp_path / "run"),
+        "--source",
+        f"folder:{home}:train",
+        "--method",
+        "source_only",
+        "--select",
+        "last",
+        "--network.name",
+        "networks:two_convs",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--batch-size",
+        "2",
+    ]
     assert main(command) == 0
     assert "--size 48 80, --crop 32 64, --steps 2" in " ".join(capsys.readouterr().out.split())
     assert runs.read_config(tmp_path / "run" / "config.json", TrainConfig).crop == (32, 64)

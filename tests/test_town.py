@@ -11,7 +11,8 @@ from segshift.data.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError
 from segshift.town import scenes, weather, writer
 
-# Smallest mean share of the pixels, in percent, by train id: what keeps a class from being lost on a small network.
+# Smallest mean share of the pixels, in percent, by train id: what keeps a class from being lost on a small
+# network.
 FLOORS = (20, 4, 8, 2, 2, 1, 0.8, 1, 4, 2, 4, 1.5, 1, 2, 2, 2, 2, 1.2, 1.2)
 VISIBLE = 20  # pixels at 128x256
 COUNTS = dict.fromkeys(writer.PARTS, 1)

@@ -13,7 +13,17 @@ import pytest
 import torch
 import torchvision
 import trees
-from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
+from transferring import (  # noqa: F401
+    IDS,
+    SIZE,
+    config,
+    grey_levels_apart,
+    manifest,
+    model,
+    pictures,
+    prior,
+    source,
+)
 
 from segshift import execution, runs
 from segshift.data import frames
@@ -55,8 +65,15 @@ def test_the_manifest_tells_how_each_frame_was_made(config, tmp_path, prior):
     for line, frame in zip(lines, data.frames, strict=True):
         assert line["sha256"] == hashlib.sha256(frame.image.read_bytes()).hexdigest()
         assert line["prompt"] == "driving in mud, best quality" and line["domain"] == "driving-in-mud"
-        assert line["strength"] == 0.75 and line["seed"] == 7 and line["mode"] == "default" and line["seconds"] > 0
-        assert line["settings"]["steps"] == 4 and line["settings"]["guidance"] == 2.0  # the model's own defaults
+        assert (
+            line["strength"] == 0.75
+            and line["seed"] == 7
+            and line["mode"] == "default"
+            and line["seconds"] > 0
+        )
+        assert (
+            line["settings"]["steps"] == 4 and line["settings"]["guidance"] == 2.0
+        )  # the model's own defaults
         weights = prior / "unet" / "diffusion_pytorch_model.safetensors"
         assert line["weights"]["unet"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert runs.read_lines(out / "night" / "manifest.jsonl")[0]["strength"] == 0.9
@@ -90,7 +107,12 @@ def test_images_can_be_saved_at_the_sources_size(config, tmp_path):
 def test_noise_is_a_function_of_seed_frame_domain_and_step():
     first = zodi.noise(42, "aachen_000000", "night", 0, (4,))
     assert torch.equal(first, zodi.noise(42, "aachen_000000", "night", 0, (4,)))
-    others = [(43, "aachen_000000", "night", 0), (42, "b", "night", 0), (42, "aachen_000000", "fog", 0), (42, "aachen_000000", "night", 1)]
+    others = [
+        (43, "aachen_000000", "night", 0),
+        (42, "b", "night", 0),
+        (42, "aachen_000000", "fog", 0),
+        (42, "aachen_000000", "night", 1),
+    ]
     assert all(not torch.allclose(first, zodi.noise(*other, (4,))) for other in others)
     # on every machine: recorded
     assert torch.allclose(first, torch.tensor([-0.93533, -0.19677, -1.58470, -0.54678]), atol=1e-4)
@@ -115,7 +137,8 @@ def test_two_processes_at_once_write_what_one_writes(config, tmp_path):
         "import sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\nfrom segshift import runs\nfrom segshift.config import TransferConfig\n"
         "from segshift.stages.transfer import transfer\nfrom dataclasses import replace\n"
-        "transfer(replace(runs.read_config(Path(sys.argv[1]), TransferConfig), shard=sys.argv[2]), Path(sys.argv[3]))"
+        "transfer(replace(runs.read_config(Path(sys.argv[1]), TransferConfig), shard=sys.argv[2]), "
+        "Path(sys.argv[3]))"
     )
     other = subprocess.Popen([sys.executable, "-c", code, whole / "config.json", "1/2", tmp_path / "parts"])
     stage.transfer(replace(config, shard="0/2"), tmp_path / "parts")
@@ -138,8 +161,14 @@ def test_torchruns_ranks_divide_a_shard_further(monkeypatch):
 def test_each_source_image_is_encoded_once_and_each_prompt_embedded_once(config, tmp_path, monkeypatch):
     calls = {"encode": 0, "embed": 0}
     encode, embed = StableDiffusion.encode, StableDiffusion.embed
-    monkeypatch.setattr(StableDiffusion, "encode", lambda *a: (calls.__setitem__("encode", calls["encode"] + 1), encode(*a))[1])
-    monkeypatch.setattr(StableDiffusion, "embed", lambda *a: (calls.__setitem__("embed", calls["embed"] + 1), embed(*a))[1])
+    monkeypatch.setattr(
+        StableDiffusion,
+        "encode",
+        lambda *a: (calls.__setitem__("encode", calls["encode"] + 1), encode(*a))[1],
+    )
+    monkeypatch.setattr(
+        StableDiffusion, "embed", lambda *a: (calls.__setitem__("embed", calls["embed"] + 1), embed(*a))[1]
+    )
     out = stage.transfer(replace(config, to=("night", "fog", "snow")), tmp_path / "out")
     assert calls == {"encode": 3, "embed": 4}  # 5 frames in batches of 2; 3 domains and the negative prompt
     assert len({picture for path, picture in pictures(out).items() if "leftImg8bit" in path}) == 15
@@ -162,7 +191,9 @@ def test_in_memory_gives_what_the_stage_writes(config, tmp_path, model):
 def test_reference_mode_draws_the_same_noise_for_every_image(config, model):
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
     for mode, same in (("reference", True), ("default", False)):
-        made = stage.transfer_images(replace(config, mode=mode), [image, image], [label, label], model=model)["night"]
+        made = stage.transfer_images(replace(config, mode=mode), [image, image], [label, label], model=model)[
+            "night"
+        ]
         assert np.array_equal(*made) == same
     draws = zodi.published_noise(42, (1, 4))
     stream = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(42))
@@ -173,22 +204,33 @@ def test_the_layout_is_drawn_in_the_palette_of_the_mode():
     label = np.array([[0, 13], [10, 255]], np.uint8).repeat(32, 0).repeat(32, 1)
     default = zodi.layout(label, CITYSCAPES, (128, 128), "ade20k")
     assert {tuple(c) for c in default.reshape(-1, 3).tolist()} == {
-        *(ADE20K_COLOURS[name] for name in ("road", "car", "sky")), (0, 0, 0)
-    }  # fmt: skip
+        *(ADE20K_COLOURS[name] for name in ("road", "car", "sky")),
+        (0, 0, 0),
+    }
     reference = zodi.layout(label, CITYSCAPES, (128, 128), "cityscapes", reference=True)
     assert tuple(reference[0, 0]) == (128, 64, 128)
-    assert len({tuple(c) for c in reference.reshape(-1, 3).tolist()}) > 4  # mixed along the edges, as published
+    assert (
+        len({tuple(c) for c in reference.reshape(-1, 3).tolist()}) > 4
+    )  # mixed along the edges, as published
 
 
-def test_reference_mode_draws_void_in_the_colours_of_cityscapes_own_ids(config, source, tmp_path, monkeypatch):
-    published = {label.id: label.color for label in pytest.importorskip("cityscapesscripts.helpers.labels").labels}
+def test_reference_mode_draws_void_in_the_colours_of_cityscapes_own_ids(
+    config, source, tmp_path, monkeypatch
+):
+    published = {
+        label.id: label.color for label in pytest.importorskip("cityscapesscripts.helpers.labels").labels
+    }
     ids = np.arange(34, dtype=np.uint8)[:, None].repeat(2, 1)
-    drawn = zodi.layout(CITYSCAPES.to_train(ids), CITYSCAPES, (34, 2), "cityscapes", reference=True, label_ids=ids)
+    drawn = zodi.layout(
+        CITYSCAPES.to_train(ids), CITYSCAPES, (34, 2), "cityscapes", reference=True, label_ids=ids
+    )
     assert [tuple(colour) for colour in drawn[:, 0].tolist()] == [published[i] for i in range(34)]
     for path in (source / "gtFine").rglob("*.png"):
         trees.save(path, np.full(SIZE, 16, np.uint8))  # tunnel: void
     layouts, embed = [], StableDiffusion.hint
-    monkeypatch.setattr(StableDiffusion, "hint", lambda model, control: (layouts.append(control), embed(model, control))[1])
+    monkeypatch.setattr(
+        StableDiffusion, "hint", lambda model, control: (layouts.append(control), embed(model, control))[1]
+    )
     for mode in ("reference", "default"):
         stage.transfer(replace(config, mode=mode), tmp_path / mode)
     colours = [(255 * control[0, :, 0, 0]).round().tolist() for control in layouts]
@@ -197,7 +239,13 @@ def test_reference_mode_draws_void_in_the_colours_of_cityscapes_own_ids(config, 
 
 def test_the_ade20k_palette_is_the_published_one():
     # a few of the 150 colours as the ControlNet's authors publish them, by ADE20K's own class names
-    ade = {"wall": (120, 120, 120), "building": (180, 120, 120), "sky": (6, 230, 230), "tree": (4, 200, 3), "road": (140, 140, 140)}
+    ade = {
+        "wall": (120, 120, 120),
+        "building": (180, 120, 120),
+        "sky": (6, 230, 230),
+        "tree": (4, 200, 3),
+        "road": (140, 140, 140),
+    }
     ours = {name: zodi.colour(name, "ade20k") for name in ade}
     assert ours == ade
     assert zodi.colour("Traffic_Light", "ade20k") == (41, 0, 255) and zodi.colour("unicorn", "ade20k") is None
@@ -205,14 +253,25 @@ def test_the_ade20k_palette_is_the_published_one():
 
 @pytest.mark.parametrize(
     "switch",
-    [{"control": False}, {"inversion": "none"}, {"inversion": "ddim"}, {"control": False, "inversion": "none"},
-     {"guidance": 1.0}, {"eta": 0.0}, {"steps": 6}, {"control_strength": 0.5}, {"strength": 0.6}, {"seed": 43}],
+    [
+        {"control": False},
+        {"inversion": "none"},
+        {"inversion": "ddim"},
+        {"control": False, "inversion": "none"},
+        {"guidance": 1.0},
+        {"eta": 0.0},
+        {"steps": 6},
+        {"control_strength": 0.5},
+        {"strength": 0.6},
+        {"seed": 43},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_switch_acts(switch, config, model):
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
     (plain,), (switched,) = (
-        stage.transfer_images(c, [image], [label], model=model)["night"] for c in (config, replace(config, **switch))
+        stage.transfer_images(c, [image], [label], model=model)["night"]
+        for c in (config, replace(config, **switch))
     )
     assert grey_levels_apart(plain, switched) > 3
 
@@ -220,7 +279,9 @@ def test_every_switch_acts(switch, config, model):
 def test_guidance_of_one_runs_one_pass_and_others_two_in_one_batch(model, config, monkeypatch):
     rows = []
     forward = model.unet.forward
-    monkeypatch.setattr(model.unet, "forward", lambda z, *a, **k: (rows.append(len(z)), forward(z, *a, **k))[1])
+    monkeypatch.setattr(
+        model.unet, "forward", lambda z, *a, **k: (rows.append(len(z)), forward(z, *a, **k))[1]
+    )
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
     for guidance, expected in ((1.0, [1, 1, 1, 1]), (3.0, [1, 2, 2, 2])):  # the inversion, then k = 3 steps
         rows.clear()
@@ -236,7 +297,9 @@ def test_ddim_inversion_is_walked_back_to_the_image(model):
     for steps in (5, 50):
         sampling = zodi.Sampling(0.6, steps=steps, guidance=1, eta=0, inversion="ddim")
         z = zodi.invert(model, z0, text, None, sampling, noises=None)
-        back[steps] = float((zodi.denoise(model, z, text, text, None, sampling, None) - z0).norm() / z0.norm())
+        back[steps] = float(
+            (zodi.denoise(model, z, text, text, None, sampling, None) - z0).norm() / z0.norm()
+        )
     assert back[50] < 0.02 and back[50] < back[5] / 4
 
 
@@ -261,4 +324,7 @@ def test_the_working_size_follows_the_short_side_in_multiples_of_64():
 def test_full_strength_starts_at_the_last_time_step(config, model):
     assert model.point(1.0, (8, 8)).t == 999
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
-    assert stage.transfer_images(replace(config, strength=1.0), [image], [label], model=model)["night"][0].std() > 1
+    assert (
+        stage.transfer_images(replace(config, strength=1.0), [image], [label], model=model)["night"][0].std()
+        > 1
+    )

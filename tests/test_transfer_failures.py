@@ -14,7 +14,17 @@ import small_device
 import tiny_diffusion
 import trees
 from PIL import Image
-from transferring import IDS, SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
+from transferring import (  # noqa: F401
+    IDS,
+    SIZE,
+    config,
+    grey_levels_apart,
+    manifest,
+    model,
+    pictures,
+    prior,
+    source,
+)
 
 from segshift import runs
 from segshift.data import frames
@@ -46,7 +56,9 @@ def test_a_killed_run_continues_to_the_same_bytes(config, tmp_path, monkeypatch)
     journal = out / "journal" / "0-of-1.jsonl"
     lines = [line for line in journal.read_text().splitlines() if '"id"' in line]
     assert len(lines) == 3
-    journal.write_text("\n".join([*lines[:2], lines[2][:50]]))  # as a kill in the middle of the third line leaves it
+    journal.write_text(
+        "\n".join([*lines[:2], lines[2][:50]])
+    )  # as a kill in the middle of the third line leaves it
     written.clear()
     monkeypatch.setattr(stage, "_write", lambda *a: (written.append(a[2].id), write(*a))[1])
     stage.transfer(config, out)
@@ -70,7 +82,9 @@ def test_a_picture_that_is_gone_is_made_again(config, tmp_path):
 
 
 @pytest.mark.parametrize("labels", ["link", "copy"])
-def test_labels_that_are_gone_are_placed_again_beside_finished_pictures(config, tmp_path, source, monkeypatch, labels):
+def test_labels_that_are_gone_are_placed_again_beside_finished_pictures(
+    config, tmp_path, source, monkeypatch, labels
+):
     out = stage.transfer(replace(config, labels=labels), tmp_path / "out")
     before = pictures(out)
     first, second, *_ = (frame.label for frame in frames.load(f"cityscapes:{out}/night").frames)
@@ -104,7 +118,11 @@ def test_frames_that_cannot_be_read_are_listed_and_the_others_finish(config, tmp
     config = replace(config, to=("night", "fog"))
     out = stage.transfer(config, tmp_path / "out")
     failed = {line["id"]: line["error"] for line in runs.failures(out)}
-    assert set(failed) == {IDS[0], IDS[2], IDS[3]} and str(truncated) in failed[IDS[0]] and "77" in failed[IDS[3]]
+    assert (
+        set(failed) == {IDS[0], IDS[2], IDS[3]}
+        and str(truncated) in failed[IDS[0]]
+        and "77" in failed[IDS[3]]
+    )
     assert runs.failures(out / "night") == runs.failures(out)
     assert [line["id"] for line in manifest(out, "fog")] == [IDS[1], IDS[4]]
     data = frames.load(config.source)
@@ -117,7 +135,10 @@ def test_frames_that_cannot_be_read_are_listed_and_the_others_finish(config, tmp
 
 
 def test_a_label_of_another_size_fails_that_frame(config, tmp_path, source):
-    trees.save(source / f"gtFine/train/ulm/{IDS[3]}_gtFine_labelIds.png", CITYSCAPES.to_file(trees.train_ids("a", (32, 64))))
+    trees.save(
+        source / f"gtFine/train/ulm/{IDS[3]}_gtFine_labelIds.png",
+        CITYSCAPES.to_file(trees.train_ids("a", (32, 64))),
+    )
     (failed,) = runs.failures(stage.transfer(config, tmp_path / "out"))
     assert failed["id"] == IDS[3] and "64x64" in failed["error"] and "64x32" in failed["error"]
 
@@ -151,7 +172,9 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_continues(config, t
 
     monkeypatch.setattr(os, "replace", full)
     out = tmp_path / "out"
-    with pytest.raises(InputError, match=r"disk full while writing .*: free some space and run the same command again"):
+    with pytest.raises(
+        InputError, match=r"disk full while writing .*: free some space and run the same command again"
+    ):
         stage.transfer(config, out)
     assert len(manifest(out)) == 3 and not list(out.rglob(".tmp-*"))
     monkeypatch.setattr(os, "replace", replaced)
@@ -187,7 +210,10 @@ def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypat
         ({"to": ()}, "no target domain"),
         ({"to": ("night", "Night ")}, "'Night ' is empty or given twice"),
         ({"to": ("...",)}, "'...' is empty"),
-        ({"to": ("a sentence far longer than this encoder reads",)}, "tokens, and the text encoder .* reads 32"),
+        (
+            {"to": ("a sentence far longer than this encoder reads",)},
+            "tokens, and the text encoder .* reads 32",
+        ),
         ({"shard": "2/2"}, "--shard is '2/2': expected i/n"),
         ({"shard": "half"}, "--shard is 'half': expected i/n"),
         ({"steps": 1000}, "1000 steps: expected 1 to 999"),
@@ -214,7 +240,9 @@ def test_without_labels_the_layout_must_be_switched_off(config, tmp_path, model)
 def test_classes_without_a_colour_are_drawn_black_and_a_black_layout_is_refused(config, model, caplog):
     image, label = trees.picture("a", SIZE), np.zeros(SIZE, np.uint8)
     strange = LabelSpace("farm", ("cow", "pig"), ((1, 1, 1), (2, 2, 2)), (0, 1))
-    with pytest.raises(InputError, match=r"no class of 'farm' .*has a colour .* map the classes onto cityscapes"):
+    with pytest.raises(
+        InputError, match=r"no class of 'farm' .*has a colour .* map the classes onto cityscapes"
+    ):
         stage.transfer_images(config, [image], [label], space=strange, model=model)
     mixed = LabelSpace("farm", ("cow", "road"), ((1, 1, 1), (2, 2, 2)), (0, 1))
     stage.transfer_images(config, [image], [label], space=mixed, model=model)
@@ -255,7 +283,9 @@ def test_an_output_that_cannot_be_written_is_named(config, tmp_path):
 def test_an_overflow_is_an_error_and_no_black_picture(config, tmp_path, monkeypatch):
     output = StableDiffusion.output
     monkeypatch.setattr(StableDiffusion, "output", lambda *a, **k: output(*a, **k) * float("inf"))
-    with pytest.raises(InputError, match=r"not finite in torch\.float32: take --diffusion\.dtype bfloat16 or float32"):
+    with pytest.raises(
+        InputError, match=r"not finite in torch\.float32: take --diffusion\.dtype bfloat16 or float32"
+    ):
         stage.transfer(config, tmp_path / "out")
     assert not pictures(tmp_path / "out")
 
@@ -274,8 +304,16 @@ def test_the_embedded_prior_warns_of_photographs(config, tmp_path, monkeypatch, 
     [
         (np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8), "image 0 is float32"),
         (np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8), "expected uint8 .H, W, 3."),
-        (np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64), np.uint8), r"label 0 is uint8 of shape \(32, 64\)"),
-        (np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 77, np.uint8), r"label 0 holds \[77\]: expected train ids 0 to 18"),
+        (
+            np.zeros((64, 64, 3), np.uint8),
+            np.zeros((32, 64), np.uint8),
+            r"label 0 is uint8 of shape \(32, 64\)",
+        ),
+        (
+            np.zeros((64, 64, 3), np.uint8),
+            np.full((64, 64), 77, np.uint8),
+            r"label 0 holds \[77\]: expected train ids 0 to 18",
+        ),
     ],
 )
 def test_arrays_that_are_no_pictures_or_labels_are_refused(image, label, message, config, model):
@@ -293,7 +331,9 @@ def test_ids_and_labels_are_one_for_each_image(config, model):
 
 def test_one_picture_that_is_too_narrow_does_not_end_the_rest(config, source, tmp_path):
     name = IDS[0]
-    trees.save(source / f"leftImg8bit/train/aachen/{name}_leftImg8bit.png", np.zeros((2, 20_000, 3), np.uint8))
+    trees.save(
+        source / f"leftImg8bit/train/aachen/{name}_leftImg8bit.png", np.zeros((2, 20_000, 3), np.uint8)
+    )
     trees.save(source / f"gtFine/train/aachen/{name}_gtFine_labelIds.png", np.full((2, 20_000), 7, np.uint8))
     out = stage.transfer(config, tmp_path / "out")
     [failed] = runs.failures(out)

@@ -1,8 +1,9 @@
 # ruff: noqa: F811 (fixtures are imported by name)
-"""Image transfer with a gate: redraws, what is recorded, dropped frames and ignored regions, continuing, bad input.
+"""Image transfer with a gate: redraws, what is recorded, dropped frames and ignored regions, continuing, bad
+input.
 
-The reference network is replaced where a test needs verdicts of both kinds: every label is road over car, and the
-network sees the car again in one picture of three, by a pixel that comes from the signs of the noise.
+The reference network is replaced where a test needs verdicts of both kinds: every label is road over car, and
+the network sees the car again in one picture of three, by a pixel that comes from the signs of the noise.
 """
 
 from dataclasses import replace
@@ -14,7 +15,16 @@ import pytest
 import torch
 import trees
 from PIL import Image
-from transferring import SIZE, config, grey_levels_apart, manifest, model, pictures, prior, source  # noqa: F401
+from transferring import (  # noqa: F401
+    SIZE,
+    config,
+    grey_levels_apart,
+    manifest,
+    model,
+    pictures,
+    prior,
+    source,
+)
 
 from segshift import __main__ as command_line
 from segshift import outputs, runs
@@ -37,7 +47,9 @@ LABEL[32:], LABEL[60:] = 13, 255
 def reference(run: Path, source: str, space: LabelSpace = CITYSCAPES, **changes) -> Path:
     """A run of `segshift train` that has just begun."""
     network = NetworkConfig(name="networks:two_convs", pretrained=False)
-    told = TrainConfig(**{"source": source, "method": "source_only", "network": network, "size": (32, 32), **changes})
+    told = TrainConfig(
+        **{"source": source, "method": "source_only", "network": network, "size": (32, 32), **changes}
+    )
     outputs.begin(run, "train", told)
     checkpoints.describe(run, space, torch.device("cpu"))
     method = checkpoints.method_of(told, space)
@@ -59,8 +71,8 @@ def gated(tmp_path, config):
 
 @pytest.fixture
 def strict(monkeypatch):
-    """A network that sees the car in a third of the transferred pictures, and is expected to see it in all; on sources it
-    is always right."""
+    """A network that sees the car in a third of the transferred pictures, and is expected to see it in all;
+    on sources it is always right."""
     known: set[bytes] = set()
     look, transfer = gate.Gate.look, zodi.transfer
 
@@ -87,27 +99,44 @@ def strict(monkeypatch):
 def test_a_real_reference_network_measures_judges_and_is_recorded(gated, tmp_path):
     out = stage.transfer(gated, tmp_path / "out")
     told = runs.read_json(out / "gate.json")
-    assert told["frames"] == 3 and set(told["thresholds"]) == {"frame", "region"} and told["weights"]["reference"]
+    assert (
+        told["frames"] == 3
+        and set(told["thresholds"]) == {"frame", "region"}
+        and told["weights"]["reference"]
+    )
     for line in manifest(out):
         assert line["gate"]["tries"] in (1, 2, 3) and line["gate"]["threshold"] == told["thresholds"]["frame"]
-        assert line["gate"]["agreement"] == {"road": [1, 1], "car": [0, 0]} and np.isfinite(line["gate"]["movement"])
+        assert line["gate"]["agreement"] == {"road": [1, 1], "car": [0, 0]} and np.isfinite(
+            line["gate"]["movement"]
+        )
         assert len(line["gate"]["draws"]) == line["gate"]["tries"] and line["gate"]["draws"][0]["seed"] == 42
     assert len({line["gate"]["movement"] for line in manifest(out)}) == 3
     # it sees road in every picture, and a car in none
     kept = told["kept_agreement"]["night"]
-    assert kept.pop("road") == 1 and kept.pop("car") == 0 and set(kept.values()) == {1}  # no frame shows any other
+    assert (
+        kept.pop("road") == 1 and kept.pop("car") == 0 and set(kept.values()) == {1}
+    )  # no frame shows any other
 
 
 def test_what_a_domain_leaves_is_measured_on_first_draws_of_some_frames(gated, strict, tmp_path, monkeypatch):
     compared = []
-    monkeypatch.setattr(gate, "kept_agreement", lambda source, drawn: compared.append((source, drawn)) or np.full(19, 0.4))
+    monkeypatch.setattr(
+        gate, "kept_agreement", lambda source, drawn: compared.append((source, drawn)) or np.full(19, 0.4)
+    )
     out = stage.transfer(gated, tmp_path / "out")
     ((source, drawn),) = compared
-    assert source.shape == drawn.shape == (3, 19) and (source[:, [0, 13]] == 1).all() and (drawn[:, 0] == 1).all()
+    assert (
+        source.shape == drawn.shape == (3, 19)
+        and (source[:, [0, 13]] == 1).all()
+        and (drawn[:, 0] == 1).all()
+    )
     told = {line["id"]: line["gate"] for line in manifest(out)}
     once = [float(line["tries"] == 1) for line in told.values()]  # by the class alone: 1 / 1.4 is below 0.8
     assert sorted(drawn[:, 13]) == sorted(once) and 0 < sum(once) < 3  # the pilot's draws are the run's first
-    assert all(line["regions"] == {"judged": 0, "failed": 0, "lowest": 1.0, "threshold": 0.8} for line in told.values())
+    assert all(
+        line["regions"] == {"judged": 0, "failed": 0, "lowest": 1.0, "threshold": 0.8}
+        for line in told.values()
+    )
     monkeypatch.setattr(gate, "PILOT", 1)
     stage.transfer(gated, tmp_path / "one")
     assert compared[1][0].shape == (1, 19)
@@ -123,8 +152,12 @@ def test_failures_are_drawn_again_by_a_seed_of_their_own_and_recorded(gated, str
         tries = [i for i in range(3) if line["seed"] == gate.redraw_seed(42, frame.id, i)]
         assert tries and line["strength"] == pytest.approx(0.9 * 0.9 ** tries[0])
         told = line["gate"]
-        assert told["passed"] == (told["score"] == 1.0) and told["tries"] == (tries[0] + 1 if told["passed"] else 3)
-        assert [draw["seed"] for draw in told["draws"]] == [gate.redraw_seed(42, frame.id, i) for i in range(told["tries"])]
+        assert told["passed"] == (told["score"] == 1.0) and told["tries"] == (
+            tries[0] + 1 if told["passed"] else 3
+        )
+        assert [draw["seed"] for draw in told["draws"]] == [
+            gate.redraw_seed(42, frame.id, i) for i in range(told["tries"])
+        ]
         assert [draw["passed"] for draw in told["draws"]] == [False] * (told["tries"] - 1) + [told["passed"]]
         plain = replace(gated, gate=None, seed=line["seed"], strength=line["strength"])
         image, label = frames.read_image(frame.image), frames.read_label(frame, CITYSCAPES)
@@ -142,7 +175,9 @@ def test_ignored_regions_are_void_in_a_label_of_their_own(gated, strict, tmp_pat
         assert frame.label.is_symlink() != ignored
         assert np.array_equal(label, np.where(LABEL == 13, 255, LABEL) if ignored else LABEL)
     original = frames.load(gated.source).frames[0]
-    assert np.array_equal(frames.read_label(original, CITYSCAPES), LABEL)  # nothing was written through a link
+    assert np.array_equal(
+        frames.read_label(original, CITYSCAPES), LABEL
+    )  # nothing was written through a link
 
 
 def test_dropped_frames_are_left_out_and_recorded_and_stay_so(gated, strict, tmp_path, monkeypatch):
@@ -209,11 +244,16 @@ def test_training_reads_the_transferred_frames_own_label(gated, strict, tmp_path
         assert sample["label"].shape == SIZE and void.any() == (samples.frame(k).id in ignored)
 
 
-@pytest.mark.parametrize("layout", ["cityscapes", "acdc", "gta5", "synthia", "folder", "colours", "colours without void"])
+@pytest.mark.parametrize(
+    "layout", ["cityscapes", "acdc", "gta5", "synthia", "folder", "colours", "colours without void"]
+)
 def test_a_label_is_copied_with_void_in_its_own_format(layout, tmp_path):
     if layout.startswith("colours"):
         void = "ignore: [[9, 9, 9]]\n" if layout == "colours" else ""
-        yaml = f'images: "train/images/*.jpg"\nlabels: "train/labels/*.png"\nclasses: {{road: [1, 2, 3], car: [4, 5, 6]}}\n{void}'
+        yaml = (
+            f'images: "train/images/*.jpg"\nlabels: "train/labels/*.png"\nclasses: {{road: [1, 2, 3], '
+            f"car: [4, 5, 6]}}\n{void}"
+        )
         root = trees.folder(tmp_path / "data", yaml=yaml)
         for path in root.glob("train/labels/*.png"):
             trees.save(path, np.tile(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), (32, 32, 1)))
@@ -227,7 +267,9 @@ def test_a_label_is_copied_with_void_in_its_own_format(layout, tmp_path):
     frames.write_void(frame, data.space, void, copy)
     again = replace(frame, label=copy)
     assert np.array_equal(frames.read_label(again, data.space), np.where(void, 255, label))
-    assert np.array_equal(frames.read_ids(again, data.space)[~void], frames.read_ids(frame, data.space)[~void])
+    assert np.array_equal(
+        frames.read_ids(again, data.space)[~void], frames.read_ids(frame, data.space)[~void]
+    )
     with Image.open(frame.label) as before, Image.open(copy) as after:
         assert after.mode == ("L" if layout == "colours without void" else before.mode)
         assert after.getpalette() == before.getpalette()
@@ -245,7 +287,10 @@ def test_without_labels_there_is_nothing_to_judge(gated, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tries": 9, "strength_factor": 0.5}, "of draw 9 of 'night', walks none of 3 steps: give fewer gate.tries"),
+        (
+            {"tries": 9, "strength_factor": 0.5},
+            "of draw 9 of 'night', walks none of 3 steps: give fewer gate.tries",
+        ),
         ({"reference": "nowhere"}, "no file .*nowhere/config.json"),
     ],
     ids=str,
@@ -263,10 +308,15 @@ def test_the_reference_is_a_source_only_run_on_the_same_classes(gated, tmp_path)
     more = reference(tmp_path / "more", gated.source, more_sources=("cityscapes:transferred/night",))
     chosen = reference(tmp_path / "chosen", gated.source, select="oracle", oracle_validation=(gated.source,))
     for run, message in (
-        (other, "trained on the 2 classes of 'farm'.* has the 19"), (adapted, "by method zodi"),
-        (more, "trained on cityscapes:.*/transferred/night too, and the gate judges by a network of source data alone"),
+        (other, "trained on the 2 classes of 'farm'.* has the 19"),
+        (adapted, "by method zodi"),
+        (
+            more,
+            "trained on cityscapes:.*/transferred/night too, and the gate judges by a network of source "
+            "data alone",
+        ),
         (chosen, "and chosen by oracle_validation"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=message):
             stage.transfer(replace(gated, gate=replace(gated.gate, reference=str(run))), tmp_path / "out")
     with pytest.raises(InputError, match="a gate measures a data set before it judges"):

@@ -28,7 +28,8 @@ def test_crops_reach_every_corner():
     label = torch.arange(9, dtype=torch.uint8).reshape(3, 3)
     image = label.expand(3, 3, 3)
     seen = {
-        int(transforms.augment([image], label, (1, 1), (0, 0, 0, 0), transforms.generator(k))[1]) for k in range(200)
+        int(transforms.augment([image], label, (1, 1), (0, 0, 0, 0), transforms.generator(k))[1])
+        for k in range(200)
     }
     assert seen == set(range(9))
 
@@ -56,14 +57,20 @@ def test_keys_are_the_same_on_every_machine():
 def test_hue_is_torchvisions(turns):
     image = torch.rand(3, 17, 23, generator=torch.Generator().manual_seed(0))
     image[:, 0] = image[0, 0]  # grey has no hue
-    torch.testing.assert_close(transforms.turn_hue(image, turns), F.adjust_hue(image, turns), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        transforms.turn_hue(image, turns), F.adjust_hue(image, turns), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.7])
 def test_contrast_is_torchvisions_on_any_number_of_threads(factor):
-    crop, large = (torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) for size in ((128, 128), (384, 768)))
+    crop, large = (
+        torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) for size in ((128, 128), (384, 768))
+    )
     assert torch.equal(transforms.turn_contrast(crop, factor), F.adjust_contrast(crop, factor))
-    torch.testing.assert_close(transforms.turn_contrast(large, factor), F.adjust_contrast(large, factor), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        transforms.turn_contrast(large, factor), F.adjust_contrast(large, factor), atol=1e-6, rtol=0
+    )
     threads, made = torch.get_num_threads(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -85,7 +92,11 @@ def test_jitter_stays_in_range():
 
 
 def test_labels_are_resized_without_mixing_classes_and_images_with_antialias():
-    label = torch.tensor([[0, 18], [255, 7]], dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
-    assert torch.equal(transforms.resize_label(label, (2, 2)), torch.tensor([[0, 18], [255, 7]], dtype=torch.uint8))
+    label = (
+        torch.tensor([[0, 18], [255, 7]], dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    )
+    assert torch.equal(
+        transforms.resize_label(label, (2, 2)), torch.tensor([[0, 18], [255, 7]], dtype=torch.uint8)
+    )
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(32).expand(3, 64, 64)
     assert (transforms.resize_image(stripes, (16, 16)).float() - 127.5).abs().max() < 20

@@ -38,10 +38,15 @@ def gradients(method, batch):
 def test_cross_entropy_is_the_mean_over_labelled_pixels():
     logits, label = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8)).byte()
     label[0, :3] = 255
-    expected = torch.stack([
-        -F.log_softmax(logits[b, :, i, j], 0)[label[b, i, j].long()]
-        for b in range(2) for i in range(8) for j in range(8) if label[b, i, j] != 255
-    ]).mean()  # fmt: skip
+    expected = torch.stack(
+        [
+            -F.log_softmax(logits[b, :, i, j], 0)[label[b, i, j].long()]
+            for b in range(2)
+            for i in range(8)
+            for j in range(8)
+            if label[b, i, j] != 255
+        ]
+    ).mean()
     torch.testing.assert_close(cross_entropy(logits, label), expected)
 
 
@@ -107,7 +112,9 @@ def test_joint_pass_takes_batch_statistics_over_both_domains():
 
 
 def test_the_published_two_passes_accumulate_the_gradient_of_the_formula():
-    """x with CE and similarity, backward; x' with CE, backward: our joint gradient where batch norm is frozen."""
+    """x with CE and similarity, backward; x' with CE, backward: our joint gradient where batch norm is
+    frozen.
+    """
     network, data = segmenter().eval(), batch()
     network.zero_grad()
     logits, features = network.forward_with_features(data["source"])
@@ -159,7 +166,9 @@ def test_source_only_looks_at_the_source_alone():
     method, data = SourceOnly(segmenter()).eval(), batch()
     data.pop("transferred")
     terms = method.losses("segmenter", data, 0)
-    torch.testing.assert_close(terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"]))
+    torch.testing.assert_close(
+        terms["source"], cross_entropy(method.segmenter(data["source"]), data["label"])
+    )
     assert list(terms) == ["source"]
 
 
@@ -167,7 +176,9 @@ def test_source_only_looks_at_the_source_alone():
 def test_heads_learn_at_a_factor_of_the_rate_where_the_network_has_an_encoder(make):
     method = make(segmenter(), head_lr=3.0)
     (encoder, one), (heads, three) = method.parameter_groups("segmenter")
-    assert (one, three) == (1.0, 3.0) and {id(p) for p in encoder} == {id(p) for p in method.segmenter.encoder.parameters()}
+    assert (one, three) == (1.0, 3.0) and {id(p) for p in encoder} == {
+        id(p) for p in method.segmenter.encoder.parameters()
+    }
     assert len(encoder) + len(heads) == len(list(method.networks["segmenter"].parameters()))
     without = SourceOnly(Segmenter(networks.anonymous(5), 5, None), head_lr=3.0)
     with pytest.raises(InputError, match="--head-lr is 3, and Anonymous has no part called 'encoder'"):

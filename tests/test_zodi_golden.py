@@ -15,7 +15,9 @@ from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.methods.zodi import transfer as zodi
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "zodi"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden vectors beside the checkout (shared/golden/zodi)")
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="no golden vectors beside the checkout (shared/golden/zodi)"
+)
 torch.set_num_threads(1)  # these networks are too small to share
 CASES = json.loads((GOLDEN / "cases.json").read_text()) if GOLDEN.is_dir() else {"night": {}, "fog": {}}
 

@@ -14,18 +14,30 @@ SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end":
 
 def unet(channels: int = 4, **more) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=4, **more,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **more,
+    )
 
 
 def vae(channels: int = 4, halvings: int = 3) -> AutoencoderKL:
     blocks = halvings + 1
     return AutoencoderKL(
-        block_out_channels=(8,) * blocks, latent_channels=channels, norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
-    )  # fmt: skip
+        block_out_channels=(8,) * blocks,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+    )
 
 
 def controlnet(of: UNet2DConditionModel, halvings: int = 3) -> ControlNetModel:
@@ -38,42 +50,63 @@ def controlnet(of: UNet2DConditionModel, halvings: int = 3) -> ControlNetModel:
 
 
 def text(folder: Path) -> None:
-    """text_encoder/ with keys as in the hub's Stable Diffusion (transformers 5 writes them without the prefix), and
-    tokenizer/: a letter a token."""
+    """text_encoder/ with keys as in the hub's Stable Diffusion (transformers 5 writes them without the
+    prefix), and tokenizer/: a letter a token."""
     config = CLIPTextConfig(
-        vocab_size=128, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=TOKENS, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=128,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     encoder = CLIPTextModel(config)
-    weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in encoder.state_dict().items()}
+    weights = {
+        f"text_model.{key.removeprefix('text_model.')}": value for key, value in encoder.state_dict().items()
+    }
     encoder.save_pretrained(folder / "text_encoder", state_dict=weights)
     (folder / "tokenizer").mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz,."
     vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "tokenizer" / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(vocabulary)})
+    )
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     told = {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-    }  # fmt: skip
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": TOKENS,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    }
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(told))
 
 
 def stable_diffusion(folder: Path) -> Path:
-    """As the hub's Stable Diffusion 1.5: epsilon, 4 channels, 8x, a scheduler that is not DDIM, fp16 beside fp32."""
+    """As the hub's Stable Diffusion 1.5: epsilon, 4 channels, 8x, a scheduler that is not DDIM, fp16 beside
+    fp32.
+    """
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     net = unet()
     for part, name in ((net, "unet"), (vae(), "vae"), (controlnet(net), "controlnet")):
         part.save_pretrained(folder / name)
         part.half().save_pretrained(folder / name, variant="fp16")
-    PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+    PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False).save_pretrained(
+        folder / "scheduler"
+    )
     text(folder)
     return folder
 
 
 def prior(folder: Path) -> Path:
-    """As the embedded prior: v-prediction, 8 channels, 4x, pooled text in the time embedding, defaults of its own."""
+    """As the embedded prior: v-prediction, 8 channels, 4x, pooled text in the time embedding, defaults of its
+    own.
+    """
     torch.manual_seed(1)
     folder.mkdir(parents=True)
     net = unet(8, addition_embed_type="text", addition_embed_type_num_heads=4)

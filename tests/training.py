@@ -22,7 +22,9 @@ IDS = tuple(f"aachen_{i:06d}_000019" for i in range(5))
 
 
 def trees_of(root: Path) -> Path:
-    """A day tree (train and val) and two transferred trees of it under `root`, which is returned. Their val pictures differ."""
+    """A day tree (train and val) and two transferred trees of it under `root`, which is returned. Their val
+    pictures differ.
+    """
     trees.cityscapes(root / "day", IDS)
     trees.cityscapes(root / "day", ("ulm_000000_000019",), split="val")
     for name in ("night", "fog"):
@@ -68,7 +70,9 @@ def same(a: Path, b: Path) -> bool:
 
 
 def logged(run: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in runs.read_lines(run / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k != "seconds"} for line in runs.read_lines(run / "metrics.jsonl")
+    ]
 
 
 def stop_in_step(monkeypatch, step: int) -> None:

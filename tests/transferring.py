@@ -17,7 +17,13 @@ from segshift.generators import stable_diffusion
 
 torch.set_num_threads(1)  # these networks are too small to share
 SIZE = (64, 64)
-IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "ulm_000000_000019", "ulm_000001_000019")
+IDS = (
+    "aachen_000000_000019",
+    "aachen_000001_000019",
+    "bochum_000000_000313",
+    "ulm_000000_000019",
+    "ulm_000001_000019",
+)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ def picture(id: str, size: Size = (32, 64)) -> np.ndarray:
 
 
 def train_ids(id: str, size: Size = (32, 64)) -> np.ndarray:
-    """[H, W] uint8: 4x4 blocks of random classes, a strip of void (255) at the bottom; classes in the first rows."""
+    """[H, W] uint8: 4x4 blocks of random classes, a strip of void (255) at the bottom; classes in the first
+    rows.
+    """
     rng = np.random.default_rng(crc32(id.encode()) + 1)
     rows, columns = -(-size[0] // 4), -(-size[1] // 4)
     blocks = rng.integers(0, 19, rows * columns).astype(np.uint8)
@@ -58,9 +60,13 @@ def cityscapes(
 
 
 def acdc(
-    root: Path, ids: Iterable[str] = ("GOPR0351_frame_000001", "GOPR0351_frame_000158"), size: Size = (32, 64),
-    condition: str = "night", split: str = "val", labelled: bool = True,
-) -> Path:  # fmt: skip
+    root: Path,
+    ids: Iterable[str] = ("GOPR0351_frame_000001", "GOPR0351_frame_000158"),
+    size: Size = (32, 64),
+    condition: str = "night",
+    split: str = "val",
+    labelled: bool = True,
+) -> Path:
     """Ids begin with their sequence, as in GOPR0351_frame_000001."""
     for id in ids:
         sequence = id.split("_")[0]
@@ -72,9 +78,11 @@ def acdc(
 
 
 def gta5(
-    root: Path, ids: Iterable[str] = ("00001", "00002", "00003"), size: Size = (32, 64),
+    root: Path,
+    ids: Iterable[str] = ("00001", "00002", "00003"),
+    size: Size = (32, 64),
     splits: dict[str, Sequence[int]] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Labels are indexed-colour PNGs; `splits` ({"train": [1, 2], "val": [3]}) are written as split.mat."""
     for id in ids:
         save(root / f"images/{id}.png", picture(id, size))
@@ -111,8 +119,14 @@ ignore: [3]
 """
 
 
-def folder(root: Path, ids: Iterable[str] = ("a", "b", "c"), size: Size = (32, 64), split: str = "train",
-           labelled: bool = True, yaml: str = FOLDER_YAML) -> Path:  # fmt: skip
+def folder(
+    root: Path,
+    ids: Iterable[str] = ("a", "b", "c"),
+    size: Size = (32, 64),
+    split: str = "train",
+    labelled: bool = True,
+    yaml: str = FOLDER_YAML,
+) -> Path:
     """The user's own: JPEG images, label PNGs of the indices 0 to 2, void 3, and `dataset.yaml`."""
     for id in ids:
         save(root / f"{split}/images/{id}.jpg", picture(id, size))
@@ -139,8 +153,8 @@ CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 
 
 def camvid(folder: Path, onto_cityscapes: bool = False) -> Path:
-    """A dataset.yaml for the CamVid frames beside the checkout, in their own 11 classes or in Cityscapes' 19; to be
-    loaded as `folder:FILE:day/train`. Skips the test where the frames are absent."""
+    """A dataset.yaml for the CamVid frames beside the checkout, in their own 11 classes or in Cityscapes' 19;
+    to be loaded as `folder:FILE:day/train`. Skips the test where the frames are absent."""
     if not CAMVID.is_dir():
         pytest.skip(f"no CamVid in {CAMVID}")
     text = (Path(__file__).parent / "camvid.yaml").read_text().replace("root: .", f"root: {CAMVID}")

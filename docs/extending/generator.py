@@ -1,6 +1,6 @@
 """A generator of your own: fog that thickens towards the horizon. Any library, any network will do.
 
-    segshift transfer OUT --source ... --to fog --generator generator:build
+segshift transfer OUT --source ... --to fog --generator generator:build
 """
 
 import numpy as np

@@ -2,11 +2,13 @@
 
     L = CE(f(x^s), y^s) + lambda mean(-sum_c p_c log p_c),   p = softmax f(x^t)
 
-Keep it as src/segshift/methods/minent.py, and add its line to `MethodTable` in methods/__init__.py, with its import:
+Keep it as src/segshift/methods/minent.py, and add its line to `MethodTable` in methods/__init__.py, with its
+import:
 
     minent: MinEntConfig = field(default_factory=MinEntConfig)
 
-    segshift train OUT --source gta5:/data/gta5 --method minent --target cityscapes:/data/day --minent.weight 0.01
+    segshift train OUT --source gta5:/data/gta5 --method minent --target cityscapes:/data/day --minent.weight
+    0.01
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class MinEntConfig(MethodSettings):
     """Low entropy on the target (MinEnt)."""
 
     prefix: ClassVar[str] = "minent."
-    methods = (MethodSpec("minent", "MinEnt", "source images and unlabelled target images", build, target=True),)
+    methods = (
+        MethodSpec("minent", "MinEnt", "source images and unlabelled target images", build, target=True),
+    )
 
     weight: Weight = 0.001
     """lambda."""

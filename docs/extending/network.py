@@ -4,7 +4,8 @@ Keep it as src/segshift/networks/linear.py, and add its line at the top of `NETW
 
     "linear": "segshift.networks.linear",
 
-    segshift train OUT --source cityscapes:/data/day --method source_only --network.name linear --network.encoder resnet18
+    segshift train OUT --source cityscapes:/data/day --method source_only --network.name linear
+    --network.encoder resnet18
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Linear(nn.Module):
 
 
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
-    """`pretrained`: download the encoder's weights. Raises: InputError for an unknown backbone or a failed download.
+    """`pretrained`: download the encoder's weights. Raises: InputError for an unknown backbone or a failed
+    download.
 
-    The segmenter normalises and pads images and resizes logits; it watches the encoder's output for losses on features, and
-    finds the encoder's tensors in a local file of timm's for --network.weights.
+    The segmenter normalises and pads images and resizes logits; it watches the encoder's output for losses on
+    features, and finds the encoder's tensors in a local file of timm's for --network.weights.
     """
     with making_timm(config.encoder, pretrained):
         network = Linear(config.encoder, classes, pretrained)

@@ -34,8 +34,19 @@ if TYPE_CHECKING:
 _PUBLIC = {
     **dict.fromkeys(
         (
-            "CheckConfig", "DiffusionConfig", "EstimateConfig", "EvaluateConfig", "GateConfig", "ICCLDConfig",
-            "NetworkConfig", "PredictConfig", "ReportConfig", "TownConfig", "TrainConfig", "TransferConfig", "ZoDiConfig",
+            "CheckConfig",
+            "DiffusionConfig",
+            "EstimateConfig",
+            "EvaluateConfig",
+            "GateConfig",
+            "ICCLDConfig",
+            "NetworkConfig",
+            "PredictConfig",
+            "ReportConfig",
+            "TownConfig",
+            "TrainConfig",
+            "TransferConfig",
+            "ZoDiConfig",
         ),
         "segshift.config",
     ),
@@ -49,7 +60,7 @@ _PUBLIC = {
     "train": "segshift.stages.train",
     "transfer": "segshift.stages.transfer",
     "write_town": "segshift.town.writer",
-}  # fmt: skip
+}
 """Module of every public name."""
 
 __all__ = list(_PUBLIC)

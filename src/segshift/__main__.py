@@ -1,7 +1,8 @@
 """The entry of the command line: exit codes, and nothing that takes time to import.
 
-0 done, 1 finished with frames that failed (listed), 2 wrong input, 70 a defect of segshift, 130 interrupted. Under
-torchrun, which stops all processes when one ends in another code than 0, failed frames are listed and the code is 0.
+0 done, 1 finished with frames that failed (listed), 2 wrong input, 70 a defect of segshift, 130 interrupted.
+Under torchrun, which stops all processes when one ends in another code than 0, failed frames are listed and
+the code is 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ DEFECT = 70
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; `arguments` without the program's name, None for those of the process."""
+    """Run one command and return its exit code; `arguments` without the program's name, None for those of the
+    process.
+    """
     try:
         from segshift.commands import run_command
 

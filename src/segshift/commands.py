@@ -33,13 +33,19 @@ from segshift.runs import Failure, InputError, failures, one_line
 
 Out = Annotated[
     Positional[str],
-    tyro.conf.arg(metavar="OUT", help="Folder to write to, new or empty; run the same command again to continue."),
+    tyro.conf.arg(
+        metavar="OUT", help="Folder to write to, new or empty; run the same command again to continue."
+    ),
 ]
-Flat = tyro.conf.arg(name="")  # --source, not --config.source; what lies deeper keeps its name: --network.encoder
+Flat = tyro.conf.arg(
+    name=""
+)  # --source, not --config.source; what lies deeper keeps its name: --network.encoder
 
 
 def town(out: Out, config: Annotated[TownConfig, Flat]) -> Path:
-    """Write the embedded town: street scenes with labels, in the layouts of Cityscapes, ACDC, GTA5 and SYNTHIA."""
+    """Write the embedded town: street scenes with labels, in the layouts of Cityscapes, ACDC, GTA5 and
+    SYNTHIA.
+    """
     from segshift.town import writer
 
     return writer.town(config, out)
@@ -48,12 +54,16 @@ def town(out: Out, config: Annotated[TownConfig, Flat]) -> Path:
 def check(
     data: Annotated[
         Positional[str],
-        tyro.conf.arg(metavar="DATA", help="layout:path[:subset], for example cityscapes:/data/cityscapes:train."),
+        tyro.conf.arg(
+            metavar="DATA", help="layout:path[:subset], for example cityscapes:/data/cityscapes:train."
+        ),
     ],
     out: Annotated[str | None, tyro.conf.arg(help="Folder to write check.json to.")] = None,
     workers: Annotated[int, tyro.conf.arg(help="Processes; 0 takes every core.")] = 0,
 ) -> Path | list[Failure]:
-    """Read a whole data set and report missing, broken and mislabelled frames, and how often each class occurs."""
+    """Read a whole data set and report missing, broken and mislabelled frames, and how often each class
+    occurs.
+    """
     from segshift.stages import check
 
     report = check.check(CheckConfig(data, workers), out)
@@ -68,8 +78,8 @@ def transfer(out: Out, config: Annotated[TransferConfig, Flat]) -> Path:
 
 
 def train(out: Out, config: Annotated[TrainConfig, Flat]) -> Path:
-    """Train a segmentation network: on source images, on pairs of source and transferred images, or with unlabelled target
-    images."""
+    """Train a segmentation network: on source images, on pairs of source and transferred images, or with
+    unlabelled target images."""
     from segshift.stages import train
 
     return train.train(config, out)
@@ -93,10 +103,14 @@ def estimate(
     config: Annotated[EstimateConfig, Flat],
     out: Annotated[
         str | None,
-        tyro.conf.arg(help="Folder to write to; default RUN/estimate, for a weights file <its name>-estimate beside it."),
+        tyro.conf.arg(
+            help="Folder to write to; default RUN/estimate, for a weights file <its name>-estimate beside it."
+        ),
     ] = None,
 ) -> Path:
-    """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will fail."""
+    """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will
+    fail.
+    """
     from segshift import estimation
 
     return estimation.estimate(config, out)
@@ -119,7 +133,9 @@ def run(
     ],
     out: Annotated[
         Positional[str | None],
-        tyro.conf.arg(metavar="[OUT]", help="Folder to write to; default runs/RECIPE, or the folder of CONFIG.JSON."),
+        tyro.conf.arg(
+            metavar="[OUT]", help="Folder to write to; default runs/RECIPE, or the folder of CONFIG.JSON."
+        ),
     ] = None,
     data: Annotated[
         dict[str, str],
@@ -127,7 +143,10 @@ def run(
     ] = {},  # noqa: B006
     seeds: Annotated[
         int | None,
-        tyro.conf.arg(help="Trainings of every row: the table shows mean ± standard deviation. Default: the recipe's own."),
+        tyro.conf.arg(
+            help="Trainings of every row: the table shows mean ± standard deviation. Default: the recipe's "
+            "own."
+        ),
     ] = None,
 ) -> Path:
     """Run a named experiment, stage after stage, or repeat a run from its config.json."""
@@ -141,7 +160,10 @@ def recipes() -> None:
     from segshift.recipes import RECIPES
 
     view = Table(
-        "recipe", "published", title="recipes", caption="run one: segshift run NAME OUT --data cityscapes /data/cityscapes ..."
+        "recipe",
+        "published",
+        title="recipes",
+        caption="run one: segshift run NAME OUT --data cityscapes /data/cityscapes ...",
     )
     for recipe in RECIPES.values():
         view.add_row(recipe.name, recipe.published or "(embedded town)")
@@ -163,7 +185,8 @@ def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[Prio
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (demo, town, check, transfer, train, predict, evaluate, estimate, report, recipes, run, prior)
+    f.__name__: f
+    for f in (demo, town, check, transfer, train, predict, evaluate, estimate, report, recipes, run, prior)
 }
 
 
@@ -178,13 +201,17 @@ def run_command(arguments: list[str]) -> int:
         print(f"segshift {version('segshift')}")
         return 0
     if name not in COMMANDS:
-        errors.print("[bold red]error[/]", escape(one_line(f"no command '{name}': there are {', '.join(COMMANDS)}")))
+        errors.print(
+            "[bold red]error[/]", escape(one_line(f"no command '{name}': there are {', '.join(COMMANDS)}"))
+        )
         return 2
     _warnings_to(errors)
     debug = "--debug" in rest
     rest = [argument for argument in rest if argument != "--debug"]
     try:
-        done = tyro.cli(COMMANDS[name], prog=f"segshift {name}", args=rest, config=(tyro.conf.CascadeSubcommandArgs,))
+        done = tyro.cli(
+            COMMANDS[name], prog=f"segshift {name}", args=rest, config=(tyro.conf.CascadeSubcommandArgs,)
+        )
         failed = failures(done) if isinstance(done, Path) and done.is_dir() else done or []
     except InputError as error:
         if debug:
@@ -195,7 +222,10 @@ def run_command(arguments: list[str]) -> int:
         raise
     except Exception:
         traceback.print_exc()
-        errors.print(f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it with the lines above")
+        errors.print(
+            f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it with the "
+            "lines above"
+        )
         return 70
     if isinstance(done, Path):
         Console(soft_wrap=True, highlight=False).print("results:", escape(str(done)))
@@ -210,7 +240,10 @@ def _print_help() -> None:
     say.print("Adapt semantic segmentation to a domain you have no labels for, or not even an image of.\n")
     for name, function in COMMANDS.items():
         say.print(f"  {name:<10} {' '.join((function.__doc__ or '').split())}", markup=False)
-    say.print("\nsegshift COMMAND --help explains a command's options; --debug shows the traceback of any error; --version.")
+    say.print(
+        "\nsegshift COMMAND --help explains a command's options; --debug shows the traceback of any error; "
+        "--version."
+    )
 
 
 class _Once(logging.Filter):

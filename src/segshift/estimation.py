@@ -1,18 +1,22 @@
 """Estimate a network's score in a domain of which there is no image (ours).
 
 ZoDi's authors note that generated images "enable to estimate the model's performance without target images by
-inspecting" them (arXiv 2403.13652). Here that is a number: labelled source frames are transferred to the target and
-keep their labels, so the network can be scored on them; what the transfer itself costs is measured on the same frames
-transferred to their own domain with the same noise strength, and half of it is taken off (`bootstrap.SHARE`).
+inspecting" them (arXiv 2403.13652). Here that is a number: labelled source frames are transferred to the
+target and keep their labels, so the network can be scored on them; what the transfer itself costs is measured
+on the same frames transferred to their own domain with the same noise strength, and half of it is taken off
+(`bootstrap.SHARE`).
 
     OUT/config.json                                     the configuration of the last call
     OUT/estimate.json                                   everything that was found
-    OUT/<set>/predictions, OUT/<set>/evaluation         the network on a set of frames: source, or a transferred one
-    OUT/transferred/<set>                               a transferred set, <domain>-<strength>-<seed>; `transferred`
-                                                        puts them elsewhere, for several estimates to share
+    OUT/<set>/predictions, OUT/<set>/evaluation         the network on a set of frames: source, or a
+                                                        transferred one
+    OUT/transferred/<set>                               a transferred set, <domain>-<strength>-<seed>;
+                                                        `transferred` puts them elsewhere, for several
+                                                        estimates to share
 
-This runs other stages, each of which skips what is finished, and so stands beside `experiments`, not among them. A
-folder may be asked for other domains, draws or strengths later: each has its own <set>, and what is there is used again.
+This runs other stages, each of which skips what is finished, and so stands beside `experiments`, not among
+them. A folder may be asked for other domains, draws or strengths later: each has its own <set>, and what is
+there is used again.
 """
 
 from __future__ import annotations
@@ -58,11 +62,12 @@ class Scored:
 
 
 def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
-    """Write OUT/estimate.json and print the table; returns `out`, by default RUN/estimate (WEIGHTS-estimate for a file).
+    """Write OUT/estimate.json and print the table; returns `out`, by default RUN/estimate (WEIGHTS-estimate
+    for a file).
 
-    Raises: InputError on a source without labels or with fewer than 10 frames, an empty prompt, a network of other
-    classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried on the source
-    frames first, so a wrong one costs no transfer.
+    Raises: InputError on a source without labels or with fewer than 10 frames, an empty prompt, a network of
+    other classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried
+    on the source frames first, so a wrong one costs no transfer.
     """
     execution.one_process("estimate", execution.STAGES_FIRST)
     run = Path(config.run)
@@ -70,7 +75,9 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     data = frames.load(config.source)
     goals = _check(config, data)
     lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
-    output = outputs.open_output(out, "estimate", lasting, free=_FREE, begun=lambda out: (out / "source" / "predictions").exists())
+    output = outputs.open_output(
+        out, "estimate", lasting, free=_FREE, begun=lambda out: (out / "source" / "predictions").exists()
+    )
     out = output.path
     _warn_of_training_frames(run, data)
     config = replace(config, size=_size(config, data))
@@ -84,10 +91,17 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
     for name, goal in zip(config.to, goals, strict=True):
         for prompt in (name, config.own_prompt):  # the own domain once for each strength, and kept
             if (prompt, goal.strength) not in sets:
-                sets[prompt, goal.strength] = [_transferred(config, data, prompt, goal.strength, s, tree, out) for s in seeds]
+                sets[prompt, goal.strength] = [
+                    _transferred(config, data, prompt, goal.strength, s, tree, out) for s in seeds
+                ]
     scored = runs.read_json(out / "source" / "evaluation" / "metrics.json", records.METRICS)
     result = _result(config, data, goals, source, sets, scored)
-    lost = {f["id"]: f for drawn in sets.values() for one in drawn for f in runs.failures(Path(one.told["transferred"]))}
+    lost = {
+        f["id"]: f
+        for drawn in sets.values()
+        for one in drawn
+        for f in runs.failures(Path(one.told["transferred"]))
+    }
     runs.write_failures(out, lost.values())  # and the estimate is of the other frames
     runs.write_json(out / "estimate.json", result)
     _print(result)
@@ -99,17 +113,24 @@ def _check(config: EstimateConfig, data: Dataset) -> tuple[Domain, ...]:
     frames.require_labels(data)
     _require_frames(data.name, len(data.frames))
     if not config.own_prompt.strip():
-        raise InputError('the prompt of the own domain is empty: describe the source, as in --own-prompt "driving in daylight"')
+        raise InputError(
+            'the prompt of the own domain is empty: describe the source, as in --own-prompt "driving in '
+            'daylight"'
+        )
     plain = _transfer_config(config)
     goals, own = targets(replace(plain, to=config.to)), targets(replace(plain, to=(config.own_prompt,)))[0]
     for name, goal in zip(config.to, goals, strict=True):
         if goal.slug == own.slug and name != config.own_prompt:
-            raise InputError(f"'{name}' is the own domain, written otherwise: name it as --own-prompt does, '{config.own_prompt}'")
+            raise InputError(
+                f"'{name}' is the own domain, written otherwise: name it as --own-prompt does, "
+                f"'{config.own_prompt}'"
+            )
     return goals
 
 
 def _size(config: EstimateConfig, data: Dataset) -> tuple[int, int] | None:
-    """What the network sees, transferred frames too, which are smaller than their sources; None for a run's own size.
+    """What the network sees, transferred frames too, which are smaller than their sources; None for a run's
+    own size.
 
     Raises: InputError for a weights file where the source frames have several sizes.
     """
@@ -117,14 +138,18 @@ def _size(config: EstimateConfig, data: Dataset) -> tuple[int, int] | None:
         return config.size
     sizes = {frames.image_size(frame.image) for frame in data.frames}
     if len(sizes) > 1:
-        raise InputError(f"{data.name} has frames of {len(sizes)} sizes: give the one that the network sees, as in --size 512 1024")
+        raise InputError(
+            f"{data.name} has frames of {len(sizes)} sizes: give the one that the network sees, as in "
+            "--size 512 1024"
+        )
     return sizes.pop()
 
 
 def _require_frames(name: str, count: int) -> None:
     if count < bootstrap.FEWEST_FRAMES:
         raise InputError(
-            f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, of fewer the "
+            f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, of "
+            "fewer the "
             "bootstrap's interval means nothing: name a larger labelled split"
         )
 
@@ -132,16 +157,24 @@ def _require_frames(name: str, count: int) -> None:
 def _transfer_config(config: EstimateConfig) -> TransferConfig:
     """What every transfer of the estimate has in common. Raises: InputError."""
     return TransferConfig(
-        source=config.source, strength=config.strength, mode=config.mode, control=config.control, steps=config.steps,
-        guidance=config.guidance, short_side=config.short_side, batch_size=config.batch_size,
-        generator=config.generator, diffusion=config.diffusion,
-    )  # fmt: skip
+        source=config.source,
+        strength=config.strength,
+        mode=config.mode,
+        control=config.control,
+        steps=config.steps,
+        guidance=config.guidance,
+        short_side=config.short_side,
+        batch_size=config.batch_size,
+        generator=config.generator,
+        diffusion=config.diffusion,
+    )
 
 
 def _transferred(
     config: EstimateConfig, data: Dataset, prompt: str, strength: float, seed: int, tree: Path, out: Path
 ) -> Scored:
-    """Transfer the source frames to one domain with one seed, or find that done, and score the network on them.
+    """Transfer the source frames to one domain with one seed, or find that done, and score the network on
+    them.
 
     Raises: InputError where no frame could be transferred.
     """
@@ -151,20 +184,33 @@ def _transferred(
     folder = transfer.transfer(told, tree / name) / goal.slug
     lines = runs.read_lines(folder / "manifest.jsonl", records.Transferred)
     if not lines:
-        raise InputError(f"no frame of {data.name} could be transferred to '{prompt}'; the first: {runs.failures(tree / name)[0]['error']}")
-    digest = hashlib.sha256("".join(f"{line['id']} {line['sha256']}\n" for line in lines).encode()).hexdigest()
+        raise InputError(
+            f"no frame of {data.name} could be transferred to '{prompt}'; the first: "
+            f"{runs.failures(tree / name)[0]['error']}"
+        )
+    digest = hashlib.sha256(
+        "".join(f"{line['id']} {line['sha256']}\n" for line in lines).encode()
+    ).hexdigest()
     what = {
-        "seed": seed, "transferred": str(folder), "model": lines[0]["model"], "weights": lines[0]["weights"],
+        "seed": seed,
+        "transferred": str(folder),
+        "model": lines[0]["model"],
+        "weights": lines[0]["weights"],
         "images_sha256": digest,
-    }  # fmt: skip
+    }
     return _score(config, ":".join(filter(None, (data.layout, str(folder), data.subset))), out / name, what)
 
 
 def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
     return PredictConfig(
-        run=config.run, data=data, checkpoint=config.checkpoint, network=config.network, size=config.size,
-        batch_size=config.batch_size, device=config.device,
-    )  # fmt: skip
+        run=config.run,
+        data=data,
+        checkpoint=config.checkpoint,
+        network=config.network,
+        size=config.size,
+        batch_size=config.batch_size,
+        device=config.device,
+    )
 
 
 def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]) -> Scored:
@@ -181,13 +227,19 @@ def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]
     confusion = records.read_matrices(evaluation, scored)
     predicted = runs.read_lines(predictions / "predictions.jsonl", records.Prediction)
     confidence = {line["id"]: line["confidence"] for line in predicted}
-    return Scored(confusion, confidence, told | {"predictions": str(predictions), "evaluation": str(evaluation)})
+    return Scored(
+        confusion, confidence, told | {"predictions": str(predictions), "evaluation": str(evaluation)}
+    )
 
 
 def _result(
-    config: EstimateConfig, data: Dataset, goals: Sequence[Domain], source: Scored,
-    sets: dict[tuple[str, float], list[Scored]], scored: records.Metrics,
-) -> dict[str, Any]:  # fmt: skip
+    config: EstimateConfig,
+    data: Dataset,
+    goals: Sequence[Domain],
+    source: Scored,
+    sets: dict[tuple[str, float], list[Scored]],
+    scored: records.Metrics,
+) -> dict[str, Any]:
     """estimate.json. Scores are fractions in [0, 1]; null where a class has none."""
     everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
     ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
@@ -207,35 +259,63 @@ def _result(
         own, target = sets[config.own_prompt, goal.strength], sets[name, goal.strength]
         counted = [plain, matrices(own), matrices(target)]
         values = bootstrap.scores(*(m.sum((0, 1)) for m in counted))
-        spread = bootstrap.resampled(counted, config.resamples, config.seed, common_noise=config.mode == "reference")
+        spread = bootstrap.resampled(
+            counted, config.resamples, config.seed, common_noise=config.mode == "reference"
+        )
         told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names, known), strict=True))
         means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
-        predicted, drop = told["corrected"], _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3])
+        predicted, drop = (
+            told["corrected"],
+            _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3]),
+        )
         deviation = bootstrap.GENERATOR * (predicted["miou"]["value"] or 0.0)
         domains[goal.slug] = {
-            "name": name, "prompt": goal.prompt, "strength": goal.strength,
+            "name": name,
+            "prompt": goal.prompt,
+            "strength": goal.strength,
             **told,
             "corrected": {
                 "miou": _widened(predicted["miou"], deviation),
-                "iou": {c: _widened(one, bootstrap.class_error(one["value"] or 0.0)) for c, one in predicted["iou"].items()},
+                "iou": {
+                    c: _widened(one, bootstrap.class_error(one["value"] or 0.0))
+                    for c, one in predicted["iou"].items()
+                },
             },
-            "without_generator": predicted, "trained_on": bool(trained_on & {goal.slug, goal.prompt}),
+            "without_generator": predicted,
+            "trained_on": bool(trained_on & {goal.slug, goal.prompt}),
             "drop": _widened(drop, deviation, at_least=-1),
             "transfer_cost": _between(means[0] - means[1], mean_spread[:, 0] - mean_spread[:, 1]),
             "failing": [names[c] for c in bootstrap.failing(values[0], values[3])],
-            "confidence": {"source": confidence([source]), "own": confidence(own), "target": confidence(target)},
-            "own_draws": [draw.told for draw in own], "target_draws": [draw.told for draw in target],
-        }  # fmt: skip
+            "confidence": {
+                "source": confidence([source]),
+                "own": confidence(own),
+                "target": confidence(target),
+            },
+            "own_draws": [draw.told for draw in own],
+            "target_draws": [draw.told for draw in target],
+        }
     seeds = ", ".join(str(config.seed + i) for i in range(config.draws))
     model = everywhere[-1].told["model"]
     return {
-        "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames transferred with {model}, "
-        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%} and {100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded town; classes without a labelled pixel are left out",
-        "setting": scored["setting"], "model": scored["model"], "classes": names, "colours": scored["colours"],
-        "frames": len(ids), "draws": config.draws, "resamples": config.resamples, "level": bootstrap.LEVEL,
-        "fails_below": bootstrap.FAILS_BELOW, "own_prompt": config.own_prompt,
-        "source": source.told, "domains": domains,
-    }  # fmt: skip
+        "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames "
+        f"transferred with {model}, "
+        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, "
+        f"noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} "
+        f"(classes {bootstrap.GENERATOR_CLASS:.0%} and {100 * bootstrap.CLASS_FLOOR:.0f} points) as on the "
+        "embedded town; classes without a labelled pixel are left out",
+        "setting": scored["setting"],
+        "model": scored["model"],
+        "classes": names,
+        "colours": scored["colours"],
+        "frames": len(ids),
+        "draws": config.draws,
+        "resamples": config.resamples,
+        "level": bootstrap.LEVEL,
+        "fails_below": bootstrap.FAILS_BELOW,
+        "own_prompt": config.own_prompt,
+        "source": source.told,
+        "domains": domains,
+    }
 
 
 def _trainings(run: Path) -> list[TrainConfig]:
@@ -247,8 +327,8 @@ def _trainings(run: Path) -> list[TrainConfig]:
 
 
 def _trained_on(run: Path) -> set[str]:
-    """Domains whose transferred frames a network was trained on, by the names of their folders and by the prompts in their
-    manifests; as far as these are still there."""
+    """Domains whose transferred frames a network was trained on, by the names of their folders and by the
+    prompts in their manifests; as far as these are still there."""
     found = set()
     for config in _trainings(run):
         for name in (config.source, *config.more_sources, *config.transferred):
@@ -262,26 +342,38 @@ def _trained_on(run: Path) -> set[str]:
 def _warn_of_training_frames(run: Path, data: Dataset) -> None:
     """A score on frames that were trained on is none."""
     seen: set[Path] = set()
-    for name in dict.fromkeys(name for config in _trainings(run) for name in (config.source, *config.more_sources)):
+    for name in dict.fromkeys(
+        name for config in _trainings(run) for name in (config.source, *config.more_sources)
+    ):
         try:
             seen |= frames.images_of((frames.load(name),))
         except InputError:
             continue  # not there any more
     if known := len(frames.images_of((data,)) & seen):
         _log.warning(
-            "%d of %d frames of %s were trained on by this network: its scores there, and what follows from them, are far too "
-            "high; name a split that no training has seen", known, len(data.frames), data.name,
-        )  # fmt: skip
+            "%d of %d frames of %s were trained on by this network: its scores there, and what follows "
+            "from them, are far too "
+            "high; name a split that no training has seen",
+            known,
+            len(data.frames),
+            data.name,
+        )
 
 
-def _with_intervals(values: np.ndarray, spread: np.ndarray, names: Sequence[str], known: np.ndarray) -> list[dict[str, Any]]:
-    """mIoU and per-class IoU with their intervals, of values [K, C] and their resamples [R, K, C]; one dict for each K.
+def _with_intervals(
+    values: np.ndarray, spread: np.ndarray, names: Sequence[str], known: np.ndarray
+) -> list[dict[str, Any]]:
+    """mIoU and per-class IoU with their intervals, of values [K, C] and their resamples [R, K, C]; one dict
+    for each K.
     `known` [C]: classes that enough frames show to have an interval."""
     means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
     return [
         {
             "miou": _between(means[k], mean_spread[:, k]),
-            "iou": {name: _between(values[k, c], spread[:, k, c] if known[c] else np.array([np.nan])) for c, name in enumerate(names)},
+            "iou": {
+                name: _between(values[k, c], spread[:, k, c] if known[c] else np.array([np.nan]))
+                for c, name in enumerate(names)
+            },
         }
         for k in range(len(values))
     ]
@@ -291,10 +383,14 @@ def _between(value: float, spread: np.ndarray) -> dict[str, float | None]:
     """A value and the interval of its resamples [R]; JSON has no nan."""
     ends = bootstrap.interval(spread[:, None])
     three = (value, ends[0][0], ends[1][0])
-    return {key: None if isnan(v) else float(v) for key, v in zip(("value", "low", "high"), three, strict=True)}
+    return {
+        key: None if isnan(v) else float(v) for key, v in zip(("value", "low", "high"), three, strict=True)
+    }
 
 
-def _widened(told: dict[str, float | None], deviation: float, at_least: float = 0.0) -> dict[str, float | None]:
+def _widened(
+    told: dict[str, float | None], deviation: float, at_least: float = 0.0
+) -> dict[str, float | None]:
     """A value with its interval, and in it the generator's error."""
     if None in told.values():
         return told
@@ -307,33 +403,62 @@ def _print(result: dict[str, Any]) -> None:
         if told["value"] is None:
             return "-"
         value = f"{100 * told['value']:{sign}.1f}"
-        return value if told["low"] is None else f"{value} ({100 * told['low']:{sign}.1f} to {100 * told['high']:{sign}.1f})"
+        return (
+            value
+            if told["low"] is None
+            else f"{value} ({100 * told['low']:{sign}.1f} to {100 * told['high']:{sign}.1f})"
+        )
 
     domains = result["domains"].values()
-    detail = Table("class", "source", *(domain["name"] for domain in domains), title=f"predicted IoU %, with {result['level']:.0%} intervals")
+    detail = Table(
+        "class",
+        "source",
+        *(domain["name"] for domain in domains),
+        title=f"predicted IoU %, with {result['level']:.0%} intervals",
+    )
     for name in result["classes"]:
         on_source = next(iter(domains))["source"]["iou"][name]
         if on_source["value"] is not None:
-            detail.add_row(name, percent(on_source), *(percent(domain["corrected"]["iou"][name]) for domain in domains))
+            detail.add_row(
+                name, percent(on_source), *(percent(domain["corrected"]["iou"][name]) for domain in domains)
+            )
     Console().print(detail)
     view = Table(title=f"predicted mIoU %, with {result['level']:.0%} intervals", caption=result["protocol"])
-    for heading in ("domain", "predicted", "drop from source", "transfer alone costs", "uncorrected", "fail, worst first"):
+    for heading in (
+        "domain",
+        "predicted",
+        "drop from source",
+        "transfer alone costs",
+        "uncorrected",
+        "fail, worst first",
+    ):
         view.add_column(heading)
     for domain in domains:
         loss = domain["transfer_cost"]
         view.add_row(
-            domain["name"], percent(domain["corrected"]["miou"]), percent(domain["drop"]), percent(loss),
-            percent(domain["raw"]["miou"]), ", ".join(domain["failing"]) or "none",
-        )  # fmt: skip
+            domain["name"],
+            percent(domain["corrected"]["miou"]),
+            percent(domain["drop"]),
+            percent(loss),
+            percent(domain["raw"]["miou"]),
+            ", ".join(domain["failing"]) or "none",
+        )
         if domain["trained_on"]:
             _log.warning(
-                "%s: this network was trained on transferred frames of the domain, and is examined on more of them: on the "
-                "embedded town such estimates were %.0f points too high", domain["name"], 100 * bootstrap.TRAINED_ON,
-            )  # fmt: skip
+                "%s: this network was trained on transferred frames of the domain, and is examined on more "
+                "of them: on the "
+                "embedded town such estimates were %.0f points too high",
+                domain["name"],
+                100 * bootstrap.TRAINED_ON,
+            )
         source = domain["source"]["miou"]["value"]
         if source and loss["value"] > source / 2:
             _log.warning(
-                "%s: the transfer alone costs %.1f of %.1f points: do not rely on this estimate, use a better generator "
-                "or a lower strength", domain["name"], 100 * loss["value"], 100 * source,
-            )  # fmt: skip
+                "%s: the transfer alone costs %.1f of %.1f points: do not rely on this estimate, use a "
+                "better generator "
+                "or a lower strength",
+                domain["name"],
+                100 * loss["value"],
+                100 * source,
+            )
     Console().print(view)

@@ -51,10 +51,13 @@ Scores = dict[tuple[str, Select], dict[str, list[float]]]
 
 _STAGES = {
     "town": (TownConfig, writer.town),
-    "transfer": (TransferConfig, transfer.transfer), "train": (TrainConfig, train.train), "predict": (PredictConfig, predict.predict),
-    "evaluate": (EvaluateConfig, evaluate.evaluate), "estimate": (EstimateConfig, estimation.estimate),
+    "transfer": (TransferConfig, transfer.transfer),
+    "train": (TrainConfig, train.train),
+    "predict": (PredictConfig, predict.predict),
+    "evaluate": (EvaluateConfig, evaluate.evaluate),
+    "estimate": (EstimateConfig, estimation.estimate),
     "report": (ReportConfig, report.report),
-}  # fmt: skip
+}
 
 
 def run(
@@ -62,25 +65,32 @@ def run(
 ) -> Path:
     """Run a recipe by name, or repeat a run from its `config.json`.
 
-    `data`: where the data sets that the recipe names are unpacked, by name. `seeds`: trainings of every row, 1 or more;
-    None for the experiment's own number. Raises: InputError.
+    `data`: where the data sets that the recipe names are unpacked, by name. `seeds`: trainings of every row,
+    1 or more; None for the experiment's own number. Raises: InputError.
     """
     if name.endswith(".json"):
         path = Path(user_path(name))
         stage = read_json(path, Saved)["stage"]
         out = out or path.parent
         if stage in _STAGES and seeds is not None:
-            raise InputError(f"{path} is a run of one stage, {stage}, and only recipes run over seeds: leave seeds out")
+            raise InputError(
+                f"{path} is a run of one stage, {stage}, and only recipes run over seeds: leave seeds out"
+            )
         if stage in _STAGES:
             kind, function = _STAGES[stage]
             return function(read_config(path, kind), out)
         if stage != "run":
-            raise InputError(f"{path} is of stage '{stage}', expected run, {', '.join(_STAGES)}: give its own command again")
+            raise InputError(
+                f"{path} is of stage '{stage}', expected run, {', '.join(_STAGES)}: give its own command "
+                "again"
+            )
         experiment = read_config(path, Experiment)
     elif name in RECIPES:
         experiment, out = fill(RECIPES[name], data or {}, keep=("out", "rows")), out or Path("runs") / name
     else:
-        raise InputError(f"no recipe '{name}': there are {', '.join(RECIPES)}; or name the config.json of a run")
+        raise InputError(
+            f"no recipe '{name}': there are {', '.join(RECIPES)}; or name the config.json of a run"
+        )
     return run_experiment(experiment if seeds is None else replace(experiment, seeds=seeds), out)
 
 
@@ -104,21 +114,26 @@ def fill(value: T, names: dict[str, str], keep: tuple[str, ...] = ()) -> T:
             raise InputError(f"where is {match[1]} unpacked? add --data {match[1]} /path/to/{match[1]}")
         return str(names[match[1]])
 
-    return TypeAdapter(type(value)).validate_python(tuples(replace_in(asdict(value) if is_dataclass(value) else value)))
+    return TypeAdapter(type(value)).validate_python(
+        tuples(replace_in(asdict(value) if is_dataclass(value) else value))
+    )
 
 
 def run_experiment(experiment: Experiment, out: str | Path) -> Path:
-    """Town (if any), transfers, every row trained on every seed, predicted and evaluated by every selection rule that it
-    has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every seed by row, checkpoint and target.
+    """Town (if any), transfers, every row trained on every seed, predicted and evaluated by every selection
+    rule that it has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every
+    seed by row, checkpoint and target.
 
-    Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds. Frames that failed
-    in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out` holds another experiment; before
-    anything is written for data sets that are not there.
+    Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds.
+    Frames that failed in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out`
+    holds another experiment; before anything is written for data sets that are not there.
     """
     execution.one_process("run", execution.STAGES_FIRST)
     if experiment.seeds < 1:
         raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
-    output = outputs.open_output(out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json")))
+    output = outputs.open_output(
+        out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json"))
+    )
     out = output.path
     _look(experiment)
     output.claim()
@@ -147,25 +162,35 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
 
 
 def _look(experiment: Experiment) -> None:
-    """Whether the user's data sets are there, and the weights that encoders start from, which are downloaded here: all
-    that a later stage would miss, before the first one has taken its days. Raises: InputError."""
+    """Whether the user's data sets are there, and the weights that encoders start from, which are downloaded
+    here: all that a later stage would miss, before the first one has taken its days. Raises: InputError."""
     trainings = [row.train for row in experiment.rows]
-    given = [config.source for config in experiment.transfers.values()] + [target.data for target in experiment.targets]
+    given = [config.source for config in experiment.transfers.values()] + [
+        target.data for target in experiment.targets
+    ]
     for t in trainings:
         given += [t.source, *t.more_sources, t.validation, *t.transferred_validation, *t.oracle_validation]
     unlabelled = [name for t in trainings for name in (t.target, *t.transferred)]
-    data = {name: frames.load(name) for name in dict.fromkeys(filter(None, given + unlabelled)) if "{out}" not in name}
+    data = {
+        name: frames.load(name)
+        for name in dict.fromkeys(filter(None, given + unlabelled))
+        if "{out}" not in name
+    }
     for name in data.keys() & set(given):
         frames.require_labels(data[name])
-    used = [(t.network, data[t.source].space.classes) for t in trainings if t.source in data and t.network.pretrained]
+    used = [
+        (t.network, data[t.source].space.classes)
+        for t in trainings
+        if t.source in data and t.network.pretrained
+    ]
     for i, (network, classes) in enumerate(used):
         if (network, classes) not in used[:i]:
             networks.build(network, classes)
 
 
 def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: Scores) -> list[str]:
-    """Train a row on a seed and add its `scores`; returns the folders to report on. A checkpoint that several rules choose
-    is predicted and evaluated once, in the folder of the first of them."""
+    """Train a row on a seed and add its `scores`; returns the folders to report on. A checkpoint that several
+    rules choose is predicted and evaluated once, in the folder of the first of them."""
     config = replace(row.train, seed=row.train.seed + seed)
     train.train(config, folder)
     shown = [str(folder)]
@@ -182,16 +207,24 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
         place = target.name if sampling is None else f"{target.name}-steps-{steps}-draws-{draws}"
         predictions, evaluation = (folder / stage / rule / place for stage in ("predictions", "evaluation"))
         settings = PredictConfig(
-            run=str(folder), data=target.data, checkpoint=rule, device=config.device, uncertainty=row.uncertainty and rule == "last",
-            sampling_steps=steps, draws=draws,
-        )  # fmt: skip
+            run=str(folder),
+            data=target.data,
+            checkpoint=rule,
+            device=config.device,
+            uncertainty=row.uncertainty and rule == "last",
+            sampling_steps=steps,
+            draws=draws,
+        )
         predict.predict(settings, predictions)
         evaluate.evaluate(
             EvaluateConfig(predictions=str(predictions), data=target.data, classes=config.classes), evaluation
         )
         miou = read_json(evaluation / "metrics.json", records.METRICS)["miou"]
         if miou is None:
-            raise InputError(f"{target.data} has no labelled pixel and no score: name labelled frames as the target '{target.name}'")
+            raise InputError(
+                f"{target.data} has no labelled pixel and no score: name labelled frames as the target "
+                f"'{target.name}'"
+            )
         for rule in rules:
             scores.setdefault((name, rule), {}).setdefault(target.name, []).append(100 * miou)
         shown.append(str(evaluation))
@@ -211,13 +244,18 @@ def table(experiment: Experiment, scores: Scores) -> Table:
     for (row, rules), found in by_checkpoint(scores).items():
         view.add_row(row, rules, *(spread(found.get(t.name, [])) for t in experiment.targets))
     for (row, rules), found in by_checkpoint(gains(scores, experiment.rows[0].name)).items():
-        view.add_row(f"{row}, gain", rules, *(spread(found.get(t.name, []), "+") for t in experiment.targets), style="bold")
+        view.add_row(
+            f"{row}, gain",
+            rules,
+            *(spread(found.get(t.name, []), "+") for t in experiment.targets),
+            style="bold",
+        )
     return view
 
 
 def by_checkpoint(scores: Scores) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """By row and checkpoint, a line of a table each. Rules by which a row has the same scores everywhere share a line. Rows
-    called oracle are trained on the target's labels."""
+    """By row and checkpoint, a line of a table each. Rules by which a row has the same scores everywhere
+    share a line. Rows called oracle are trained on the target's labels."""
     lines: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in dict.fromkeys(row for row, _ in scores):
         called = re.sub("^oracle", "trained on the target's labels (not attainable)", row)
@@ -233,7 +271,10 @@ def gains(scores: Scores, first: str) -> Scores:
     """Of every other row over the row `first` of the same rule, target and seed."""
     return {
         (row, rule): {
-            target: [ours - theirs for ours, theirs in zip(values, scores[first, rule].get(target, []), strict=False)]
+            target: [
+                ours - theirs
+                for ours, theirs in zip(values, scores[first, rule].get(target, []), strict=False)
+            ]
             for target, values in found.items()
         }
         for (row, rule), found in scores.items()

@@ -1,7 +1,8 @@
-"""The one guard of output folders: nothing of the user's is overwritten, and a failed start leaves nothing behind.
+"""The one guard of output folders: nothing of the user's is overwritten, and a failed start leaves nothing
+behind.
 
-A stage opens its folder with `open_output` before it does anything, and claims it when its first result is about to be
-written. Until a result is there, a start with another configuration takes the folder over.
+A stage opens its folder with `open_output` before it does anything, and claims it when its first result is
+about to be written. Until a result is there, a start with another configuration takes the folder over.
 """
 
 from __future__ import annotations
@@ -35,24 +36,37 @@ class Output:
         Raises: InputError when another process has claimed the folder for something else.
         """
         replaced = self.check()
-        runs.write_json(self.path / "config.json", {"stage": self.stage, "config": runs.to_plain(self.config)})
+        runs.write_json(
+            self.path / "config.json", {"stage": self.stage, "config": runs.to_plain(self.config)}
+        )
         return replaced
 
     def check(self) -> bool:
-        """Whether the folder holds another configuration, without a result. Raises: InputError when it is not free."""
+        """Whether the folder holds another configuration, without a result. Raises: InputError when it is not
+        free.
+        """
         file = self.path / "config.json"
-        there = _visible(self.path)  # before config.json is looked for: of what segshift writes it comes first
+        there = _visible(
+            self.path
+        )  # before config.json is looked for: of what segshift writes it comes first
         if not there:
             return False
         if not file.is_file():
             shown = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
-            raise InputError(f"{self.path} is not empty and segshift did not begin it (it holds {shown}): name a new folder")
+            raise InputError(
+                f"{self.path} is not empty and segshift did not begin it (it holds {shown}): name a new "
+                "folder"
+            )
         try:
             saved: Saved = runs.read_json(file, Saved)
         except InputError:
-            raise InputError(f"{file} is no configuration that segshift wrote: name a new folder, or restore the file") from None
+            raise InputError(
+                f"{file} is no configuration that segshift wrote: name a new folder, or restore the file"
+            ) from None
         if saved["stage"] != self.stage:
-            raise InputError(f"{self.path} holds a run of stage '{saved['stage']}', not '{self.stage}': name a new folder")
+            raise InputError(
+                f"{self.path} holds a run of stage '{saved['stage']}', not '{self.stage}': name a new folder"
+            )
         new = runs.to_plain(self.config)
         differ = [
             (name, *values)
@@ -60,9 +74,14 @@ class Output:
             if not any(name == field or name.startswith(f"{field}.") for field in self.free)
         ]
         if differ and self.begun(self.path):
-            what = ", ".join(f"{option(name)} {_short(old)} there, {_short(now)} asked for" for name, old, now in differ[:2])
+            what = ", ".join(
+                f"{option(name)} {_short(old)} there, {_short(now)} asked for"
+                for name, old, now in differ[:2]
+            )
             more = f", and {len(differ) - 2} more" if len(differ) > 2 else ""
-            raise InputError(f"{self.path} holds a run of other options ({what}{more}): name a new folder, or delete it")
+            raise InputError(
+                f"{self.path} holds a run of other options ({what}{more}): name a new folder, or delete it"
+            )
         return bool(differ)
 
 
@@ -74,29 +93,35 @@ def open_output(
     free: Sequence[str] = (),
     begun: Callable[[Path], bool] = lambda out: True,
 ) -> Output:
-    """The folder `out`, which is new, empty, or begun by this stage with this configuration, and apart from all inputs.
+    """The folder `out`, which is new, empty, or begun by this stage with this configuration, and apart from
+    all inputs.
 
-    free: fields that may differ when a run is continued, dotted where they are nested. begun: whether the folder holds a
-    result; where it holds none, another configuration may take it over. Raises: InputError.
+    free: fields that may differ when a run is continued, dotted where they are nested. begun: whether the
+    folder holds a result; where it holds none, another configuration may take it over. Raises: InputError.
     """
     output = Output(Path(runs.user_path(out)), stage, config, tuple(free), begun)
     try:
         _keep_apart(output.path.resolve(), config)
         output.check()
     except OSError as error:
-        raise InputError(f"cannot use {output.path} ({error.strerror}): name another output folder") from error
+        raise InputError(
+            f"cannot use {output.path} ({error.strerror}): name another output folder"
+        ) from error
     return output
 
 
 def begin(out: str | os.PathLike[str], stage: str, config: Any, **how: Any) -> Path:
-    """Open `out` and claim it at once; returns it as an absolute path. Raises: InputError, as `open_output`."""
+    """Open `out` and claim it at once; returns it as an absolute path. Raises: InputError, as
+    `open_output`."""
     output = open_output(out, stage, config, **how)
     output.claim()
     return output.path
 
 
 def _visible(path: Path) -> list[str]:
-    """What a folder holds, but for hidden files: those of the system, of an editor, and ours that a kill left behind."""
+    """What a folder holds, but for hidden files: those of the system, of an editor, and ours that a kill left
+    behind.
+    """
     try:
         return sorted(name for name in os.listdir(path) if not name.startswith("."))
     except FileNotFoundError:
@@ -112,9 +137,13 @@ def _keep_apart(out: Path, config: Any) -> None:
             continue  # a folder of the experiment's own
         for path in _places(name):
             if path == out or (path in out.parents and not isinstance(name, RunFolder)):
-                raise InputError(f"the output folder {out} lies in the input {path}: name a folder outside of it")
+                raise InputError(
+                    f"the output folder {out} lies in the input {path}: name a folder outside of it"
+                )
             if out in path.parents:
-                raise InputError(f"the input {path} lies in the output folder {out}: name a folder that does not hold it")
+                raise InputError(
+                    f"the input {path} lies in the output folder {out}: name a folder that does not hold it"
+                )
 
 
 def _places(name: str) -> list[Path]:
@@ -133,7 +162,12 @@ def _places(name: str) -> list[Path]:
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """Where two plain values differ, by dotted name; of nested ones where inside."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and all(isinstance(i, dict) for i in [*old, *new]):
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and all(isinstance(i, dict) for i in [*old, *new])
+    ):
         old, new = ({str(i): item for i, item in enumerate(items)} for items in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         parts = ((f"{name}.{key}" if name else key, old.get(key), new.get(key)) for key in old | new)

@@ -212,9 +212,18 @@ def _of_its_classes(found: Metrics) -> Metrics:
 METRICS: Any = Annotated[Metrics, AfterValidator(_of_its_classes)]
 
 _BROKEN = (
-    OSError, EOFError, ValueError, KeyError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
-    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 """What numpy and zipfile raise on a damaged archive."""
 
 

@@ -38,7 +38,9 @@ LOG_EVERY = 60.0
 
 
 class InputError(Exception):
-    """Wrong input, in one sentence: what was found, what was expected, what to do, with the path (exit code 2)."""
+    """Wrong input, in one sentence: what was found, what was expected, what to do, with the path (exit code
+    2).
+    """
 
 
 def user_path(text: str | os.PathLike[str]) -> str:
@@ -65,15 +67,21 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)  # with the user's own permissions, so that colleagues can read the result
+        temporary.touch(
+            exist_ok=False
+        )  # with the user's own permissions, so that colleagues can read the result
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): choose a writable output folder") from error
+        raise InputError(
+            f"cannot write {path} ({error.strerror}): choose a writable output folder"
+        ) from error
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"disk full while writing {path}: free some space and run the same command again") from error
+            raise InputError(
+                f"disk full while writing {path}: free some space and run the same command again"
+            ) from error
         if error.errno == errno.EISDIR:
             raise InputError(f"{path} is a folder, expected a file: move it, or name a new output") from error
         if error.errno == errno.ENAMETOOLONG:
@@ -84,19 +92,25 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def one_line(text: str, most: int = 300) -> str:
-    """A message as one line of at most `most` characters, without control characters; a longer one loses its middle."""
+    """A message as one line of at most `most` characters, without control characters; a longer one loses its
+    middle.
+    """
     line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 100]} ... {line[-95:]}"
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left of files that it was writing below `folder`, which no other process writes to."""
+    """Delete what a killed process left of files that it was writing below `folder`, which no other process
+    writes to.
+    """
     for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 def slug(text: str) -> str:
-    """A folder name: lower case, words of any alphabet joined by '-', at most 60 characters; "" when there is none."""
+    """A folder name: lower case, words of any alphabet joined by '-', at most 60 characters; "" when there is
+    none.
+    """
     name = re.sub(r"\W+", "-", text.lower()).strip("-")
     if len(name) > 60:  # file systems stop at 255 bytes
         name = f"{name[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -106,12 +120,16 @@ def slug(text: str) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or plain value as indented JSON, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def to_plain(value: Any) -> Any:
     """A dataclass as nested dicts and lists, ready for JSON."""
-    return json.loads(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value))
+    return json.loads(
+        json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
+    )
 
 
 class Saved(TypedDict):
@@ -133,9 +151,13 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"no file {path}: name a folder that segshift wrote") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON ({error}): restore it, or start again in a new folder") from error
+        raise InputError(
+            f"{path} is no JSON ({error}): restore it, or start again in a new folder"
+        ) from error
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder") from error
+        raise InputError(
+            f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder"
+        ) from error
     return _checked(value, content, kind, str(path))
 
 
@@ -173,7 +195,8 @@ def read_config(path: Path, kind: type[T], stage: str | None = None) -> T:
         if isinstance(error, ValidationError):
             what = ", ".join(dict.fromkeys(".".join(map(str, one["loc"])) for one in error.errors()))
         raise InputError(
-            f"{path} is no {kind.__name__} of this version ({what}): use the version that wrote it, or start again in a new folder"
+            f"{path} is no {kind.__name__} of this version ({what}): use the version that wrote it, or "
+            "start again in a new folder"
         ) from error
 
 
@@ -185,7 +208,8 @@ def tuples(value: Any) -> Any:
 
 
 def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
-    """JSON lines, each checked to be a `kind`; a line that a kill cut short is left out. A missing file is an empty list.
+    """JSON lines, each checked to be a `kind`; a line that a kill cut short is left out. A missing file is an
+    empty list.
 
     Raises: InputError.
     """
@@ -194,7 +218,9 @@ def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder") from error
+        raise InputError(
+            f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder"
+        ) from error
     lines = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         try:
@@ -208,7 +234,9 @@ def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
 def write_lines(path: Path, lines: list[dict]) -> None:
     """Write JSON lines atomically."""
     with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+        )
 
 
 def write_failures(out: Path, failed: Iterable[dict]) -> None:
@@ -246,7 +274,13 @@ class _Rate(ProgressColumn):
 @contextmanager
 def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
     """A progress bar with rate and ETA; call `.advance()` on the yielded object after every item."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as bar:
         bar.add_task(what, total=total, completed=done, done=done)
         bar.advance = _advance(bar)
@@ -254,7 +288,9 @@ def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
 
 
 def _advance(bar: Progress) -> Callable[..., None]:
-    """`bar.advance` of its one task; where nobody watches, as in a job's log, it says a line every LOG_EVERY seconds."""
+    """`bar.advance` of its one task; where nobody watches, as in a job's log, it says a line every LOG_EVERY
+    seconds.
+    """
     [task], advance, told = bar.tasks, bar.advance, time.monotonic()
 
     def step(by: int = 1) -> None:
@@ -262,8 +298,14 @@ def _advance(bar: Progress) -> Callable[..., None]:
         advance(task.id, by)
         if not bar.console.is_terminal and time.monotonic() - told >= LOG_EVERY:
             told = time.monotonic()
-            left = "" if task.time_remaining is None else f", {timedelta(seconds=round(task.time_remaining))} left"
-            bar.console.print(f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}", highlight=False)
+            left = (
+                ""
+                if task.time_remaining is None
+                else f", {timedelta(seconds=round(task.time_remaining))} left"
+            )
+            bar.console.print(
+                f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}", highlight=False
+            )
 
     return step
 

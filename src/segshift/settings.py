@@ -1,4 +1,6 @@
-"""What all configurations share: checked fields, the ranges they use, and paths that do not depend on the current folder."""
+"""What all configurations share: checked fields, the ranges they use, and paths that do not depend on the
+current folder.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from segshift.runs import InputError, user_path
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Select = Literal["last", "source", "transferred", "oracle"]
-"""Rules to select a checkpoint by: the last step, the best mIoU on source validation, on transferred validation, or on
-the target's labels (oracle: not attainable without them)."""
+"""Rules to select a checkpoint by: the last step, the best mIoU on source validation, on transferred
+validation, or on the target's labels (oracle: not attainable without them)."""
 CHECKPOINTS: dict[Select, str] = {
     "last": "last",
     "source": "best on source",
@@ -72,7 +74,9 @@ def _text(value: Any) -> Any:
 
 def _data(text: str) -> Data:
     layout, _, rest = text.partition(":")
-    if not layout.isidentifier() or not rest or rest.startswith("{"):  # {out} and the like are filled in later
+    if (
+        not layout.isidentifier() or not rest or rest.startswith("{")
+    ):  # {out} and the like are filled in later
         return Data(text)
     path, colon, subset = rest, "", ""
     if ":" in rest and not os.path.exists(os.path.expanduser(rest)):  # a path may hold a colon itself
@@ -117,10 +121,12 @@ def inputs(value: Any) -> Iterator[Data | InputFolder]:
 
 
 class Settings:
-    """Base of the frozen dataclasses that configure a stage: the annotations of the fields are checked when one is made.
+    """Base of the frozen dataclasses that configure a stage: the annotations of the fields are checked when
+    one is made.
 
-    Text is not turned into other types where that loses something, numbers are finite, lists become tuples, and relative
-    paths become absolute. Raises: InputError naming the option, what was given and what was expected.
+    Text is not turned into other types where that loses something, numbers are finite, lists become tuples,
+    and relative paths become absolute. Raises: InputError naming the option, what was given and what was
+    expected.
     """
 
     prefix: ClassVar[str] = ""
@@ -139,8 +145,11 @@ class Settings:
 @cache
 def _model(kind: type[Settings]) -> type[BaseModel]:
     hints = get_type_hints(kind, include_extras=True)
-    types: dict[str, Any] = {field.name: (hints[field.name], ...) for field in fields(kind)}  # type: ignore[arg-type]
-    return create_model(kind.__name__, __config__=ConfigDict(allow_inf_nan=False, protected_namespaces=()), **types)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    types: dict[str, Any] = {name: (hints[name], ...) for name in names}
+    return create_model(
+        kind.__name__, __config__=ConfigDict(allow_inf_nan=False, protected_namespaces=()), **types
+    )
 
 
 def option(name: str) -> str:
@@ -164,14 +173,26 @@ def _sentence(prefix: str, error: ValidationError) -> str:
 def _expected(problem: Any) -> str:
     limits, kind = problem.get("ctx", {}), problem["type"]
     words = {
-        "greater_than_equal": "{ge} or more", "greater_than": "more than {gt}", "less_than_equal": "at most {le}",
-        "less_than": "less than {lt}", "literal_error": "{expected}", "finite_number": "a finite number",
-        "tuple_type": "a list of values", "missing": "one value more", "too_long": "at most {max_length} values",
-        "too_short": "at least {min_length} values", "none_required": "none", "string_type": "text",
-        "float_type": "a number", "float_parsing": "a number", "dict_type": "names with values",
-    }  # fmt: skip
+        "greater_than_equal": "{ge} or more",
+        "greater_than": "more than {gt}",
+        "less_than_equal": "at most {le}",
+        "less_than": "less than {lt}",
+        "literal_error": "{expected}",
+        "finite_number": "a finite number",
+        "tuple_type": "a list of values",
+        "missing": "one value more",
+        "too_long": "at most {max_length} values",
+        "too_short": "at least {min_length} values",
+        "none_required": "none",
+        "string_type": "text",
+        "float_type": "a number",
+        "float_parsing": "a number",
+        "dict_type": "names with values",
+    }
     if kind in words:
-        return words[kind].format(**{name: f"{value:g}" if isinstance(value, float) else value for name, value in limits.items()})
+        return words[kind].format(
+            **{name: f"{value:g}" if isinstance(value, float) else value for name, value in limits.items()}
+        )
     if kind.startswith("int_"):
         return "a whole number"
     if kind.startswith("bool_"):
@@ -179,4 +200,3 @@ def _expected(problem: Any) -> str:
     if kind.startswith("dataclass_"):
         return f"a {limits.get('class_name', 'configuration')}"
     return problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-

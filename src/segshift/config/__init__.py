@@ -1,7 +1,8 @@
 """The configuration of every stage: frozen dataclasses, one field a decision, a docstring under each.
 
-The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone repeats it
-(`segshift run CONFIG.JSON`; a check, a report and a training of the prior take their own commands again).
+The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone
+repeats it (`segshift run CONFIG.JSON`; a check, a report and a training of the prior take their own commands
+again).
 """
 
 from segshift.config.judging import CheckConfig, EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig

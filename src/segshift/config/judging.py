@@ -46,24 +46,28 @@ class PredictConfig(Settings):
     data: DataText
     """Data set as layout:path[:subset]."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
+    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
+    """
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of the target where it has
     one), for a weights file the image's own."""
     window: Size | None = None
-    """Height and width of a window that slides over the image at that size, half overlapping, logits averaged; None
-    takes the whole image."""
+    """Height and width of a window that slides over the image at that size, half overlapping, logits
+    averaged; None takes the whole image."""
     sampling_steps: Steps | None = None
-    """DDIM steps of a network that samples its prediction (ICCLD, step 2); None takes the method's default."""
+    """DDIM steps of a network that samples its prediction (ICCLD, step 2); None takes the method's default.
+    """
     draws: Count | None = None
-    """Draws of the starting noise that the prediction is the mean of (ICCLD, step 2); None takes the method's default."""
+    """Draws of the starting noise that the prediction is the mean of (ICCLD, step 2); None takes the method's
+    default.
+    """
     seed: Seed = 0
     """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
     uncertainty: bool = False
-    """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy}/<file>, of several draws also spread, 16-bit
-    PNG of [0, 1]."""
+    """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy}/<file>, of several draws also
+    spread, 16-bit PNG of [0, 1]."""
     batch_size: Count = 8
     """Images per batch."""
     device: Device = "auto"
@@ -79,8 +83,8 @@ class EvaluateConfig(Settings):
     data: DataText
     """Labelled data set as layout:path[:subset]."""
     classes: Literal[13, 16, 19] | None = None
-    """Class set of Cityscapes; None takes every class that the data set labels. A label outside the set is ignored, a
-    prediction outside it is an error."""
+    """Class set of Cityscapes; None takes every class that the data set labels. A label outside the set is
+    ignored, a prediction outside it is an error."""
     protocol: Literal["native", "as-published"] = "native"
     """`native`: at the label's own size. `as-published`: at 512x1024, as ZoDi's authors do."""
     workers: Workers = 0
@@ -89,17 +93,22 @@ class EvaluateConfig(Settings):
 
 @dataclass(frozen=True)
 class EstimateConfig(Settings):
-    """Predict a network's mIoU in domains of which there is no image, from labelled source frames and a sentence."""
+    """Predict a network's mIoU in domains of which there is no image, from labelled source frames and a
+    sentence.
+    """
 
     run: Annotated[tyro.conf.Positional[RunText], tyro.conf.arg(metavar="RUN")]
     """Run folder of `segshift train`, or a file of weights together with `network`."""
     source: DataText
-    """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may have
-    seen it."""
+    """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
+    have seen it."""
     to: tuple[str, ...] = ("night",)
-    """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a sandstorm")."""
+    """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a
+    sandstorm").
+    """
     own_prompt: str = "driving in daylight"
-    """Sentence for the source's own domain: transferred there, the frames show what the transfer alone costs."""
+    """Sentence for the source's own domain: transferred there, the frames show what the transfer alone costs.
+    """
     strength: PositiveShare | None = None
     """Noise strength in (0, 1]; None takes the published one of a known domain, 0.75 for a sentence."""
     draws: Count = 2
@@ -109,17 +118,20 @@ class EstimateConfig(Settings):
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """Resamples of the bootstrap, 100 to 100,000."""
     transferred: PathText | None = None
-    """Folder of the transferred frames, which do not depend on the network: estimates that name the same one share
-    them (in <domain>-<strength>-<seed>, one transfer each). None takes OUT/transferred."""
+    """Folder of the transferred frames, which do not depend on the network: estimates that name the same one
+    share them (in <domain>-<strength>-<seed>, one transfer each). None takes OUT/transferred."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for."""
+    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
+    """
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
-    """Height and width the network sees; None takes the run's training size (of its target, where it has one), for a
-    weights file that of the source frames, where they have one in common."""
+    """Height and width the network sees; None takes the run's training size (of its target, where it has
+    one), for a weights file that of the source frames, where they have one in common."""
     classes: Literal[13, 16, 19] | None = None
-    """Class set of Cityscapes to score; None takes the run's own, for a weights file every class of the data set."""
+    """Class set of Cityscapes to score; None takes the run's own, for a weights file every class of the data
+    set.
+    """
     mode: Literal["default", "reference"] = "default"
     """Mode of the transfer, as for `segshift transfer`; so are the fields that follow."""
     control: bool = True
@@ -135,7 +147,8 @@ class EstimateConfig(Settings):
     device: Device = "auto"
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
     generator: str | None = None
-    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the diffusion model of
+    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the
+    diffusion model of
     --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
@@ -145,7 +158,7 @@ class ReportConfig(Settings):
     """Write one self-contained page over runs."""
 
     runs: tuple[RunText, ...]
-    """Folders to show, in order: of train, evaluate, estimate, transfer, and of predict for data without labels. Gains
-    are counted from the first run that was evaluated."""
+    """Folders to show, in order: of train, evaluate, estimate, transfer, and of predict for data without
+    labels. Gains are counted from the first run that was evaluated."""
     title: str = "segshift"
     """Heading of the page."""

@@ -71,7 +71,7 @@ class PriorConfig(Settings):
     start: NameText | None = None
     """Model folder of an earlier training whose weights are taken on; None starts from random weights."""
     bf16: bool = False
-    """Compute in bfloat16 and keep the weights in float32: faster on a GPU and on CPUs with AVX512-BF16, several times
-    slower on other CPUs."""
+    """Compute in bfloat16 and keep the weights in float32: faster on a GPU and on CPUs with AVX512-BF16,
+    several times slower on other CPUs."""
     device: Device = "cpu"
     """Where it runs."""

@@ -31,7 +31,6 @@ Amount = Annotated[float, Field(ge=0, le=1)]
 """Largest change of brightness, contrast or saturation."""
 
 
-
 def _known(name: str) -> str:
     if name not in METHODS:
         raise ValueError(f"one of {', '.join(METHODS)}")
@@ -59,8 +58,8 @@ class NetworkConfig(Settings):
 
     name: NameText = "deeplabv3plus"
     """`deeplabv3plus` or any other segmentation-models-pytorch architecture, `refinenet`,
-    `hf:<folder or hub name>` (transformers), `iccld` (the network of ICCLD without its diffusion), or `module:factory`
-    called with classes=<int>."""
+    `hf:<folder or hub name>` (transformers), `iccld` (the network of ICCLD without its diffusion), or
+    `module:factory` called with classes=<int>."""
     encoder: str = "resnet50"
     """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 8
@@ -70,18 +69,19 @@ class NetworkConfig(Settings):
     pretrained: bool = True
     """Published weights to start from (a download): ImageNet's for an encoder, the hub's for `hf:`."""
     weights: FolderText | None = None
-    """Local file to start from instead, of the whole network or the encoder: .safetensors, or .pt/.pth read with
-    weights_only=True."""
+    """Local file to start from instead, of the whole network or the encoder: .safetensors, or .pt/.pth read
+    with weights_only=True."""
     feature_layer: str | None = None
-    """Module of the network, by its dotted name, whose output the similarity loss compares; None takes the last
-    encoder stage, in your own network the output of its `encoder`."""
+    """Module of the network, by its dotted name, whose output the similarity loss compares; None takes the
+    last encoder stage, in your own network the output of its `encoder`."""
 
 
 def _foreign(name: str | None = None, encoder: str | None = None) -> NetworkConfig | None:
     """The network that the options describe; None where none is given.
 
     Args:
-        name: Architecture of the network in a file of weights, as in `segshift train`: `deeplabv3plus`, `refinenet`,
+        name: Architecture of the network in a file of weights, as in `segshift train`: `deeplabv3plus`,
+        `refinenet`,
             `module:factory`, ...; None takes the run's own network.
         encoder: Its encoder, for segmentation-models-pytorch and refinenet.
     """
@@ -90,7 +90,9 @@ def _foreign(name: str | None = None, encoder: str | None = None) -> NetworkConf
 
 
 ForeignNetwork = Annotated[NetworkConfig | None, tyro.conf.arg(constructor=_foreign)]
-"""The network of a weights file that segshift did not train, as plain options; None where none of them is given."""
+"""The network of a weights file that segshift did not train, as plain options; None where none of them is
+given.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ class TrainConfig(MethodTable, Settings):
     """Labelled source data set, layout:path[:subset]."""
     method: MethodName = "zodi"
     more_sources: tuple[DataText, ...] = ()
-    """Further labelled data sets of the same classes, such as transferred trees, drawn from like the source (not for
-    a method that pairs frames)."""
+    """Further labelled data sets of the same classes, such as transferred trees, drawn from like the source
+    (not for a method that pairs frames)."""
     target: DataText | None = None
     """Unlabelled target data set; labels there are not read."""
     from_run: RunText | None = None
@@ -114,38 +116,44 @@ class TrainConfig(MethodTable, Settings):
     transferred_validation: tuple[DataText, ...] = ()
     """Transferred validation sets; the best checkpoint on their mean is kept."""
     oracle_validation: tuple[DataText, ...] = ()
-    """Labelled validation sets of the target, or of several; the best checkpoint on their mean is kept as the oracle's and
-    used for nothing else."""
+    """Labelled validation sets of the target, or of several; the best checkpoint on their mean is kept as the
+    oracle's and used for nothing else."""
     select: Select = "source"
-    """Which checkpoint the run stands for: last, best on source validation, on transferred validation, or on the
-    target's labels (oracle: not attainable without them). Those of the other rules that have a set are kept beside it."""
+    """Which checkpoint the run stands for: last, best on source validation, on transferred validation, or on
+    the target's labels (oracle: not attainable without them). Those of the other rules that have a set are
+    kept beside it."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     classes: Literal[13, 16, 19] | None = None
-    """Class set; None takes every class of the label space. Pixels of other classes count as void, and those classes
-    are never predicted."""
+    """Class set; None takes every class of the label space. Pixels of other classes count as void, and those
+    classes are never predicted."""
     size: Size | None = None
-    """Height and width that images and labels are resized to before cropping, in pixels; None takes the source frames'
-    own, made smaller where the short side is over 512."""
+    """Height and width that images and labels are resized to before cropping, in pixels; None takes the
+    source frames' own, made smaller where the short side is over 512."""
     target_size: Size | None = None
     """The same of target images; None takes `size`."""
     crop: Size | None = None
-    """Height and width of the random crop, shared by the pair, in pixels; None takes three quarters of the size."""
+    """Height and width of the random crop, shared by the pair, in pixels; None takes three quarters of the
+    size.
+    """
     jitter: tuple[Amount, Amount, Amount, Annotated[float, Field(ge=0, le=0.5)]] = (0.5, 0.5, 0.5, 0.3)
     """Colour jitter: brightness, contrast, saturation, hue; drawn separately for x and x'."""
     batch_size: Count = 4
-    """Source images, or pairs, per optimizer step, over all processes; a method with a target takes as many of its images
-    besides."""
+    """Source images, or pairs, per optimizer step, over all processes; a method with a target takes as many
+    of its images besides."""
     accumulate: Count = 1
     """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
     steps: Steps | None = None
-    """Optimizer steps; None takes 100 epochs, but 2,000 steps at least and 74,375 at most (the published ones)."""
+    """Optimizer steps; None takes 100 epochs, but 2,000 steps at least and 74,375 at most (the published
+    ones).
+    """
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: Annotated[float, Field(ge=0, le=1000)] = 1e-3
     """Learning rate at the start."""
     head_lr: Rate | None = None
-    """Learning rate of everything but the encoder, as a factor on `lr`; None takes 10 for network iccld and 1 for others,
-    unless the method has a default of its own. Where no encoder is trained, `lr` holds for all."""
+    """Learning rate of everything but the encoder, as a factor on `lr`; None takes 10 for network iccld and 1
+    for others, unless the method has a default of its own. Where no encoder is trained, `lr` holds for all.
+    """
     momentum: Momentum = 0.9
     """Momentum of SGD."""
     weight_decay: Weight = 1e-4
@@ -155,7 +163,9 @@ class TrainConfig(MethodTable, Settings):
     poly_power: Annotated[float, Field(ge=0, le=100)] = 0.9
     """The learning rate falls as (1 - step / steps) to this power, every step (published: every epoch)."""
     rare_classes: FolderText | None = None
-    """Folder that `segshift check` wrote for the source: frames with rare classes are drawn more often (DAFormer)."""
+    """Folder that `segshift check` wrote for the source: frames with rare classes are drawn more often
+    (DAFormer).
+    """
     rare_temperature: Annotated[float, Field(gt=0, le=1000)] = 0.01
     """Temperature of that draw: the lower, the more often the rarest classes are drawn."""
     gradient_checkpointing: bool = False

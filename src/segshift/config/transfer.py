@@ -137,8 +137,15 @@ class TransferConfig(Settings):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     _OF_DIFFUSION: ClassVar[tuple[str, ...]] = (
-        "mode", "inversion", "control", "steps", "guidance", "eta", "control_strength", "diffusion",
-    )  # fmt: skip
+        "mode",
+        "inversion",
+        "control",
+        "steps",
+        "guidance",
+        "eta",
+        "control_strength",
+        "diffusion",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

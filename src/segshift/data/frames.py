@@ -311,9 +311,15 @@ MAX_PIXELS = 178_956_970
 """Largest picture that is read. Pillow refuses larger ones by itself."""
 
 _BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
     cv2.error,
-)  # fmt: skip
+)
 """What Pillow and OpenCV raise on files that are missing, truncated, too large or no pictures."""
 
 

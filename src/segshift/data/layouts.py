@@ -196,9 +196,16 @@ def acdc(path: Path) -> Layout:
 
 
 _BROKEN_MAT = (
-    OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, NotImplementedError, MatReadError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    EOFError,
+    NotImplementedError,
+    MatReadError,
     zlib.error,
-)  # fmt: skip
+)
 """What scipy raises on files that are missing, truncated or no lists."""
 
 

@@ -1,8 +1,8 @@
 """Training samples as a pure function of (seed, k), k = 0, 1, 2, ... counting through the whole run.
 
-Sample k's frame, transferred or target image, crop, flip and jitter come from generators keyed by seed and k. Optimizer step s
-takes samples s * batch_size to (s + 1) * batch_size - 1. So nothing about the order has to be saved: resuming at
-step s, other numbers of workers, processes or micro-batches give the same samples.
+Sample k's frame, transferred or target image, crop, flip and jitter come from generators keyed by seed and k.
+Optimizer step s takes samples s * batch_size to (s + 1) * batch_size - 1. So nothing about the order has to
+be saved: resuming at step s, other numbers of workers, processes or micro-batches give the same samples.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Pictures:
         keep: bool,
         others: Mapping[Path, LabelSpace] | None = None,
     ):
-        """kept: train ids that count; labels of other classes become void. others: how label files are written that
-        come from further data sets, with the same classes."""
+        """kept: train ids that count; labels of other classes become void. others: how label files are
+        written that come from further data sets, with the same classes."""
         self.size, self.space, self.keep, self.others = size, space, keep, others or {}
         self.table = np.full(256, IGNORE, np.uint8)
         self.table[list(kept)] = list(kept)
@@ -73,7 +73,9 @@ class Pictures:
         """[H, W] uint8 train ids at the size. Raises: InputError when it cannot be read."""
         if (known := self.memory.get(frame.label)) is not None:
             return known
-        read = torch.from_numpy(self.table[frames.read_label(frame, self.others.get(frame.label, self.space))])
+        read = torch.from_numpy(
+            self.table[frames.read_label(frame, self.others.get(frame.label, self.space))]
+        )
         return self._remember(frame.label, transforms.resize_label(read, self.size))
 
     def _remember(self, path: Path, value: Tensor) -> Tensor:
@@ -120,7 +122,9 @@ class Samples(Dataset):
         targets: tuple[Sequence[Frame], Pictures] | None = None,
         rare: RareClasses | None = None,
     ):
-        """targets: unlabelled frames, drawn apart from the source's. rare: draws the source frame instead of the order."""
+        """targets: unlabelled frames, drawn apart from the source's. rare: draws the source frame instead of
+        the order.
+        """
         self.pairs, self.pictures, self.crop, self.jitter, self.seed = pairs, pictures, crop, jitter, seed
         self.targets, self.rare = targets, rare
         self.own_labels = any(_has_own_label(frame, other) for frame, made in pairs for other in made)
@@ -147,10 +151,12 @@ class Samples(Dataset):
         return chosen[_permutation(len(chosen), transforms.key_seed(self.seed, "target"), epoch)[place]]
 
     def __getitem__(self, k: int) -> Batch | InputError:
-        """source [3, h, w], transferred [3, h, w] and target [3, h, w] where there are some, label [h, w]; (h, w) = crop.
-        Where transferred frames have label files of their own (a gate made parts of them void): transferred_label [h, w].
+        """source [3, h, w], transferred [3, h, w] and target [3, h, w] where there are some, label [h, w];
+        (h, w) = crop. Where transferred frames have label files of their own (a gate made parts of them
+        void): transferred_label [h, w].
 
-        An InputError is returned, not raised: out of a worker it would come with the worker's stack in its text.
+        An InputError is returned, not raised: out of a worker it would come with the worker's stack in its
+        text.
         """
         rng = transforms.generator(self.seed, "sample", k)
         frame, made = self._pair(k)
@@ -167,7 +173,9 @@ class Samples(Dataset):
         labels = zip(("label", "transferred_label"), label if self.own_labels else [label], strict=False)
         sample = dict(zip(("source", "transferred"), images, strict=False)) | dict(labels)
         if target is not None:  # unjittered: the methods' strong augmentation is of the mixed image alone
-            [cut] = transforms.crop_and_flip([target], self.crop, transforms.generator(self.seed, "target sample", k))
+            [cut] = transforms.crop_and_flip(
+                [target], self.crop, transforms.generator(self.seed, "target sample", k)
+            )
             sample["target"] = cut.float() / 255
         return sample
 
@@ -210,7 +218,9 @@ class Schedule:
 
 def collate(samples: list[Batch | InputError]) -> Batch | InputError:
     """Samples to a batch; the first sample that could not be read stands for the whole batch."""
-    return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(samples)
+    return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(
+        samples
+    )
 
 
 def checked(batch: Batch | InputError) -> Batch:

@@ -3,8 +3,8 @@
     image   [3, H, W], uint8 on reading, float in [0, 1] after `augment`
     label   [H, W] uint8 train ids, 255 ignored
 
-Every random number comes from a generator keyed by what it is for, never from a global state: a sample is the same
-whichever process draws it, and whenever.
+Every random number comes from a generator keyed by what it is for, never from a global state: a sample is the
+same whichever process draws it, and whenever.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as F
 Size = tuple[int, int]
 """Height and width in pixels."""
 Jitter = tuple[float, float, float, float]
-"""Largest change of brightness, contrast, saturation (factors in [1 - s, 1 + s]) and hue (turns in [-s, s])."""
+"""Largest change of brightness, contrast, saturation (factors in [1 - s, 1 + s]) and hue (turns in [-s, s]).
+"""
 
 
 def key_seed(*key: int | str) -> int:
@@ -57,7 +58,9 @@ def augment(
 
 
 def crop_and_flip(pictures: list[Tensor], crop: Size, rng: torch.Generator) -> list[Tensor]:
-    """The same random crop and flip of all pictures, each [..., H, W] of one size and at least as large as `crop`."""
+    """The same random crop and flip of all pictures, each [..., H, W] of one size and at least as large as
+    `crop`.
+    """
     height, width = pictures[0].shape[-2:]
     top = _integer(height - crop[0], rng)
     left = _integer(width - crop[1], rng)
@@ -69,8 +72,8 @@ def crop_and_flip(pictures: list[Tensor], crop: Size, rng: torch.Generator) -> l
 def colour_jitter(image: Tensor, jitter: Jitter, rng: torch.Generator) -> Tensor:
     """Brightness, contrast, saturation and hue changed by random amounts in random order.
 
-    image: [3, H, W] float in [0, 1]; the result too. As torchvision's `ColorJitter`, whose numbers come from the
-    global generator.
+    image: [3, H, W] float in [0, 1]; the result too. As torchvision's `ColorJitter`, whose numbers come from
+    the global generator.
     """
     changes = (F.adjust_brightness, turn_contrast, F.adjust_saturation, turn_hue)
     amounts = torch.rand(4, generator=rng).mul(2).sub(1).mul(torch.tensor(jitter)).tolist()
@@ -83,10 +86,13 @@ def colour_jitter(image: Tensor, jitter: Jitter, rng: torch.Generator) -> Tensor
 def turn_contrast(image: Tensor, factor: float) -> Tensor:
     """Contrast of an image [3, H, W] float in [0, 1] times a factor of 0 or more, around its mean grey.
 
-    torchvision's `adjust_contrast`, whose mean of a large image is summed in another order for every number of threads.
+    torchvision's `adjust_contrast`, whose mean of a large image is summed in another order for every number
+    of threads.
     """
     grey = F.rgb_to_grayscale(image).flatten()
-    mean = torch.stack([part.sum() for part in grey.split(2**14)]).sum() / len(grey)  # parts that torch sums on one thread
+    mean = torch.stack([part.sum() for part in grey.split(2**14)]).sum() / len(
+        grey
+    )  # parts that torch sums on one thread
     return image.mul(factor).add_(mean, alpha=1 - factor).clamp_(0, 1)
 
 

@@ -263,9 +263,13 @@ class Gate:
     def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float | None) -> Verdict:
         """A draw [h, w, 3] uint8 of the frame that was `seen`."""
         return judge(
-            seen, self.predict(picture, seen.label.shape), self.limits, self.kept[domain],
-            movement=movement, require_movement=self.config.require_movement,
-        )  # fmt: skip
+            seen,
+            self.predict(picture, seen.label.shape),
+            self.limits,
+            self.kept[domain],
+            movement=movement,
+            require_movement=self.config.require_movement,
+        )
 
     def decision(self, verdict: Verdict) -> str:
         """What becomes of a frame whose best draw is this: `kept`, `ignored` (its failing regions) or
@@ -283,24 +287,34 @@ class Gate:
         pairs = zip(self.space.names, expected, verdict.classes.tolist(), strict=True)
         labelled = int((seen.label != IGNORE).sum())
         return {
-            "decision": self.decision(verdict), "passed": verdict.passed, "tries": len(draws),
-            "score": _finite(verdict.score), "threshold": self.limits.frame,
+            "decision": self.decision(verdict),
+            "passed": verdict.passed,
+            "tries": len(draws),
+            "score": _finite(verdict.score),
+            "threshold": self.limits.frame,
             "agreement": {name: [round(e, 4), round(a, 4)] for name, e, a in pairs if not np.isnan(e)},
             "regions": {
-                "judged": verdict.judged, "failed": verdict.failed, "lowest": round(verdict.lowest, 4),
+                "judged": verdict.judged,
+                "failed": verdict.failed,
+                "lowest": round(verdict.lowest, 4),
                 "threshold": self.limits.region,
             },
             "failing_share": round(int(verdict.failing.sum()) / max(labelled, 1), 6),
-            "movement": _rounded(verdict.movement), "draws": list(draws),
-        }  # fmt: skip
+            "movement": _rounded(verdict.movement),
+            "draws": list(draws),
+        }
 
 
 def draw(seed: int, strength: float, verdict: Verdict) -> dict:
     """What the manifest tells of one draw."""
     return {
-        "seed": seed, "strength": strength, "passed": verdict.passed, "score": _finite(verdict.score),
-        "failed_regions": verdict.failed, "movement": _rounded(verdict.movement),
-    }  # fmt: skip
+        "seed": seed,
+        "strength": strength,
+        "passed": verdict.passed,
+        "score": _finite(verdict.score),
+        "failed_regions": verdict.failed,
+        "movement": _rounded(verdict.movement),
+    }
 
 
 def _finite(score: float) -> float | None:

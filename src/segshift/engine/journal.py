@@ -1,7 +1,8 @@
-"""The journal of a stage that several processes work on at once: which frames are done, which could not be read.
+"""The journal of a stage that several processes work on at once: which frames are done, which could not be
+read.
 
-Every process appends to a file of its own, a line at a time, so no line can be lost; manifests are made from all of
-them. A journal is kept for good: it is what a continued run goes by.
+Every process appends to a file of its own, a line at a time, so no line can be lost; manifests are made from
+all of them. A journal is kept for good: it is what a continued run goes by.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Journal:
         """Append a line. Raises: InputError when it cannot be written."""
         try:
             self.path.parent.mkdir(exist_ok=True)
-            with self.path.open("ab") as file:  # a newline before, too: a kill may have cut the last line short
+            with self.path.open(
+                "ab"
+            ) as file:  # a newline before, too: a kill may have cut the last line short
                 file.write(f"\n{json.dumps(line, ensure_ascii=False)}\n".encode())
         except OSError as error:
             raise InputError(
@@ -39,7 +42,8 @@ class Journal:
         return [line for path in paths for line in runs.read_lines(path, records.Entry)]
 
     def finished(self, dataset: Dataset, lines: list[dict]) -> set[tuple[str, str]]:
-        """(domain, frame id) of what has one of the `lines` and an image, or a line that says it was dropped."""
+        """(domain, frame id) of what has one of the `lines` and an image, or a line that says it was
+        dropped."""
 
         def there(path: Path) -> bool:
             return path.exists() and path.stat().st_size > 0  # empty after a power cut
@@ -49,15 +53,17 @@ class Journal:
         return {
             (s, id)
             for (s, id), line in made.items()
-            if id in by_id and (frames.was_dropped(line) or there(frames.place(dataset, by_id[id], self.out / s)))
+            if id in by_id
+            and (frames.was_dropped(line) or there(frames.place(dataset, by_id[id], self.out / s)))
         }
 
     def merge(self, known: set[str]) -> None:
-        """Make manifest.jsonl and failures.jsonl of all lines; a frame that failed and is not `known`, for it was
-        removed, is no failure any more.
+        """Make manifest.jsonl and failures.jsonl of all lines; a frame that failed and is not `known`, for it
+        was removed, is no failure any more.
 
-        Two processes may do this at the same time, and the one with older lines write last. Whoever finishes says so
-        in its journal first; so if nobody has in the meantime, what was just written holds all of the finished.
+        Two processes may do this at the same time, and the one with older lines write last. Whoever finishes
+        says so in its journal first; so if nobody has in the meantime, what was just written holds all of the
+        finished.
         """
         while True:
             lines = self.read()

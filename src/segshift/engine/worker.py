@@ -241,12 +241,19 @@ class Worker:
         """One line of the manifest. sha256: of the image file; None where there is none."""
         domain, generator = made.domain, self.generator
         record = {
-            "id": made.sample.id, "domain": domain.slug, "prompt": domain.prompt,
-            "negative_prompt": generator.negative_prompt, "strength": domain.strength, "seed": made.seed,
-            "mode": self.config.mode, "settings": generator.settings(size, self.config.output_size),
-            "model": generator.name, "weights": generator.hashes, "seconds": round(made.seconds, 3),
+            "id": made.sample.id,
+            "domain": domain.slug,
+            "prompt": domain.prompt,
+            "negative_prompt": generator.negative_prompt,
+            "strength": domain.strength,
+            "seed": made.seed,
+            "mode": self.config.mode,
+            "settings": generator.settings(size, self.config.output_size),
+            "model": generator.name,
+            "weights": generator.hashes,
+            "seconds": round(made.seconds, 3),
             "sha256": sha256,
-        }  # fmt: skip
+        }
         if self.gate and made.seen and made.verdict:
             record["gate"] = self.gate.record(made.seen, made.verdict, domain.slug, made.draws)
         return record

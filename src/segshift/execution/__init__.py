@@ -1,6 +1,7 @@
 """Who does what where several processes work on one stage: rank, share of the frames, and who writes.
 
-Everything that depends on the number of processes asks this package. A new executor is one file with a function
+Everything that depends on the number of processes asks this package. A new executor is one file with a
+function
 `process()`, which returns this process's place or None, and one line in EXECUTORS.
 """
 
@@ -33,7 +34,9 @@ def shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     index, count = map(int, match.groups()) if match else (0, 0)
     if index >= count:
-        raise InputError(f"--shard is '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes")
+        raise InputError(
+            f"--shard is '{text}': expected i/n with i from 0 to n - 1, as 0/4 to 3/4 for four processes"
+        )
     place = current()
     return index * place.count + place.rank, count * place.count
 
@@ -46,7 +49,8 @@ def one_process(command: str, instead: str = "") -> None:
 
 
 STAGES_FIRST = (
-    "start its stages one after the other on all processes, with the settings of their config.json, and then this on one, "
+    "start its stages one after the other on all processes, with the settings of their config.json, and "
+    "then this on one, "
     "which finds them finished"
 )
 """What one does with `one_process` of several stages."""

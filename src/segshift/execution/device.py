@@ -9,8 +9,8 @@ from segshift.runs import InputError
 
 
 def pick(name: str) -> torch.device:
-    """The device `name`: auto, cuda, mps or cpu. `auto` is CUDA, then MPS, then the CPU; of several GPUs each process
-    takes its own.
+    """The device `name`: auto, cuda, mps or cpu. `auto` is CUDA, then MPS, then the CPU; of several GPUs each
+    process takes its own.
 
     Raises: InputError when torch does not find it.
     """

@@ -13,6 +13,10 @@ def process() -> Process | None:
     if "WORLD_SIZE" not in told:
         return None
     return Process(
-        "torchrun", int(told.get("RANK", 0)), int(told["WORLD_SIZE"]), int(told.get("LOCAL_RANK", 0)),
-        int(told.get("LOCAL_WORLD_SIZE", 1)), ends_all=True,
-    )  # fmt: skip
+        "torchrun",
+        int(told.get("RANK", 0)),
+        int(told["WORLD_SIZE"]),
+        int(told.get("LOCAL_RANK", 0)),
+        int(told.get("LOCAL_WORLD_SIZE", 1)),
+        ends_all=True,
+    )

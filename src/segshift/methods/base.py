@@ -1,9 +1,10 @@
 """What the training loop asks of a method.
 
 A method is a `torch.nn.Module` that holds every network it needs, trained or not: its `state_dict` is what a
-checkpoint keeps. The loop has the method prepare each micro-batch once, then asks each player in turn for its losses, backpropagates their sum and steps the player's
-optimizer; gradients that a player's losses leave in another's networks are thrown away. So an adversary is a second
-player, and a teacher is a module of the method that is no player and follows in `after_step`.
+checkpoint keeps. The loop has the method prepare each micro-batch once, then asks each player in turn for its
+losses, backpropagates their sum and steps the player's optimizer; gradients that a player's losses leave in
+another's networks are thrown away. So an adversary is a second player, and a teacher is a module of the
+method that is no player and follows in `after_step`.
 
     player  name of a group of networks that is trained by one optimizer
     batch   named tensors: images [B, 3, H, W] in [0, 1], labels [B, H, W] uint8 train ids, 255 ignored
@@ -48,7 +49,8 @@ class Method(nn.Module):
     def encoder_and_heads(
         self, segmenter: Segmenter, player: str, factor: float
     ) -> list[tuple[list[nn.Parameter], float]]:
-        """`parameter_groups` where the segmenter's encoder learns at the rate itself and everything else at a factor of it.
+        """`parameter_groups` where the segmenter's encoder learns at the rate itself and everything else at a
+        factor of it.
 
         Raises: InputError when the factor is not 1 and the network has no encoder.
         """
@@ -65,12 +67,16 @@ class Method(nn.Module):
         return [(encoder, 1.0), (heads, factor)]
 
     def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them. Raises: InputError where it cannot."""
-        raise InputError(f"{type(self).__name__} cannot recompute activations: leave out --gradient-checkpointing")
+        """Recompute activations in the backward pass instead of keeping them. Raises: InputError where it
+        cannot.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot recompute activations: leave out --gradient-checkpointing"
+        )
 
     def prepare(self, batch: Batch) -> Any:
-        """What `losses` of every player are given, made once of each micro-batch before the first player's: a place for what
-        the players share. The batch itself where a method does not say otherwise."""
+        """What `losses` of every player are given, made once of each micro-batch before the first player's: a
+        place for what the players share. The batch itself where a method does not say otherwise."""
         return batch
 
     def losses(self, player: str, prepared: Any, step: int) -> dict[str, Tensor]:
@@ -90,7 +96,9 @@ class Method(nn.Module):
     def predict_with_uncertainty(
         self, images: Tensor, seeds: Sequence[int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and maps [B, H, W] in [0, 1] by name: the entropy of the softmax, 1 where all classes are alike."""
+        """`predict`, and maps [B, H, W] in [0, 1] by name: the entropy of the softmax, 1 where all classes
+        are alike.
+        """
         logits = self.predict(images, seeds)
         return logits, {"entropy": self.entropy(logits.float().softmax(1))}
 
@@ -115,6 +123,8 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """CE of every labelled pixel times its weight [B, H, W], summed and divided by their number; 0 where all are void."""
+    """CE of every labelled pixel times its weight [B, H, W], summed and divided by their number; 0 where all
+    are void.
+    """
     pixels = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none")
     return (weight * pixels).sum() / (label != IGNORE).sum().clamp(min=1)

@@ -1,4 +1,6 @@
-"""What a package of a method exports: its settings, and what each of its methods needs. Nothing here imports torch."""
+"""What a package of a method exports: its settings, and what each of its methods needs. Nothing here imports
+torch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Setup:
     excluded: tuple[int, ...]
     """Train ids outside the class set, which are never predicted."""
     start: Method | None = None
-    """The finished method of `config.from_run`; None where the method needs none, and where a checkpoint is read into it."""
+    """The finished method of `config.from_run`; None where the method needs none, and where a checkpoint is
+    read into it.
+    """
 
     def segmenter(self) -> Segmenter:
         """The network that the configuration names. Raises: InputError, as `networks.build`."""

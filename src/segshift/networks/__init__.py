@@ -1,7 +1,7 @@
 """Segmentation networks, from libraries or the user's own.
 
-`NETWORKS` is the table of families: a name as --network.name takes it, or a pattern, and the module that builds it. A
-family is a module with `build(config, classes, pretrained)`, which returns a `Segmenter`.
+`NETWORKS` is the table of families: a name as --network.name takes it, or a pattern, and the module that
+builds it. A family is a module with `build(config, classes, pretrained)`, which returns a `Segmenter`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The networks of ICCLD: encoder, latent head, label encoder, decoder, denoising UNet, discriminator (all ours).
+"""The networks of ICCLD: encoder, latent head, label encoder, decoder, denoising UNet, discriminator (all
+ours).
 
     B, C, K      batch, classes, latent channels
     x            image, normalised and padded                       [B, 3, H, W]; 32 divides H and W
@@ -6,9 +7,9 @@
     z            latent, about zero mean and unit variance          [B, K, H/8, W/8]
     skips        encoder features at strides 4 and 8                [B, c4, H/4, W/4] and [B, c8, H/8, W/8]
 
-The heads are normalised by groups, not over the batch: a step sees two to four images of two domains, the decoder
-takes latents of three origins (image, label, denoised), and neither has statistics that the other should be scaled
-by. The encoder keeps the normalisation that it was pretrained with.
+The heads are normalised by groups, not over the batch: a step sees two to four images of two domains, the
+decoder takes latents of three origins (image, label, denoised), and neither has statistics that the other
+should be scaled by. The encoder keeps the normalisation that it was pretrained with.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Encoder(nn.Module):
     def __init__(self, name: str, pretrained: bool):
         """`name`: a convolutional or hierarchical backbone, or a plain vision transformer such as DINOv2's.
 
-        Raises: InputError for a backbone without such maps; timm's own errors for an unknown name or a failed download.
+        Raises: InputError for a backbone without such maps; timm's own errors for an unknown name or a failed
+        download.
         """
         super().__init__()
         self.model = _backbone(name, pretrained)
@@ -58,7 +60,8 @@ class Encoder(nn.Module):
         self.patch = strides[0] if len(set(strides)) == 1 and len(strides) >= len(STRIDES) else None
         if self.patch is None and tuple(strides[-4:]) != STRIDES:
             raise InputError(
-                f"backbone '{name}' has features at strides {strides}, expected 4, 8, 16 and 32, or one stride for all "
+                f"backbone '{name}' has features at strides {strides}, expected 4, 8, 16 and 32, or one "
+                "stride for all "
                 "blocks as in a plain vision transformer: choose another one of timm's"
             )
         quarters = [(i + 1) * len(stages) // 4 - 1 for i in range(4)]
@@ -68,7 +71,9 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """x [B, 3, H, W] to four maps [B, c, H/s, W/s], s = 4, 8, 16, 32."""
         size = x.shape[-2:]
-        if self.patch:  # rounded up to whole patches by resizing: padding would shift the maps against the image
+        if (
+            self.patch
+        ):  # rounded up to whole patches by resizing: padding would shift the maps against the image
             whole = [math.ceil(side / self.patch) * self.patch for side in size]
             x = _resize(x, whole)
         maps = self.model.forward_intermediates(
@@ -97,9 +102,9 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 class RunningNorm(nn.Module):
     """Latents by their running mean and deviation, one of each per channel.
 
-    In training each batch first moves the statistics; then, in training as in evaluation, the latent is normalised by
-    them as by constants: no gradient passes through them. So a frame's latent does not depend on its neighbours in the
-    batch, and the decoder and the diffusion are trained on what they will be given.
+    In training each batch first moves the statistics; then, in training as in evaluation, the latent is
+    normalised by them as by constants: no gradient passes through them. So a frame's latent does not depend
+    on its neighbours in the batch, and the decoder and the diffusion are trained on what they will be given.
     """
 
     def __init__(self, channels: int):
@@ -175,7 +180,9 @@ class LabelEncoder(nn.Module):
 class Decoder(nn.Module):
     """D: a latent to logits, with the inter-coder connections or without."""
 
-    def __init__(self, channels: Sequence[int], latent_channels: int, classes: int, width: int, inter_coder: bool):
+    def __init__(
+        self, channels: Sequence[int], latent_channels: int, classes: int, width: int, inter_coder: bool
+    ):
         """`channels`: of the skips at strides 4 and 8."""
         super().__init__()
         skip = SKIP_WIDTH if inter_coder else 0

@@ -8,8 +8,8 @@ CVPR 2017, figure 2 and section 3.
     fusion     multi-resolution fusion (figure 2c)
     CRP        chained residual pooling (figure 2d)
 
-Deviations: bilinear upsampling with `align_corners=False`; four-pool CRP and a single classifier convolution, as in
-the network that ZoDi's authors trained (the paper has two pools in most tables).
+Deviations: bilinear upsampling with `align_corners=False`; four-pool CRP and a single classifier convolution,
+as in the network that ZoDi's authors trained (the paper has two pools in most tables).
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class RefineNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         *_, f1, f2, f3, f4 = self.encoder(images)
         path: Tensor | None = None
-        for block, features in zip(reversed(self.blocks), (self.dropout(f4), self.dropout(f3), f2, f1), strict=True):
+        for block, features in zip(
+            reversed(self.blocks), (self.dropout(f4), self.dropout(f3), f2, f1), strict=True
+        ):
             path = block(features, path)
         assert isinstance(path, torch.Tensor)
         return self.classifier(self.dropout(path))

@@ -1,9 +1,9 @@
 """The interface of every segmentation network.
 
-    B, C, H, W   batch, classes, height, width
-    images       [B, 3, H, W] in [0, 1]; the ImageNet normalisation is inside the segmenter
-    logits       [B, C, H, W] at the images' own size, whatever the network's stride
-    features     output of the named layer: [B, D, h, w], or [B, tokens, D] of a transformer
+B, C, H, W   batch, classes, height, width
+images       [B, 3, H, W] in [0, 1]; the ImageNet normalisation is inside the segmenter
+logits       [B, C, H, W] at the images' own size, whatever the network's stride
+features     output of the named layer: [B, D, h, w], or [B, tokens, D] of a transformer
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Segmenter(nn.Module):
         encoder_tensors: EncoderTensors = own_names,
         head_lr: float = 1.0,
     ):
-        """`feature_layer`, `encoder`: dotted names of submodules of `network`. `feature_layer` is None where no layer is
-        known; a network may do without an encoder. `encoder_tensors` finds the encoder's tensors in a file of weights.
+        """`feature_layer`, `encoder`: dotted names of submodules of `network`. `feature_layer` is None where
+        no layer is known; a network may do without an encoder. `encoder_tensors` finds the encoder's tensors
+        in a file of weights.
         `head_lr`: factor on the learning rate outside the encoder, unless --head-lr says another.
 
         Raises: InputError when there is no such layer or the network does not give `classes` channels.
@@ -178,7 +179,9 @@ class Segmenter(nn.Module):
 
 
 def _logits(output: object) -> Tensor:
-    """The logits in what a network returns: a tensor, transformers' output object, or torchvision's {"out": ...}."""
+    """The logits in what a network returns: a tensor, transformers' output object, or torchvision's {"out":
+    ...}.
+    """
     if isinstance(output, Tensor):
         return output
     found = getattr(output, "logits", None)
@@ -193,7 +196,9 @@ def _logits(output: object) -> Tensor:
 
 
 def _features(output: object) -> Tensor:
-    """The features in what a layer returns: a tensor, the last of several stages, or transformers' output objects."""
+    """The features in what a layer returns: a tensor, the last of several stages, or transformers' output
+    objects.
+    """
     for name in ("feature_maps", "last_hidden_state"):
         output = getattr(output, name, output)
     if isinstance(output, tuple) and output and isinstance(output[0], list):

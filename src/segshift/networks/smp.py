@@ -24,10 +24,14 @@ from segshift.users_code import first_line
 
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     """Any architecture with any encoder. Raises: InputError for an unknown one or a failed download."""
-    more = {"dynamic_img_size": True} if config.name == "dpt" else {}  # else a transformer takes one size alone
+    more = (
+        {"dynamic_img_size": True} if config.name == "dpt" else {}
+    )  # else a transformer takes one size alone
     with making(config, pretrained):
         weights = encoder_weights(config.encoder, pretrained)
-        network = smp.create_model(config.name, config.encoder, encoder_weights=weights, classes=classes, **more)
+        network = smp.create_model(
+            config.name, config.encoder, encoder_weights=weights, classes=classes, **more
+        )
     return segmenter(network, config, classes)
 
 
@@ -35,7 +39,9 @@ def segmenter(network: nn.Module, config: NetworkConfig, classes: int) -> Segmen
     """A network on an encoder of segmentation-models-pytorch behind the interface."""
     network = network.to(memory_format=torch.channels_last)  # 3 to 9 % faster on a CPU, more on a GPU
     stride = math.lcm(STRIDE, network.encoder.output_stride)
-    return Segmenter(network, classes, config.feature_layer or "encoder", stride, encoder_tensors=encoder_tensors)
+    return Segmenter(
+        network, classes, config.feature_layer or "encoder", stride, encoder_tensors=encoder_tensors
+    )
 
 
 def encoder_weights(encoder: str, pretrained: bool) -> str | bool | None:
@@ -58,7 +64,9 @@ def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
 
 @contextmanager
 def making(config: NetworkConfig, pretrained: bool) -> Iterator[None]:
-    """A block that makes a network on an encoder. Raises: InputError for an unknown name or a failed download."""
+    """A block that makes a network on an encoder. Raises: InputError for an unknown name or a failed
+    download.
+    """
     encoder = config.encoder
     if pretrained and encoder.startswith("mit_"):
         warnings.warn(

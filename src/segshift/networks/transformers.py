@@ -29,7 +29,9 @@ def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
 
 
 def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
-    """The encoder's tensors by its own names, from a file below any head: transformers knows what files call them."""
+    """The encoder's tensors by its own names, from a file below any head: transformers knows what files call
+    them.
+    """
     found = own_names(encoder, tensors)
     if found is not None or not isinstance(encoder, PreTrainedModel):
         return found

@@ -28,7 +28,9 @@ EncoderTensors = Callable[[nn.Module, Tensors], Tensors | None]
 
 
 def own_names(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
-    """The encoder's tensors where the file names them as the encoder does; others, as a classifier's, are left out."""
+    """The encoder's tensors where the file names them as the encoder does; others, as a classifier's, are
+    left out.
+    """
     own = encoder.state_dict().keys()
     return {key: tensors[key] for key in own} if own <= tensors.keys() else None
 
@@ -75,7 +77,9 @@ def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> No
     own = segmenter.network.state_dict().keys()
     for prefix in ("segmenter.network.", "module.", "network."):
         if not own <= tensors.keys() and any(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            tensors = {
+                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+            }
             break
     encoder = segmenter.encoder
     alone = None if encoder is None or own <= tensors.keys() else segmenter.encoder_tensors(encoder, tensors)
@@ -132,7 +136,11 @@ def load_tensors(module: nn.Module, tensors: Tensors, path: Path) -> None:
     if missing or unexpected or other:
         found = [
             f"{len(keys)} {what} (such as '{keys[0]}')"
-            for keys, what in ((missing, "tensors missing"), (unexpected, "unknown"), (other, "of another shape"))
+            for keys, what in (
+                (missing, "tensors missing"),
+                (unexpected, "unknown"),
+                (other, "of another shape"),
+            )
             if keys
         ]
         raise InputError(

@@ -1,8 +1,9 @@
 """Report: one self-contained page over runs (ours).
 
-The page reads what the other stages wrote and computes no score of its own: trainings, evaluations, estimates,
-predictions without labels, and transferred trees, each recognised by its config.json. Scores are grouped by the
-classes they are a mean over, and groups are never mixed: a mean over 19 classes and one over 11 share no table.
+The page reads what the other stages wrote and computes no score of its own: trainings, evaluations,
+estimates, predictions without labels, and transferred trees, each recognised by its config.json. Scores are
+grouped by the classes they are a mean over, and groups are never mixed: a mean over 19 classes and one over
+11 share no table.
 """
 
 from __future__ import annotations
@@ -43,10 +44,15 @@ from segshift.scoring.metrics import spread
 _log = logging.getLogger(__name__)
 
 _STAGES: dict[str, type] = {
-    "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "estimate": EstimateConfig,
+    "train": TrainConfig,
+    "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
+    "estimate": EstimateConfig,
     "transfer": TransferConfig,
-}  # fmt: skip
-_NAMES = {key: m.title for m in METHODS.values() for key in (m.name, runs.slug(m.title))} | {"oracle": "Oracle"}
+}
+_NAMES = {key: m.title for m in METHODS.values() for key in (m.name, runs.slug(m.title))} | {
+    "oracle": "Oracle"
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ class Model:
 
     @property
     def oracle(self) -> bool:
-        """Whether it saw labels of the target: its checkpoint was chosen by them, or it is called the oracle."""
+        """Whether it saw labels of the target: its checkpoint was chosen by them, or it is called the
+        oracle."""
         return self.rules == ("oracle",) or self.name.lower().split("/")[-1].startswith("oracle")
 
 
@@ -92,7 +99,9 @@ class Column:
     data: str
     classes: tuple[str, ...]
     scores: dict[str, dict] = field(default_factory=dict)
-    """By key of the model: one part of its metrics.json (miou, pixel_accuracy, iou, confusion, calibration, ...)."""
+    """By key of the model: one part of its metrics.json (miou, pixel_accuracy, iou, confusion, calibration,
+    ...).
+    """
     sources: dict[str, tuple[Folder, str | None]] = field(default_factory=dict)
     """By key of the model: the evaluation, and the domain to take its frames from (None: all together)."""
     models: list[Model] = field(default_factory=list)
@@ -131,9 +140,10 @@ class Group:
     columns: list[Column] = field(default_factory=list)
 
     def first(self, model: Model, rule: str | None = None) -> Model | None:
-        """What a model's gain is counted from: in an experiment its first row, of the same seed, chosen by the same `rule` or
-        by one of the rules that choose the model. Of a run outside an experiment, the first that shares its rule, or else
-        the first of all. None where that is not there, or is the model itself."""
+        """What a model's gain is counted from: in an experiment its first row, of the same seed, chosen by
+        the same `rule` or by one of the rules that choose the model. Of a run outside an experiment, the
+        first that shares its rule, or else the first of all. None where that is not there, or is the model
+        itself."""
         rules = {rule} if rule else set(model.rules)
         alike = [m for m in self.models if m.seed == model.seed and rules & set(m.rules)]
         if model.seed:
@@ -146,46 +156,61 @@ class Group:
     def called(self, model: Model) -> str:
         """The model's name, and what tells it from others of that name."""
         alike = [set(other.about.split(", ")) for other in self.models if other.name == model.name]
-        return ", ".join([model.name, *(part for part in model.about.split(", ") if part not in set.intersection(*alike))])
+        return ", ".join(
+            [model.name, *(part for part in model.about.split(", ") if part not in set.intersection(*alike))]
+        )
 
     def heading(self, column: Column) -> str:
         """What stands under a column's name: its data, and what tells it from other columns of that name."""
         others = [other for other in self.columns if other is not column and other.name == column.name]
         first, *rest = column.about.split("; ")
         apart = [part for part in rest if any(part not in other.about.split("; ") for other in others)]
-        return "; ".join([first, *apart, *([column.data] if any(other.about == column.about for other in others) else ())])
+        return "; ".join(
+            [first, *apart, *([column.data] if any(other.about == column.about for other in others) else ())]
+        )
 
     @property
     def over_seeds(self) -> list[tuple[str, str, tuple[tuple[Model, Model | None], ...]]]:
-        """Name, checkpoint, and every seed's model with what it gains over, of rows with several seeds. Rules that choose the
-        same checkpoint in every seed, and the same to gain over, share a line."""
+        """Name, checkpoint, and every seed's model with what it gains over, of rows with several seeds. Rules
+        that choose the same checkpoint in every seed, and the same to gain over, share a line."""
         by_rule: dict[tuple[Path, str, str], dict[str, list[Model]]] = {}
         for model in self.models:
             for rule in model.rules if model.seed else ():
-                by_rule.setdefault((model.seed.parent, model.row, model.details), {}).setdefault(rule, []).append(model)
+                by_rule.setdefault((model.seed.parent, model.row, model.details), {}).setdefault(
+                    rule, []
+                ).append(model)
         lines: dict[tuple, list[str]] = {}
         for key, found in by_rule.items():
             seeds = max(map(len, found.values()))
             for rule, models in found.items():
-                if 1 < len(models) == seeds:  # of one sampling, other rules may choose its checkpoint in some seeds
+                if (
+                    1 < len(models) == seeds
+                ):  # of one sampling, other rules may choose its checkpoint in some seeds
                     pairs = tuple((model, self.first(model, rule)) for model in models)
                     lines.setdefault((*key, pairs), []).append(rule)
         several = len({home for home, *_ in lines}) > 1
         return [
             (
-                f"{home.name}/{name}" if several else name, ", ".join(filter(None, (predictions.selection(rules), details))),
+                f"{home.name}/{name}" if several else name,
+                ", ".join(filter(None, (predictions.selection(rules), details))),
                 pairs,
             )
             for (home, name, details, pairs), rules in lines.items()
-        ]  # fmt: skip
+        ]
 
-    def spread(self, column: Column, pairs: Sequence[tuple[Model, Model | None]], name: str | None = None) -> tuple[str, str]:
-        """mIoU %, or IoU % of a class, and gain, mean ± standard deviation over seeds; with their number where some lack it."""
+    def spread(
+        self, column: Column, pairs: Sequence[tuple[Model, Model | None]], name: str | None = None
+    ) -> tuple[str, str]:
+        """mIoU %, or IoU % of a class, and gain, mean ± standard deviation over seeds; with their number
+        where some lack it.
+        """
         home = pairs[0][0].seed.parent
         seeds = len({model.seed for model in self.models if model.seed and model.seed.parent == home})
         gains = [gain for pair in pairs if (gain := column.difference(*pair, name)) is not None]
         found = ((column.values([model for model, _ in pairs], name), ""), (gains, "+"))
-        return tuple(spread(v, sign) + (f" (n = {len(v)})" if 0 < len(v) < seeds else "") for v, sign in found)
+        return tuple(
+            spread(v, sign) + (f" (n = {len(v)})" if 0 < len(v) < seeds else "") for v, sign in found
+        )
 
     def risks(self, column: Column) -> list[tuple[str, Markup]]:
         """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
@@ -193,9 +218,14 @@ class Group:
         for model in column.models:
             for name, found in column.scores[model.key].get("risk_coverage", {}).items():
                 points = zip(found["coverage"], found["risk"], strict=True)
-                curves.setdefault(name, {})[self.models.index(model)] = [(100 * k, 100 * r) for k, r in points]
+                curves.setdefault(name, {})[self.models.index(model)] = [
+                    (100 * k, 100 * r) for k, r in points
+                ]
         names = [self.called(model) for model in self.models]
-        return [(name, Markup(drawing.line_chart(f"errors kept by {name}", c, names))) for name, c in curves.items()]
+        return [
+            (name, Markup(drawing.line_chart(f"errors kept by {name}", c, names)))
+            for name, c in curves.items()
+        ]
 
 
 def page(config: ReportConfig) -> str:
@@ -217,9 +247,12 @@ def page(config: ReportConfig) -> str:
         "packs": pictures.packs(),
     }
     environment = Environment(
-        loader=PackageLoader("segshift.page", ""), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("segshift.page", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"percent": _percent, "compact": _compact}
     environment.globals |= {"series": drawing.SERIES, "heat_map": _heat_map, "reliability": _reliability}
     return environment.get_template("report.html").render(parts)
@@ -250,7 +283,9 @@ def _names(paths: list[str | Path]) -> list[str]:
 
     def name(path: Path) -> str:
         others = [other.parts for other in whole if other != path]
-        depth = next(d for d in range(1, len(path.parts) + 1) if all(path.parts[-d:] != other[-d:] for other in others))
+        depth = next(
+            d for d in range(1, len(path.parts) + 1) if all(path.parts[-d:] != other[-d:] for other in others)
+        )
         return "/".join((*path.parts[-depth:-1], _NAMES.get(path.name, path.name)))
 
     return [name(path) for path in whole]
@@ -310,7 +345,10 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
                 continue  # of another rule that chooses the same checkpoint
             if model.key in column.scores:
                 other = column.sources[model.key][0].path
-                raise InputError(f"{other} and {folder.path} evaluate the same predictions of {name} on {title}: name one of them")
+                raise InputError(
+                    f"{other} and {folder.path} evaluate the same predictions of {name} on {title}: name "
+                    "one of them"
+                )
             column.models.append(model)
             column.scores[model.key] = scores
             column.sources[model.key] = (folder, domain)
@@ -331,12 +369,16 @@ def _scores(evaluation: Folder) -> records.Metrics:
 def _evaluated(group: Group, pictures: Pictures) -> Gallery:
     """Every frame that was evaluated, with every model's prediction."""
     firsts = [first and group.models.index(first) for first in map(group.first, group.models)]
-    shown = Gallery("predictions", "mIoU", group.classes, list(map(group.called, group.models)), firsts=firsts)
+    shown = Gallery(
+        "predictions", "mIoU", group.classes, list(map(group.called, group.models)), firsts=firsts
+    )
     listed: list[tuple[Column, dict[str, Predicted], list[str]]] = []
     for column in group.columns:
         column.models.sort(key=group.models.index)
         found = {model.key: _predicted(*column.sources[model.key]) for model in column.models}
-        listed.append((column, found, list(dict.fromkeys(id for each in found.values() for id in each.scores))))
+        listed.append(
+            (column, found, list(dict.fromkeys(id for each in found.values() for id in each.scores)))
+        )
     shown.frames = sum(len(ids) for *_, ids in listed)
     for column, found, ids in listed:
         if not ids:
@@ -420,22 +462,32 @@ def _same(result: dict, domain: str) -> tuple:
 
 
 def _truth(scores: list[float | None], what: str) -> float | None:
-    """The true mIoU, of all evaluations that are `_same`; None where they differ, as those of two subsets do."""
+    """The true mIoU, of all evaluations that are `_same`; None where they differ, as those of two
+    subsets do."""
     if len(set(scores)) > 1:
-        _log.warning("several true scores for the estimate of %s: none is shown; leave all evaluations but one out", what)
+        _log.warning(
+            "several true scores for the estimate of %s: none is shown; leave all evaluations but one out",
+            what,
+        )
         return None
     return scores[0] if scores else None
 
 
 def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
-    """Estimates beside the truth, where the same weights were evaluated on real frames of the domain; by classes."""
+    """Estimates beside the truth, where the same weights were evaluated on real frames of the domain; by
+    classes.
+    """
     truths: dict[tuple, list[float | None]] = {}
     for evaluation in evaluations:
         result = _scores(evaluation)
         if result["model"] and not result["data"]["transferred"]:
             for domain, scores in result["domains"].items():
-                labelled = bootstrap.shown(np.array(scores["confusion"]))  # as the estimate, which leaves the others out
-                truths.setdefault(_same(result, domain), []).append(metrics.plain(bootstrap.mean(labelled).item()))
+                labelled = bootstrap.shown(
+                    np.array(scores["confusion"])
+                )  # as the estimate, which leaves the others out
+                truths.setdefault(_same(result, domain), []).append(
+                    metrics.plain(bootstrap.mean(labelled).item())
+                )
     groups: dict[tuple, dict] = {}
     results = [_result(folder, "estimate.json", records.ESTIMATE) for folder in folders]
     for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
@@ -444,9 +496,17 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
         network = {"name": name, "about": result["protocol"], "level": result["level"], "rows": []}
         for slug, domain in result["domains"].items():
             true = _truth(truths.get(_same(result, slug), []), f"{name}, {domain['name']}")
-            row = {"name": domain["name"], "predicted": domain["corrected"]["miou"], "true": true,
-                   "source": domain["source"]["miou"]["value"], "cost": domain["transfer_cost"], "failing": domain["failing"],
-                   "drop": domain["drop"], "iou": domain["corrected"]["iou"], "source_iou": domain["source"]["iou"]}  # fmt: skip
+            row = {
+                "name": domain["name"],
+                "predicted": domain["corrected"]["miou"],
+                "true": true,
+                "source": domain["source"]["miou"]["value"],
+                "cost": domain["transfer_cost"],
+                "failing": domain["failing"],
+                "drop": domain["drop"],
+                "iou": domain["corrected"]["iou"],
+                "source_iou": domain["source"]["iou"],
+            }
             network["rows"].append(row)
             if true is not None and row["predicted"]["value"] is not None:
                 what = f"{name}, {row['name']}"
@@ -460,8 +520,8 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
 
 
 def _curves(folders: list[Folder]) -> dict:
-    """Line charts of what the trainings logged (`segshift.training.checkpoints`), all runs in one chart of a name; scores over
-    other classes in charts of their own."""
+    """Line charts of what the trainings logged (`segshift.training.checkpoints`), all runs in one chart of a
+    name; scores over other classes in charts of their own."""
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
     files = [folder.path / "labels.json" for folder in folders]
     found_spaces = [runs.read_json(file, LabelSpace) if file.exists() else None for file in files]
@@ -470,7 +530,11 @@ def _curves(folders: list[Folder]) -> dict:
         over = "" if len(set(spaces)) == 1 else " ({}, {} classes)".format(*spaces[index] or ("", "unknown"))
         for line in runs.read_lines(folder.path / "metrics.jsonl", records.LOGGED):
             values = {f"loss: {name}": value for name, value in line.items() if name not in records.NO_LOSS}
-            judged = {name: told["miou"] for name, told in line.get("validation", {}).items() if told["miou"] is not None}
+            judged = {
+                name: told["miou"]
+                for name, told in line.get("validation", {}).items()
+                if told["miou"] is not None
+            }
             values |= {f"mIoU on {name}, %{over}": 100 * miou for name, miou in judged.items()}
             values |= {"learning rate": line["lr"]} if "lr" in line else {}
             for name, value in values.items():
@@ -509,7 +573,15 @@ def _settings(folders: list[Folder]) -> dict:
 def _environment() -> dict[str, str]:
     """What the page was made with."""
     found = {"Python": platform.python_version(), "Platform": platform.platform()}
-    for package in ("segshift", "torch", "torchvision", "diffusers", "transformers", "numpy", "opencv-python-headless"):
+    for package in (
+        "segshift",
+        "torch",
+        "torchvision",
+        "diffusers",
+        "transformers",
+        "numpy",
+        "opencv-python-headless",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

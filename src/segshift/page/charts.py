@@ -3,8 +3,8 @@
     image   RGB [H, W, 3] uint8
     label   train ids [H, W] uint8, 255 void
 
-Colours of charts are CSS variables of the page (--s0, --s1, ... a series, --good, --bad), so they follow its light and
-dark scheme.
+Colours of charts are CSS variables of the page (--s0, --s1, ... a series, --good, --bad), so they follow its
+light and dark scheme.
 """
 
 from __future__ import annotations
@@ -50,11 +50,15 @@ def paint(label: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndar
 
 
 def heat(file: Path) -> np.ndarray:
-    """A 16-bit map of [0, 1] as a picture [H, W, 3]: dark where it is 0, through red to bright yellow where it is 1."""
+    """A 16-bit map of [0, 1] as a picture [H, W, 3]: dark where it is 0, through red to bright yellow where
+    it is 1.
+    """
     values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise InputError(f"cannot read the map {file}: predict again with --uncertainty into a new folder")
-    return cv2.cvtColor(cv2.applyColorMap((values >> 8).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(
+        cv2.applyColorMap((values >> 8).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
+    )
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
@@ -76,7 +80,9 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], names: Sequence[str]) -> str:
-    """Curves (x, y) by index of their series in `names`, as SVG. Curves that are empty are no part of `curves`."""
+    """Curves (x, y) by index of their series in `names`, as SVG. Curves that are empty are no part of
+    `curves`.
+    """
     width, height, left, bottom, top = 380, 210, 46, 24, 10
     curves = {index: thin(points) for index, points in curves.items()}
     xs, ys = zip(*(point for points in curves.values() for point in points), strict=True)
@@ -99,7 +105,10 @@ def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], names: 
         colour = f"var(--s{index % SERIES})"
         spots = [place(*point) for point in points]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
-        parts.append(f'<path class="curve" style="stroke:{colour}" d="M{path}"><title>{escape(names[index])}</title></path>')
+        parts.append(
+            f'<path class="curve" style="stroke:{colour}" '
+            f'd="M{path}"><title>{escape(names[index])}</title></path>'
+        )
         if len(spots) <= 12:
             parts += [f'<circle r="2.5" cx="{x:.1f}" cy="{y:.1f}" style="fill:{colour}"/>' for x, y in spots]
     return "".join(parts) + "</svg>"
@@ -119,9 +128,15 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
     """
     cell, left, top = 17, 92, 84
     columns = [*names, "void"] if matrix[:, -1].any() else list(names)
-    width, height = left + cell * len(columns) + 44, top + cell * len(names) + 4  # the last name leans to the right
+    width, height = (
+        left + cell * len(columns) + 44,
+        top + cell * len(names) + 4,
+    )  # the last name leans to the right
     parts = [f'<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-label="confusion matrix">']
-    parts.append(f'<rect class="field" x="{left}" y="{top}" width="{cell * len(columns)}" height="{cell * len(names)}"/>')
+    parts.append(
+        f'<rect class="field" x="{left}" y="{top}" width="{cell * len(columns)}" '
+        f'height="{cell * len(names)}"/>'
+    )
     for j, name in enumerate(columns):
         x = left + (j + 0.5) * cell + 3
         parts.append(f'<text transform="translate({x:g} {top - 6}) rotate(-55)">{escape(name)}</text>')
@@ -136,18 +151,24 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
             kind = "hit" if i == j else "miss"
             tip = f"{escape(name)} → {escape(columns[j])}: {100 * share:.1f} %"
             spot = f'x="{left + j * cell}" y="{y}" width="{cell}" height="{cell}"'
-            parts.append(f'<rect class="{kind}" {spot} fill-opacity="{0.08 + 0.92 * share:.2f}"><title>{tip}</title></rect>')
+            parts.append(
+                f'<rect class="{kind}" {spot} '
+                f'fill-opacity="{0.08 + 0.92 * share:.2f}"><title>{tip}</title></rect>'
+            )
     return "".join(parts) + "</svg>"
 
 
 def reliability(found: dict, colour: int) -> str:
-    """Accuracy against confidence (`calibration.reliability`) as SVG: bars of accuracy on the diagonal that a calibrated
-    network meets, and below them the share of the pixels in each bin."""
+    """Accuracy against confidence (`calibration.reliability`) as SVG: bars of accuracy on the diagonal that a
+    calibrated network meets, and below them the share of the pixels in each bin."""
     side, left, top, foot = 190, 34, 8, 34
     bottom, bins = top + side, found["bins"]
     step, total, most = side / bins, sum(found["count"]), max(found["count"])
     width, height = left + side + 10, bottom + foot + 22
-    parts = [f'<svg class="chart reliability" viewBox="0 0 {width} {height}" role="img" aria-label="reliability diagram">']
+    parts = [
+        f'<svg class="chart reliability" viewBox="0 0 {width} {height}" role="img" aria-label="reliability '
+        'diagram">'
+    ]
     for share in (0, 0.5, 1):
         x, y = left + share * side, bottom - share * side
         parts.append(f'<path class="grid" d="M{left} {y:g}H{left + side}"/>')
@@ -157,17 +178,25 @@ def reliability(found: dict, colour: int) -> str:
         if not count:
             continue
         x, tall, share = left + b * step, accuracy * side, count / most
-        tip = f"confidence {100 * b / bins:g} to {100 * (b + 1) / bins:g} %: {100 * accuracy:.1f} % right, {100 * count / total:.1f} % of the pixels"
+        tip = (
+            f"confidence {100 * b / bins:g} to {100 * (b + 1) / bins:g} %: {100 * accuracy:.1f} % right, "
+            f"{100 * count / total:.1f} % of the pixels"
+        )
         size = f'x="{x + 0.6:.1f}" width="{step - 1.2:.1f}"'
-        parts.append(f'<g><title>{tip}</title><rect {size} y="{bottom - tall:.1f}" height="{tall:.1f}" style="fill:var(--s{colour % SERIES})"/>')
-        parts.append(f'<rect class="share" {size} y="{bottom + 6:g}" height="{max(0.6, share * (foot - 6)):.1f}"/></g>')
+        parts.append(
+            f'<g><title>{tip}</title><rect {size} y="{bottom - tall:.1f}" height="{tall:.1f}" '
+            f'style="fill:var(--s{colour % SERIES})"/>'
+        )
+        parts.append(
+            f'<rect class="share" {size} y="{bottom + 6:g}" height="{max(0.6, share * (foot - 6)):.1f}"/></g>'
+        )
     parts.append(f'<path class="diagonal" d="M{left} {bottom}L{left + side} {top}"/>')
     return "".join(parts) + "</svg>"
 
 
 def agreement(points: Sequence[tuple[float, float, int, str]]) -> str:
-    """Predicted against true mIoU as SVG: points (true, predicted, series, what) with ratios in [0, 1], and the diagonal
-    on which a prediction is right."""
+    """Predicted against true mIoU as SVG: points (true, predicted, series, what) with ratios in [0, 1], and
+    the diagonal on which a prediction is right."""
     side, left, top, foot = 190, 34, 8, 34
     bottom, width = top + side, left + side + 10
     marks = ticks(100 * min(v for p in points for v in p[:2]), 100 * max(v for p in points for v in p[:2]))
@@ -176,7 +205,10 @@ def agreement(points: Sequence[tuple[float, float, int, str]]) -> str:
     def along(value: float) -> float:
         return side * (value - low) / (high - low)
 
-    parts = [f'<svg class="chart reliability" viewBox="0 0 {width} {bottom + foot}" role="img" aria-label="predicted against true mIoU">']
+    parts = [
+        f'<svg class="chart reliability" viewBox="0 0 {width} {bottom + foot}" role="img" '
+        'aria-label="predicted against true mIoU">'
+    ]
     for mark in marks:
         x, y = left + along(mark), bottom - along(mark)
         parts.append(f'<path class="grid" d="M{left} {y:.1f}H{left + side}"/>')
@@ -187,5 +219,8 @@ def agreement(points: Sequence[tuple[float, float, int, str]]) -> str:
     for true, guess, series, what in points:
         x, y = left + along(100 * true), bottom - along(100 * guess)
         tip = f"{escape(what)}: predicted {100 * guess:.1f}, true {100 * true:.1f}"
-        parts.append(f'<circle r="4" cx="{x:.1f}" cy="{y:.1f}" style="fill:var(--s{series % SERIES})"><title>{tip}</title></circle>')
+        parts.append(
+            f'<circle r="4" cx="{x:.1f}" cy="{y:.1f}" '
+            f'style="fill:var(--s{series % SERIES})"><title>{tip}</title></circle>'
+        )
     return "".join(parts) + "</svg>"

@@ -1,15 +1,20 @@
-"""Galleries of the report page: every frame that was evaluated, transferred or predicted, with small pictures (ours).
+"""Galleries of the report page: every frame that was evaluated, transferred or predicted, with small pictures
+(ours).
 
-A gallery is a table. A row is a frame, a column a run (kind `predictions`) or a target domain (kind `transfers`):
+A gallery is a table. A row is a frame, a column a run (kind `predictions`) or a target domain (kind
+`transfers`):
 
-    row     id, domain (index into `domains`), size (width, height of its pictures), has (classes in its truth, by index),
-            image, truth, source (pictures or null; `source` is what a transferred image was made from),
+    row     id, domain (index into `domains`), size (width, height of its pictures), has (classes in its
+            truth, by index), image, truth, source (pictures or null; `source`
+            is what a transferred image was made from),
             gate (score or null), cells
-    cell    p (picture or null), s (score or null), c (score by class, or null), note, u (picture of the prediction's
-            entropy, where it was written); null where a run has none
-    picture index into the page's pictures: WebP in base64, each once, in packs that the page unpacks when it shows them
+    cell    p (picture or null), s (score or null), c (score by class, or null), note, u (picture of the
+            prediction's entropy, where it was written); null where a run has none
+    picture index into the page's pictures: WebP in base64, each once, in packs that the page unpacks when it
+    shows them
 
-Pictures are drawn as large as their number allows, so that a page over thousands of frames can still be opened.
+Pictures are drawn as large as their number allows, so that a page over thousands of frames can still be
+opened.
 """
 
 from __future__ import annotations
@@ -117,13 +122,19 @@ class Predicted:
     scores: Mapping[str, float | None]
     """By frame id, in [0, 1]."""
     by_class: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """By frame id, in the order of the gallery's classes; nan where a class is neither in the truth nor predicted."""
+    """By frame id, in the order of the gallery's classes; nan where a class is neither in the truth nor
+    predicted.
+    """
 
 
 def add_evaluated(
-    gallery: Gallery, domain: str, data: Dataset, ids: Sequence[str], columns: Sequence[Predicted | None],
+    gallery: Gallery,
+    domain: str,
+    data: Dataset,
+    ids: Sequence[str],
+    columns: Sequence[Predicted | None],
     pictures: Pictures,
-) -> None:  # fmt: skip
+) -> None:
     """Add the frames `ids` of a labelled data set, with every column's prediction."""
     gallery.domains.append(domain)
     index, sources, gates = len(gallery.domains) - 1, *_origin(data)
@@ -131,26 +142,39 @@ def add_evaluated(
 
     def make(frame: Frame, width: int) -> Row:
         image, label = frames.read_image(frame.image), frames.read_label(frame, data.space)
-        label = np.where(np.isin(label, train_ids), label, IGNORE)  # what the scores do not count is void here too
+        label = np.where(
+            np.isin(label, train_ids), label, IGNORE
+        )  # what the scores do not count is void here too
         size = drawing.fit(image.shape, width)
         has = _classes(label, train_ids)
         source = sources.get(frame.id)
         return {
-            "id": frame.id, "domain": index, "size": size, "has": has,
-            "image": drawing.thumbnail(image, size), "truth": _painted(label, data, size),
+            "id": frame.id,
+            "domain": index,
+            "size": size,
+            "has": has,
+            "image": drawing.thumbnail(image, size),
+            "truth": _painted(label, data, size),
             "source": None if source is None else drawing.thumbnail(frames.read_image(source.image), size),
             "gate": gates.get(frame.id, {}).get("score"),
-            "cells": [None if column is None else _cell(column, frame, data, size, has) for column in columns],
-        }  # fmt: skip
+            "cells": [
+                None if column is None else _cell(column, frame, data, size, has) for column in columns
+            ],
+        }
 
     by_id = {frame.id: frame for frame in data.frames}
     gone = [id for id in ids if id not in by_id]
     if gone:
-        gallery.notes.append(f"No pictures of {len(gone)} of {len(ids)} frames: '{gone[0]}' was evaluated and is not in {data.name}")
+        gallery.notes.append(
+            f"No pictures of {len(gone)} of {len(ids)} frames: '{gone[0]}' was evaluated and is not in "
+            f"{data.name}"
+        )
     gallery.add([by_id[id] for id in ids if id in by_id], make, pictures)
 
 
-def _cell(column: Predicted, frame: Frame, data: Dataset, size: tuple[int, int], has: list[int]) -> dict | None:
+def _cell(
+    column: Predicted, frame: Frame, data: Dataset, size: tuple[int, int], has: list[int]
+) -> dict | None:
     file = frames.place(data, frame, column.folder)
     if frame.id not in column.scores and not file.exists():
         return None
@@ -162,15 +186,20 @@ def _cell(column: Predicted, frame: Frame, data: Dataset, size: tuple[int, int],
     by_class = None if found is None else [_short(v) if c in has else None for c, v in enumerate(found)]
     entropy = frames.place(data, frame, column.folder / "uncertainty" / "entropy")
     return {
-        "p": picture, "s": _short(column.scores.get(frame.id)), "c": by_class, "note": note,
+        "p": picture,
+        "s": _short(column.scores.get(frame.id)),
+        "c": by_class,
+        "note": note,
         "u": drawing.thumbnail(drawing.heat(entropy), size) if entropy.exists() else None,
-    }  # fmt: skip
+    }
 
 
 def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Pictures) -> Gallery:
     """Predictions without labels, by the name of their run."""
     gallery = Gallery("predictions", "confidence", data.space.names, list(columns))
-    there = [f for f in data.frames if any(frames.place(data, f, c.folder).exists() for c in columns.values())]
+    there = [
+        f for f in data.frames if any(frames.place(data, f, c.folder).exists() for c in columns.values())
+    ]
     gallery.domains = list(dict.fromkeys(frame.domain for frame in there))
 
     def make(frame: Frame, width: int) -> Row:
@@ -178,9 +207,16 @@ def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Picture
         size = drawing.fit(image.shape, width)
         cells = [_cell(column, frame, data, size, []) for column in columns.values()]
         return {
-            "id": frame.id, "domain": gallery.domains.index(frame.domain), "size": size, "has": [],
-            "image": drawing.thumbnail(image, size), "truth": None, "source": None, "gate": None, "cells": cells,
-        }  # fmt: skip
+            "id": frame.id,
+            "domain": gallery.domains.index(frame.domain),
+            "size": size,
+            "has": [],
+            "image": drawing.thumbnail(image, size),
+            "truth": None,
+            "source": None,
+            "gate": None,
+            "cells": cells,
+        }
 
     gallery.add(there, make, pictures)
     return gallery
@@ -204,17 +240,23 @@ def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictu
         label = None if frame.label is None else frames.read_label(frame, data.space)
         size = drawing.fit(image.shape, width)
         return {
-            "id": frame.id, "domain": gallery.domains.index(frame.domain), "size": size,
+            "id": frame.id,
+            "domain": gallery.domains.index(frame.domain),
+            "size": size,
             "has": [] if label is None else _classes(label, range(data.space.classes)),
-            "image": drawing.thumbnail(image, size), "truth": None if label is None else _painted(label, data, size),
-            "source": None, "gate": None,
+            "image": drawing.thumbnail(image, size),
+            "truth": None if label is None else _painted(label, data, size),
+            "source": None,
+            "gate": None,
             "cells": [
                 _transfer(frames.place(data, frame, tree), lines[name].get(frame.id), data, size)
                 for name, (tree, _) in trees.items()
             ],
-        }  # fmt: skip
+        }
 
-    gallery.add([frame for frame in data.frames if any(frame.id in told for told in lines.values())], make, pictures)
+    gallery.add(
+        [frame for frame in data.frames if any(frame.id in told for told in lines.values())], make, pictures
+    )
     return gallery
 
 
@@ -233,7 +275,9 @@ def _transfer(file: Path, line: dict | None, data: Dataset, size: tuple[int, int
 
 
 def _origin(data: Dataset) -> tuple[dict[str, Frame], dict[str, dict]]:
-    """Of a transferred data set: its source frames, and what the gate said, by id. Empty where it cannot be told."""
+    """Of a transferred data set: its source frames, and what the gate said, by id. Empty where it cannot be
+    told.
+    """
     config = data.root.parent / "config.json"
     if not data.transferred or not config.exists():
         return {}, {}

@@ -1,7 +1,8 @@
 """What a recipe is: the whole frozen configuration of an experiment.
 
-An experiment's paths may hold `{out}` (its own folder), `{rows}` (where the rows of one seed are trained, each in a folder
-of its name) and `{cityscapes}`, `{acdc}`, `{gta5}`, `{synthia}` (where the user unpacked them:
+An experiment's paths may hold `{out}` (its own folder), `{rows}` (where the rows of one seed are trained,
+each in a folder of its name) and `{cityscapes}`, `{acdc}`, `{gta5}`, `{synthia}` (where the user unpacked
+them:
 `segshift run NAME OUT --data cityscapes /data/cityscapes acdc /data/acdc`).
 """
 
@@ -47,13 +48,17 @@ class Experiment:
     town: TownConfig | None = None
     """The embedded town, written to {out}/town first; None for the user's own data."""
     seeds: int = 1
-    """Trainings of every row: with its own seed and the following ones. Town and transferred images are the same for all."""
+    """Trainings of every row: with its own seed and the following ones. Town and transferred images are the
+    same for all.
+    """
     published: str = ""
     """What the paper's authors measured, and under which selection rule."""
 
 
-def judged(rows: tuple[Row, ...], *, oracle: tuple[str, ...], transferred: tuple[str, ...] = ()) -> tuple[Row, ...]:
-    """The rows with these validation sets, so that their table has a line for every selection rule. `oracle` are the
-    targets themselves, with labels."""
+def judged(
+    rows: tuple[Row, ...], *, oracle: tuple[str, ...], transferred: tuple[str, ...] = ()
+) -> tuple[Row, ...]:
+    """The rows with these validation sets, so that their table has a line for every selection rule. `oracle`
+    are the targets themselves, with labels."""
     sets = {"transferred_validation": transferred, "oracle_validation": oracle}
     return tuple(replace(row, train=replace(row.train, **sets)) for row in rows)

@@ -18,13 +18,28 @@ from segshift.runs import slug
 
 # ZoDi's table (official logs): mIoU % with the epoch chosen on target labels / on source validation / last.
 _PUBLISHED = {
-    "resnet50": {"night": "26.4 / 25.3 / 24.7", "snow": "47.4 / 46.0 / 45.6", "rain": "48.7 / 45.4 / 47.0",
-                 "fog": "58.7 / 55.4 / 56.1", "game": "41.8 / 41.1 / 40.0"},
-    "resnet101": {"night": "26.8 / 25.2 / 25.6", "snow": "47.6 / 45.7 / 45.8", "rain": "48.0 / 46.3 / 45.4",
-                  "fog": "61.4 / 59.4 / 59.2", "game": "43.0 / 42.0 / 41.6"},
-    "refinenet": {"night": "28.1 / 27.5 / 27.1", "snow": "48.9 / 46.9 / 46.4", "rain": "49.3 / 47.3 / 46.6",
-                  "fog": "64.9 / 63.8 / 62.3", "game": "45.2 / 44.3 / 44.1"},
-}  # fmt: skip
+    "resnet50": {
+        "night": "26.4 / 25.3 / 24.7",
+        "snow": "47.4 / 46.0 / 45.6",
+        "rain": "48.7 / 45.4 / 47.0",
+        "fog": "58.7 / 55.4 / 56.1",
+        "game": "41.8 / 41.1 / 40.0",
+    },
+    "resnet101": {
+        "night": "26.8 / 25.2 / 25.6",
+        "snow": "47.6 / 45.7 / 45.8",
+        "rain": "48.0 / 46.3 / 45.4",
+        "fog": "61.4 / 59.4 / 59.2",
+        "game": "43.0 / 42.0 / 41.6",
+    },
+    "refinenet": {
+        "night": "28.1 / 27.5 / 27.1",
+        "snow": "48.9 / 46.9 / 46.4",
+        "rain": "49.3 / 47.3 / 46.6",
+        "fog": "64.9 / 63.8 / 62.3",
+        "game": "45.2 / 44.3 / 44.1",
+    },
+}
 _NETWORKS = {
     "resnet50": NetworkConfig(),
     "resnet101": NetworkConfig(encoder="resnet101"),
@@ -35,8 +50,9 @@ _NETWORKS = {
 def _published(domain: str, network: str) -> Experiment:
     """ZoDi's data and settings: Cityscapes by day to ACDC (or GTA5), Stable Diffusion 1.5 in reference mode.
 
-    Not as published: one joint pass instead of two (three seeds on the town: 37.0 against 27.6 mIoU %), float16
-    transfers, checkpoints judged by steps, and evaluation at the labels' own size (`evaluate --protocol as-published` has theirs).
+    Not as published: one joint pass instead of two (three seeds on the town: 37.0 against 27.6 mIoU %),
+    float16 transfers, checkpoints judged by steps, and evaluation at the labels' own size (`evaluate
+    --protocol as-published` has theirs).
     """
     suffix = "" if network == "resnet50" else f"-{network}"
     target = "gta5:{gta5}:val" if domain == "game" else f"acdc:{{acdc}}:{domain}/val"
@@ -49,7 +65,9 @@ def _published(domain: str, network: str) -> Experiment:
         crop=(384, 768),
         steps=74_375,
         workers=8,
-        validate_every=7440 if domain == "game" else 744,  # ten epochs, for GTA5's split holds thousands of frames; one
+        validate_every=7440
+        if domain == "game"
+        else 744,  # ten epochs, for GTA5's split holds thousands of frames; one
     )
     transfer = TransferConfig(
         source="cityscapes:{cityscapes}:train",
@@ -63,10 +81,14 @@ def _published(domain: str, network: str) -> Experiment:
     )
     return Experiment(
         name=("zodi-cityscapes-gta5" if domain == "game" else f"zodi-cityscapes-acdc-{domain}") + suffix,
-        transfers={"transferred": transfer, "transferred-val": replace(transfer, source="cityscapes:{cityscapes}:val")},
+        transfers={
+            "transferred": transfer,
+            "transferred-val": replace(transfer, source="cityscapes:{cityscapes}:val"),
+        },
         rows=judged(rows, oracle=(target,), transferred=(transferred_val(domain),)),
         targets=(Target(domain, target), Target("clear", "cityscapes:{cityscapes}:val")),
-        published=f"{_PUBLISHED[network][domain]} mIoU % (epoch chosen on target labels / on source validation / last)",
+        published=f"{_PUBLISHED[network][domain]} mIoU % (epoch chosen on target labels / on source "
+        "validation / last)",
     )
 
 
@@ -76,17 +98,21 @@ def transferred_val(domain: str) -> str:
 
 
 def town_rows(base: TrainConfig, domains: tuple[str, ...]) -> tuple[Row, ...]:
-    """Source only, source + strong jitter, and ZoDi per domain: equal steps, equal numbers of images per step.
+    """Source only, source + strong jitter, and ZoDi per domain: equal steps, equal numbers of images per
+    step.
 
-    ZoDi goes without jitter here: the published recipe trains for a hundred epochs, and in some hundred steps the jitter
-    alone cost every target more than it gave (LOG.md).
+    ZoDi goes without jitter here: the published recipe trains for a hundred epochs, and in some hundred steps
+    the jitter alone cost every target more than it gave (LOG.md).
     """
     zodi = replace(base, method="zodi", batch_size=base.batch_size // 2)
     return (
         Row("source only", base),
         Row("source + jitter", replace(base, jitter=JITTER)),
         *(
-            Row(f"ZoDi {domain}", replace(zodi, transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",)))
+            Row(
+                f"ZoDi {domain}",
+                replace(zodi, transferred=(f"cityscapes:{{out}}/transferred/{domain}:train",)),
+            )
             for domain in domains
         ),
     )
@@ -98,14 +124,19 @@ def _town(domain: str) -> Experiment:
     return Experiment(
         name=f"zodi-town-{domain}",
         town=TownConfig(),
-        transfers={"transferred": town_transfer(domain), "transferred-val": town_transfer(domain, split="val")},
+        transfers={
+            "transferred": town_transfer(domain),
+            "transferred-val": town_transfer(domain, split="val"),
+        },
         rows=judged(rows, oracle=(town_target(domain),), transferred=(transferred_val(domain),)),
         targets=(Target(domain, town_target(domain)), Target("clear", town_target("clear"))),
     )
 
 
 def _town_ablations() -> Experiment:
-    """Each part of ZoDi left out or replaced (the paper's section 4.3 and its similarity losses), day to night."""
+    """Each part of ZoDi left out or replaced (the paper's section 4.3 and its similarity losses), day to
+    night.
+    """
     source, _, zodi = town_rows(town_training(steps=300, images=8), ("night",))
     transfer = town_transfer("night")
     transfers = {
@@ -119,10 +150,16 @@ def _town_ablations() -> Experiment:
         source,
         replace(zodi, name="ZoDi"),
         *(
-            Row(f"ZoDi, {name}", replace(zodi.train, transferred=(f"cityscapes:{{out}}/{slug(name)}/night:train",)))
+            Row(
+                f"ZoDi, {name}",
+                replace(zodi.train, transferred=(f"cityscapes:{{out}}/{slug(name)}/night:train",)),
+            )
             for name in transfers
         ),
-        *(Row(f"ZoDi, {name}", replace(zodi.train, zodi=ZoDiConfig(similarity=form))) for name, form in similarities.items()),
+        *(
+            Row(f"ZoDi, {name}", replace(zodi.train, zodi=ZoDiConfig(similarity=form)))
+            for name, form in similarities.items()
+        ),
         Row("ZoDi, two passes", replace(zodi.train, zodi=ZoDiConfig(joint_pass=False))),
     )
     return Experiment(
@@ -144,8 +181,15 @@ def _demo() -> Experiment:
     return Experiment(
         name="demo",
         town=TownConfig(source_train=96, source_val=20, target_train=1, target_val=30),
-        transfers={"transferred": town_transfer("night"), "transferred-val": town_transfer("night", split="val")},
-        rows=judged((source, replace(zodi, name="ZoDi")), oracle=(town_target("night"),), transferred=(transferred_val("night"),)),
+        transfers={
+            "transferred": town_transfer("night"),
+            "transferred-val": town_transfer("night", split="val"),
+        },
+        rows=judged(
+            (source, replace(zodi, name="ZoDi")),
+            oracle=(town_target("night"),),
+            transferred=(transferred_val("night"),),
+        ),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )
 
@@ -154,5 +198,9 @@ ZODI = (
     _demo(),
     *(_town(domain) for domain in TOWN_DOMAINS),
     _town_ablations(),
-    *(_published(domain, network) for network in _NETWORKS for domain in ("night", "snow", "rain", "fog", "game")),
+    *(
+        _published(domain, network)
+        for network in _NETWORKS
+        for domain in ("night", "snow", "rain", "fog", "game")
+    ),
 )

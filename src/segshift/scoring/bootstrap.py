@@ -1,16 +1,18 @@
-"""The statistics of an estimate: scores of one network with intervals, from confusion matrices of frames (ours).
+"""The statistics of an estimate: scores of one network with intervals, from confusion matrices of frames
+(ours).
 
     F, D, C, R   frames, noise draws, classes, resamples
-    M            confusion matrices of a set of frames, [F, D, C, C + 1] (`metrics`); D = 1 for frames not generated
-    S, O, T      IoU of a class, in [0, 1], on the labelled source frames, on the same frames transferred to their own
-                 domain, and on the same frames transferred to the target
+    M            confusion matrices of a set of frames, [F, D, C, C + 1] (`metrics`); D = 1 for frames
+                 not generated
+    S, O, T      IoU of a class, in [0, 1], on the labelled source frames, on the same frames transferred to
+                 their own domain, and on the same frames transferred to the target
     W            T with the whole cost of the transfer taken off (`correct`)
     u            share of that cost to take off
     P            what is predicted for the target, (1 - u) T + u W, within [0, 1]
 
-Matrices are summed before any ratio is taken, in a resample as over the whole set: a mean of per-image ratios is
-another number. A class that no labelled pixel shows has no score (nan), also where it is predicted: nothing can be
-said about it.
+Matrices are summed before any ratio is taken, in a resample as over the whole set: a mean of per-image ratios
+is another number. A class that no labelled pixel shows has no score (nan), also where it is predicted:
+nothing can be said about it.
 """
 
 from __future__ import annotations
@@ -34,21 +36,23 @@ SHRINKAGE = 0.05
 """epsilon of `correct`, in IoU. Not fitted to anything."""
 
 SHARE, UNSURE = 0.5, 1.0
-"""u of the value that is predicted, and its standard deviation in the interval. Not known: what the generator spoils may
-cost as much again in a strange domain (u = 1), may be what the domain spoils anyway (u = 0), and a generator may as well
-flatter (u < 0). The one error of it that can be measured without target images is its whole cost at home: so one
-deviation of u is the whole cost, either way."""
+"""u of the value that is predicted, and its standard deviation in the interval. Not known: what the generator
+spoils may cost as much again in a strange domain (u = 1), may be what the domain spoils anyway (u = 0), and a
+generator may as well flatter (u < 0). The one error of it that can be measured without target images is its
+whole cost at home: so one deviation of u is the whole cost, either way."""
 
 FEWEST_OF_CLASS = 5
 """Where fewer frames show a class, no resample tells how much its IoU would vary, and it has no interval."""
 GENERATOR, GENERATOR_CLASS, CLASS_FLOOR = 0.14, 0.20, 0.04
-"""Standard deviation of what the generator's idea of a domain is off by: as a share of the predicted mIoU; as a share of the
-predicted IoU of a class, and besides that in IoU, for it may also draw too well what is predicted to be lost. Without target
-images they can only be taken from elsewhere: from the embedded town, where about 90 % of the true scores of 24 networks lie
-inside the intervals with them (`benchmarks/estimate.py`, which also judges each domain by what the others give)."""
+"""Standard deviation of what the generator's idea of a domain is off by: as a share of the predicted mIoU; as
+a share of the predicted IoU of a class, and besides that in IoU, for it may also draw too well what is
+predicted to be lost. Without target images they can only be taken from elsewhere: from the embedded town,
+where about 90 % of the true scores of 24 networks lie inside the intervals with them
+(`benchmarks/estimate.py`, which also judges each domain by what the others give)."""
 TRAINED_ON = 0.09
-"""By how much the mIoU is overestimated, on the town, of networks that were trained on transferred frames of the domain:
-they know the generator. Told in a warning, and not taken off: how much it is depends on the generator."""
+"""By how much the mIoU is overestimated, on the town, of networks that were trained on transferred frames of
+the domain: they know the generator. Told in a warning, and not taken off: how much it is depends on the
+generator."""
 
 SCORES = ("source", "own", "raw", "corrected")
 """S, O, T and P, in the order of `scores`."""
@@ -57,11 +61,12 @@ SCORES = ("source", "own", "raw", "corrected")
 def correct(source: np.ndarray, own: np.ndarray, transferred: np.ndarray) -> np.ndarray:
     """W_c = min(1, S_c (T_c + epsilon k) / (O_c + epsilon)),  k = mean_c T_c / mean_c O_c
 
-    All [..., C]. The transfer costs the network something even where the domain stays the same: O / S of the score is
-    left. Transferred to the target, T / S is left. If the two losses multiply, T / O is what the domain alone leaves.
-    Of a class that the transfer destroys (O_c near 0) that ratio is noise: epsilon draws it towards k, the same ratio
-    over all classes, and a class with O_c well above epsilon is hardly touched. Where the transfer costs nothing
-    (O = S), W is T up to epsilon. Where it leaves nothing at all (every O_c = 0), it says nothing: k = 1, and W = S.
+    All [..., C]. The transfer costs the network something even where the domain stays the same: O / S of the
+    score is left. Transferred to the target, T / S is left. If the two losses multiply, T / O is what the
+    domain alone leaves. Of a class that the transfer destroys (O_c near 0) that ratio is noise: epsilon draws
+    it towards k, the same ratio over all classes, and a class with O_c well above epsilon is hardly touched.
+    Where the transfer costs nothing (O = S), W is T up to epsilon. Where it leaves nothing at all (every O_c
+    = 0), it says nothing: k = 1, and W = S.
     """
     both = np.where(np.isnan(own + transferred), np.nan, np.stack((transferred, own)))
     left, whole = mean(both)
@@ -76,7 +81,9 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def shown(matrix: np.ndarray) -> np.ndarray:
-    """IoU [C] of the classes that a labelled pixel shows, of M [C, C + 1]; nan for the others, also where one is predicted."""
+    """IoU [C] of the classes that a labelled pixel shows, of M [C, C + 1]; nan for the others, also where one
+    is predicted.
+    """
     return np.where(matrix.sum(1) > 0, metrics.iou(matrix), np.nan)
 
 
@@ -86,15 +93,18 @@ def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: 
     return np.stack([*measured, np.clip((1 - share) * measured[2] + share * correct(*measured), 0, 1)])
 
 
-def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int, *, common_noise: bool = False) -> np.ndarray:
+def resampled(
+    sets: Sequence[np.ndarray], resamples: int, seed: int, *, common_noise: bool = False
+) -> np.ndarray:
     """`scores` of R resamples, [R, 4, C], from M of source, own domain and target.
 
-    A resample weighs the F frames by a draw from the flat Dirichlet distribution, the same weights in all three sets
-    (Rubin, "The Bayesian Bootstrap", 1981). With replacement, a class that few frames show would be missing from many
-    resamples, and their mIoU a mean over other classes. The spread holds that of the frames and that of the noise, which
-    is each frame's own, also of one draw. With `common_noise` (the transfer's reference mode) all frames of a draw share it
-    and frames do not show it: then the draws of a set are weighed likewise, and of one draw it is missing. The spread of P
-    also holds u, drawn from N(SHARE, UNSURE^2). What they do not show is left to `widened`.
+    A resample weighs the F frames by a draw from the flat Dirichlet distribution, the same weights in all
+    three sets (Rubin, "The Bayesian Bootstrap", 1981). With replacement, a class that few frames show would
+    be missing from many resamples, and their mIoU a mean over other classes. The spread holds that of the
+    frames and that of the noise, which is each frame's own, also of one draw. With `common_noise` (the
+    transfer's reference mode) all frames of a draw share it and frames do not show it: then the draws of a
+    set are weighed likewise, and of one draw it is missing. The spread of P also holds u, drawn from N(SHARE,
+    UNSURE^2). What they do not show is left to `widened`.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
     frames = len(sets[0])
@@ -102,7 +112,11 @@ def resampled(sets: Sequence[np.ndarray], resamples: int, seed: int, *, common_n
     summed = []
     for matrices in sets:
         count = matrices.shape[1]
-        draws = rng.dirichlet(np.ones(count), size=(resamples, 1)) if common_noise else np.full((1, 1, count), 1 / count)
+        draws = (
+            rng.dirichlet(np.ones(count), size=(resamples, 1))
+            if common_noise
+            else np.full((1, 1, count), 1 / count)
+        )
         summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
     return np.stack([scores(*matrices, share) for *matrices, share in zip(*summed, shares, strict=True)])
@@ -117,7 +131,8 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def widened(value: float, low: float, high: float, deviation: float) -> tuple[float, float]:
-    """The ends of an interval with a further independent error of that standard deviation, normal at its quantile:
+    """The ends of an interval with a further independent error of that standard deviation, normal at its
+    quantile:
 
     value -+ sqrt((value - end)^2 + (q deviation)^2),  q = Phi^-1((1 + LEVEL) / 2)
     """
@@ -131,7 +146,8 @@ def class_error(predicted: float) -> float:
 
 
 def failing(source: np.ndarray, predicted: np.ndarray) -> list[int]:
-    """Classes whose predicted IoU is below FAILS_BELOW of the source's, both [C]; the smallest share kept comes first.
+    """Classes whose predicted IoU is below FAILS_BELOW of the source's, both [C]; the smallest share kept
+    comes first.
 
     A class that has no score, or none above 0 on the source, cannot fail by the domain.
     """

@@ -5,8 +5,9 @@
     H      int64 [2, K]: wrong pixels and right pixels, by value
     N      labelled pixels
 
-A pixel is right when its predicted class is its label. Histograms of frames are added up before any ratio is taken,
-as confusion matrices are. Only pixels of the same value count as equally certain, for a map may use few of them.
+A pixel is right when its predicted class is its label. Histograms of frames are added up before any ratio is
+taken, as confusion matrices are. Only pixels of the same value count as equally certain, for a map may use
+few of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _VALUES = np.arange(2**16)
 
 
 def histogram(values: np.ndarray, label: np.ndarray, pred: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """H of one frame. values: [H, W] uint16. label, pred: train ids [H, W] uint8; pixels whose label is none of
+    """H of one frame. values: [H, W] uint16. label, pred: train ids [H, W] uint8; pixels whose label is none
+    of
     `classes` count nowhere."""
     labelled = np.isin(np.arange(256), classes)[label]
     right = (pred == label)[labelled]
@@ -32,14 +34,17 @@ def histogram(values: np.ndarray, label: np.ndarray, pred: np.ndarray, classes: 
 
 
 def reliability(counts: np.ndarray) -> dict[str, Any] | None:
-    """Accuracy against confidence in 20 equal bins, from the H [2, K] of a confidence; None without a labelled pixel.
+    """Accuracy against confidence in 20 equal bins, from the H [2, K] of a confidence; None without a
+    labelled pixel.
 
-    accuracy_b = right_b / n_b,  confidence_b = mean of v in b (both null where n_b = 0), and the expected calibration
-    error  ECE = sum_b n_b / N |accuracy_b - confidence_b|  (Guo et al., ICML 2017, eq. 3; there with 15 bins).
+    accuracy_b = right_b / n_b,  confidence_b = mean of v in b (both null where n_b = 0), and the
+    expected calibration error  ECE = sum_b n_b / N |accuracy_b - confidence_b|  (Guo et al.,
+    ICML 2017, eq. 3; there with 15 bins).
     """
     starts = np.flatnonzero(np.diff(_VALUES * BINS // len(_VALUES), prepend=-1))
     count, right, sums = (
-        np.add.reduceat(each, starts).astype(np.float64) for each in (counts.sum(0), counts[1], counts.sum(0) * _VALUES)
+        np.add.reduceat(each, starts).astype(np.float64)
+        for each in (counts.sum(0), counts[1], counts.sum(0) * _VALUES)
     )
     sums /= _VALUES[-1]
     if not count.any():
@@ -55,13 +60,14 @@ def reliability(counts: np.ndarray) -> dict[str, Any] | None:
 
 def risk_coverage(counts: np.ndarray, *, confidence: bool = False) -> dict[str, Any] | None:
     """How the share of wrong pixels falls when only the most certain ones are kept, from the H [2, K] of an
-    uncertainty (`confidence`: of a confidence, high where an uncertainty is low); None without a labelled pixel.
+    uncertainty (`confidence`: of a confidence, high where an uncertainty is low); None without a labelled
+    pixel.
 
-    risk(k) = E(k) / k, with E(k) the wrong pixels among the share k of most certain ones, in shares of N; linear
-    within a value, as the errors of equally certain pixels are spread evenly. risk(1) is the error rate r.
-    area = integral of risk over k from 0 to 1 (Geifman and El-Yaniv, NeurIPS 2017), in closed form: in a value
-    E(k) = a + b k, so it adds  b (k1 - k0) + a ln(k1 / k0). The least possible is r + (1 - r) ln(1 - r), that of an
-    uncertainty without information r.
+    risk(k) = E(k) / k, with E(k) the wrong pixels among the share k of most certain ones, in shares of N;
+    linear within a value, as the errors of equally certain pixels are spread evenly. risk(1) is the error
+    rate r. area = integral of risk over k from 0 to 1 (Geifman and El-Yaniv, NeurIPS 2017), in closed form:
+    in a value  E(k) = a + b k, so it adds  b (k1 - k0) + a ln(k1 / k0). The least possible is
+    r + (1 - r) ln(1 - r), that of an uncertainty without information r.
     """
     wrong, right = (counts[:, ::-1] if confidence else counts).astype(np.float64)
     count = wrong + right

@@ -1,15 +1,15 @@
 """Confusion matrices and the numbers of the benchmarks: per-class IoU, mIoU, pixel accuracy.
 
-One matrix is summed over all frames of a data set before any ratio is taken, as in the PASCAL VOC and Cityscapes
-benchmarks. A mean of per-image ratios is another number.
+One matrix is summed over all frames of a data set before any ratio is taken, as in the PASCAL VOC and
+Cityscapes benchmarks. A mean of per-image ratios is another number.
 
     C       number of classes
     M       int64 [C, C + 1]: rows truth, columns prediction; the last column counts labelled pixels whose
             prediction is none of the classes (void)
     IoU_c   TP / (TP + FP + FN)
 
-As in cityscapesScripts, an unlabelled pixel counts nowhere whatever was predicted there, and a void prediction on
-a labelled pixel is a miss (FN) of the pixel's class and a false alarm of no class.
+As in cityscapesScripts, an unlabelled pixel counts nowhere whatever was predicted there, and a void
+prediction on a labelled pixel is a miss (FN) of the pixel's class and a false alarm of no class.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ import numpy as np
 
 
 def joint_counts(label: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """How often each pair of values occurs, int64 [256, 256]: rows label, columns prediction, both [H, W] uint8."""
+    """How often each pair of values occurs, int64 [256, 256]: rows label, columns prediction, both [H, W]
+    uint8.
+    """
     if pred.shape != label.shape or pred.dtype != np.uint8 or label.dtype != np.uint8:
-        raise ValueError(f"prediction {pred.shape} {pred.dtype}, label {label.shape} {label.dtype}: both uint8 [H, W]")
+        raise ValueError(
+            f"prediction {pred.shape} {pred.dtype}, label {label.shape} {label.dtype}: both uint8 [H, W]"
+        )
     counts = np.zeros((256, 256), np.int64)
-    # calcHist returns float32, exact up to 2^24: no strip has more pixels than that. It counts about twice as fast
-    # as numpy's bincount and leaves the interpreter to other threads.
+    # calcHist returns float32, exact up to 2^24: no strip has more pixels than that. It counts about twice as
+    # fast as numpy's bincount and leaves the interpreter to other threads.
     rows = max(1, 2**24 // label.shape[1])
     for top in range(0, len(label), rows):
         pair = [np.ascontiguousarray(label[top : top + rows]), np.ascontiguousarray(pred[top : top + rows])]
@@ -39,15 +43,15 @@ def joint_counts(label: np.ndarray, pred: np.ndarray) -> np.ndarray:
 def confusion_matrix(pred: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
     """M of one frame, int64 [C, C + 1], from train ids [H, W] uint8.
 
-    Label values of C and above (255: ignored) count nowhere; prediction values of C and above fall into the last
-    column.
+    Label values of C and above (255: ignored) count nowhere; prediction values of C and above fall into the
+    last column.
     """
     return from_counts(joint_counts(label, pred), classes)
 
 
 def from_counts(counts: np.ndarray, classes: int, to_train: np.ndarray | None = None) -> np.ndarray:
-    """M [C, C + 1] from the counts of pairs [256, 256]; `to_train` [256]: train ids of the values, where they are
-    a data set's own ids."""
+    """M [C, C + 1] from the counts of pairs [256, 256]; `to_train` [256]: train ids of the values, where they
+    are a data set's own ids."""
     if to_train is not None:
         label, pred = np.nonzero(counts)
         mapped = np.zeros_like(counts)
@@ -66,8 +70,8 @@ def restrict(matrix: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """M over a subset of K classes, [K, K + 1], in the order of `classes` (train ids).
 
     Pixels whose truth is outside the subset are ignored, as where their labels are mapped to void before the
-    evaluation (the 16 and 13 class protocols of SYNTHIA). A prediction outside the subset on a pixel of the subset
-    is void: a miss of the pixel's class.
+    evaluation (the 16 and 13 class protocols of SYNTHIA). A prediction outside the subset on a pixel of the
+    subset is void: a miss of the pixel's class.
     """
     rows, index = matrix[list(classes)], list(classes)
     inside = rows[:, index]

@@ -71,7 +71,9 @@ def check(config: CheckConfig, out: str | Path | None = None) -> Report:
     dataset = frames.load(config.data)
     output = None
     if out is not None:
-        output = outputs.open_output(out, "check", config, free=("workers",), begun=lambda out: (out / "check.json").exists())
+        output = outputs.open_output(
+            out, "check", config, free=("workers",), begun=lambda out: (out / "check.json").exists()
+        )
     bare, unlabelled = _without_label(dataset)
     faults = [*dataset.left_out, *bare]
     sizes: Counter[str] = Counter()

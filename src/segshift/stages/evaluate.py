@@ -1,12 +1,13 @@
 """Evaluate: prediction PNGs against the ground truth, one confusion matrix per data set.
 
-Writes OUT/metrics.json: the protocol string, mIoU, pixel accuracy, per-class IoU and confusion matrix over all
-frames, the same for every domain, and mIoU and pixel accuracy of each frame. Ratios are fractions in [0, 1]; null
-stands for a class that is neither in the truth nor predicted. The numbers are computed again on every call, so a
-result is never older than its PNGs. Beside it, OUT/frames.npz holds the confusion matrix of each frame: `ids` [N], and
-`confusion` int64 [N, C, C + 1] over the classes of metrics.json. Where the predictions come with maps of confidence or
-uncertainty, metrics.json also holds the calibration of the confidence and each map's curve of risk against coverage
-(`segshift.scoring.calibration`).
+Writes OUT/metrics.json: the protocol string, mIoU, pixel accuracy, per-class IoU and confusion matrix over
+all frames, the same for every domain, and mIoU and pixel accuracy of each frame. Ratios are fractions in [0,
+1]; null stands for a class that is neither in the truth nor predicted. The numbers are computed again on
+every call, so a result is never older than its PNGs. Beside it, OUT/frames.npz holds the confusion matrix of
+each frame: `ids` [N], and
+`confusion` int64 [N, C, C + 1] over the classes of metrics.json. Where the predictions come with maps of
+confidence or uncertainty, metrics.json also holds the calibration of the confidence and each map's curve of
+risk against coverage (`segshift.scoring.calibration`).
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ PUBLISHED_SIZE = (512, 1024)
 def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     """Compare `config.predictions` with the labels of `config.data`; returns `out`, with metrics.json in it.
 
-    Raises: InputError on missing, unreadable or mis-sized predictions, on a data set without labels, and on a class
-    set that the label space has not.
+    Raises: InputError on missing, unreadable or mis-sized predictions, on a data set without labels, and on a
+    class set that the label space has not.
     """
     execution.one_process("evaluate")
     data, folder = frames.load(config.data), Path(config.predictions)
     chosen = _class_set(config, data)
     kept, left_out = _labelled(config, data, folder)
-    out = outputs.begin(out, "evaluate", config, free=("workers",), begun=lambda out: (out / "metrics.json").exists())
+    out = outputs.begin(
+        out, "evaluate", config, free=("workers",), begun=lambda out: (out / "metrics.json").exists()
+    )
 
     maps = sorted(path.name for path in (folder / "uncertainty").glob("*/"))
 
@@ -54,15 +57,24 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     totals: dict[str, np.ndarray] = {}
     trust: dict[str, dict[str, np.ndarray]] = {}
     per_frame, matrices = [], []
-    # Threads: OpenCV decodes and counts outside the interpreter lock, and nothing has to be started or pickled.
-    with ThreadPoolExecutor(config.workers or runs.cpus()) as pool, runs.progress("evaluate", len(kept)) as bar:
+    # Threads: OpenCV decodes and counts outside the interpreter lock, and nothing has to be started or
+    # pickled.
+    with (
+        ThreadPoolExecutor(config.workers or runs.cpus()) as pool,
+        runs.progress("evaluate", len(kept)) as bar,
+    ):
         for frame, (matrix, histograms) in zip(kept, pool.map(count, kept), strict=True):
             totals[frame.domain] = totals.get(frame.domain, 0) + matrix
             trust[frame.domain] = _sum(trust.get(frame.domain, {}), histograms)
             matrices.append(matrix)
             score, accuracy = metrics.miou(matrix), metrics.pixel_accuracy(matrix)
             per_frame.append(
-                {"id": frame.id, "domain": frame.domain, "miou": metrics.plain(score), "pixel_accuracy": metrics.plain(accuracy)}
+                {
+                    "id": frame.id,
+                    "domain": frame.domain,
+                    "miou": metrics.plain(score),
+                    "pixel_accuracy": metrics.plain(accuracy),
+                }
             )
             bar.advance()
     model = runs.read_json(folder / "model.json", records.Model) if (folder / "model.json").exists() else None
@@ -70,13 +82,22 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     result = {
         "protocol": f"{setting}; {predictions.how(model)}",
         "setting": setting,
-        "data": {"layout": data.layout, "subset": data.subset, "transferred": data.transferred, "space": data.space.name},
+        "data": {
+            "layout": data.layout,
+            "subset": data.subset,
+            "transferred": data.transferred,
+            "space": data.space.name,
+        },
         "model": model,
         "classes": names,
-        "colours": {data.space.names[c]: "#{:02x}{:02x}{:02x}".format(*data.space.colours[c]) for c in chosen},
+        "colours": {
+            data.space.names[c]: "#{:02x}{:02x}{:02x}".format(*data.space.colours[c]) for c in chosen
+        },
         **_scores(sum(totals.values()), names),
         **_trust(reduce(_sum, trust.values())),
-        "domains": {domain: _scores(matrix, names) | _trust(trust[domain]) for domain, matrix in totals.items()},
+        "domains": {
+            domain: _scores(matrix, names) | _trust(trust[domain]) for domain, matrix in totals.items()
+        },
         "frames": per_frame,
         "left_out": left_out,
     }
@@ -104,11 +125,14 @@ def _class_set(config: EvaluateConfig, data: Dataset) -> tuple[int, ...]:
 def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list[Frame], list[dict]]:
     """The frames to evaluate, and those that the protocol leaves out with the reason."""
     if not folder.is_dir():
-        raise runs.InputError(f"no folder of predictions {folder}: run segshift predict, or give the folder it wrote")
+        raise runs.InputError(
+            f"no folder of predictions {folder}: run segshift predict, or give the folder it wrote"
+        )
     frames.require_labels(data)
     kept, left_out = [], []
     for frame in data.frames:
-        # The published loader takes fog frames of 1920x1080 only (datasets/acdc.py); other conditions are not checked.
+        # The published loader takes fog frames of 1920x1080 only (datasets/acdc.py); other conditions are not
+        # checked.
         if config.protocol == "as-published" and data.layout == "acdc" and frame.domain == "fog":
             height, width = frames.image_size(frame.image)
             if (height, width) != (1080, 1920):
@@ -117,13 +141,15 @@ def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list
         kept.append(frame)
     if not kept:
         raise runs.InputError(
-            f"none of the {len(data.frames)} frames of {data.name} is 1920x1080, which the as-published protocol "
+            f"none of the {len(data.frames)} frames of {data.name} is 1920x1080, which the as-published "
+            "protocol "
             "expects of ACDC fog: evaluate with protocol = native"
         )
     missing = [frame for frame in kept if not frames.place(data, frame, folder).is_file()]
     if missing:
         raise runs.InputError(
-            f"no prediction for {len(missing)} of {len(kept)} frames of {data.name}, the first is expected at "
+            f"no prediction for {len(missing)} of {len(kept)} frames of {data.name}, the first is expected "
+            "at "
             f"{frames.place(data, missing[0], folder)}: run segshift predict for this data set into {folder}"
         )
     return kept, left_out
@@ -143,12 +169,15 @@ def _matrix(config: EvaluateConfig, frame: Frame, file: Path, space: LabelSpace)
     return metrics.confusion_matrix(pred, label, space.classes)
 
 
-def _sized(config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sized(
+    config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Label and prediction [H, W] at the protocol's size. Raises: InputError when the sizes do not match."""
     published = config.protocol == "as-published"
     if pred.shape != label.shape and not (published and pred.shape == PUBLISHED_SIZE):
         raise runs.InputError(
-            f"the prediction of frame '{frame.id}' is {pred.shape[1]}x{pred.shape[0]}, its label {frame.label} is "
+            f"the prediction of frame '{frame.id}' is {pred.shape[1]}x{pred.shape[0]}, its label "
+            f"{frame.label} is "
             f"{label.shape[1]}x{label.shape[0]}: predict at the label's size, as segshift predict does"
         )
     if not published:
@@ -159,9 +188,16 @@ def _sized(config: EvaluateConfig, frame: Frame, label: np.ndarray, pred: np.nda
 
 
 def _histograms(
-    config: EvaluateConfig, data: Dataset, frame: Frame, folder: Path, maps: Sequence[str], chosen: tuple[int, ...]
+    config: EvaluateConfig,
+    data: Dataset,
+    frame: Frame,
+    folder: Path,
+    maps: Sequence[str],
+    chosen: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-    """H [2, K] of every map of a frame (`calibration`). Raises: InputError when there is none of the prediction's size."""
+    """H [2, K] of every map of a frame (`calibration`). Raises: InputError when there is none of the
+    prediction's size.
+    """
     pred = predictions.read(frames.place(data, frame, folder), data.space)
     label, sized = _sized(config, frame, frames.read_label(frame, data.space), pred)
     found = {}
@@ -171,7 +207,8 @@ def _histograms(
         if values is None or values.dtype != np.uint16 or values.shape != pred.shape:
             what = "missing or no picture" if values is None else f"{values.dtype} of shape {values.shape}"
             raise runs.InputError(
-                f"the map of {name} of frame '{frame.id}' is {what}, expected 16 bits of shape {pred.shape} in {file}: "
+                f"the map of {name} of frame '{frame.id}' is {what}, expected 16 bits of shape "
+                f"{pred.shape} in {file}: "
                 f"predict again with --uncertainty into a new folder, or delete {folder / 'uncertainty'}"
             )
         if values.shape != label.shape:  # of the published size
@@ -188,7 +225,9 @@ def _trust(histograms: dict[str, np.ndarray]) -> dict:
     """`calibration` and `risk_coverage` of metrics.json; nothing where no map was predicted."""
     if not histograms:
         return {}
-    curves = {name: calibration.risk_coverage(h, confidence=name == "confidence") for name, h in histograms.items()}
+    curves = {
+        name: calibration.risk_coverage(h, confidence=name == "confidence") for name, h in histograms.items()
+    }
     told = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
     if "confidence" in histograms:
         told["calibration"] = calibration.reliability(histograms["confidence"])
@@ -222,5 +261,7 @@ def _print(result: dict) -> None:
     say.print(result["protocol"], style="dim")
     parts = {"all": result} | (result["domains"] if len(result["domains"]) > 1 else {})
     for name, scores in parts.items():
-        say.print(f"{name}: mIoU {percent(scores['miou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %")
+        say.print(
+            f"{name}: mIoU {percent(scores['miou'])} %, pixel accuracy {percent(scores['pixel_accuracy'])} %"
+        )
     say.print(", ".join(f"{name} {percent(score)}" for name, score in result["iou"].items()), style="dim")

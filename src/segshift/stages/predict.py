@@ -1,12 +1,13 @@
 """Predict: label PNGs in the data set's official ids, at the label's size.
 
     OUT/<path of the image in its data set>.png     the prediction (`frames.place`)
-    OUT/config.json                                 the configuration (outputs.begin)
-    OUT/model.json                                  what predicted: run, method, network, step, which selection rules
-                                                    choose it, hash of its weights
+    OUT/config.json                                 the configuration (`outputs`)
+    OUT/model.json                                  what predicted: run, method, network, step, which
+                                                    selection rules choose it, hash of its weights
     OUT/predictions.jsonl                           a line a frame: id, file, confidence
-    OUT/failures.jsonl                              frames that could not be read, where there are any: id, error
-    OUT/uncertainty/<map>/<the same path>           confidence, entropy, of several draws spread, on request: 16-bit PNG, value / 65535
+    OUT/failures.jsonl                              frames that could not be read, if any: id, error
+    OUT/uncertainty/<map>/<the same path>           confidence, entropy, of several draws spread, on request:
+                                                    16-bit PNG, value / 65535
 
 Logits are resized bilinearly to the label's size (the image's where there is no label) before the argmax. The
 confidence is the largest softmax probability, averaged over the pixels of the logits before that resize.
@@ -54,7 +55,8 @@ AHEAD = 2
 
 
 def predict(config: PredictConfig, out: str | Path) -> Path:
-    """Write the predictions of `config.run` on `config.data`; returns `out`. Frames that are there are skipped.
+    """Write the predictions of `config.run` on `config.data`; returns `out`. Frames that are there are
+    skipped.
 
     A frame that cannot be read is listed in OUT/failures.jsonl, and the others are done.
     Raises: InputError when the run and the data set do not fit, and when `out` holds predictions of another
@@ -104,7 +106,11 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
                     _write_maps(data, frame, out, {name: value[i] for name, value in maps.items()}, native)
                 predictions.write(file, _classes(frame_logits, native), data.space)
                 confidence = maps["confidence"][i].mean().item()
-                line = {"id": frame.id, "file": str(file.relative_to(out)), "confidence": round(confidence, 6)}
+                line = {
+                    "id": frame.id,
+                    "file": str(file.relative_to(out)),
+                    "confidence": round(confidence, 6),
+                }
                 lines[frame.id] = line
                 log.write(json.dumps(line, ensure_ascii=False) + "\n")
                 log.flush()
@@ -118,20 +124,36 @@ def _predicted(out: Path) -> list[records.Prediction]:
     return runs.read_lines(out / "predictions.jsonl", records.Prediction)
 
 
-def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[int, int] | None, dict[str, Any]]:
-    """What predicts, the size it sees, and what model.json tells. Raises: InputError when it does not fit the data set."""
+def load_network(
+    config: PredictConfig, data: Dataset
+) -> tuple[Method, tuple[int, int] | None, dict[str, Any]]:
+    """What predicts, the size it sees, and what model.json tells. Raises: InputError when it does not fit the
+    data set.
+    """
     path = Path(config.run)
     if path.is_file():
         if config.network is None:
-            raise InputError(f"{path} is a file of weights: name the network it belongs to (network.name, .encoder)")
-        network = networks.build(replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True)
+            raise InputError(
+                f"{path} is a file of weights: name the network it belongs to (network.name, .encoder)"
+            )
+        network = networks.build(
+            replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True
+        )
         told = {
-            "run": config.run, "method": None, "network": asdict(config.network), "step": None,
-            "rules": [], "selection": f"weights {path.name}", "sampling": None, "input": _input(config, False),
-        }  # fmt: skip
+            "run": config.run,
+            "method": None,
+            "network": asdict(config.network),
+            "step": None,
+            "rules": [],
+            "selection": f"weights {path.name}",
+            "sampling": None,
+            "input": _input(config, False),
+        }
         return SourceOnly(network).eval(), config.size, told | {"weights": _hash(network)}
     if config.network is not None:
-        raise InputError(f"{path} is no file of weights: leave `network` out to predict with the network of a run")
+        raise InputError(
+            f"{path} is no file of weights: leave `network` out to predict with the network of a run"
+        )
     method, trained, space = checkpoints.load_run(path, config.checkpoint)
     if space.names != data.space.names:
         raise InputError(
@@ -141,7 +163,9 @@ def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[in
     for name, most in (("sampling_steps", T), ("draws", None)):
         value = getattr(config, name)
         if value is not None and not hasattr(method, name):
-            raise InputError(f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out")
+            raise InputError(
+                f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out"
+            )
         if value is not None and not 1 <= value <= (most or value):
             raise InputError(f"{name} is {value}, expected " + (f"1 to {most}" if most else "1 or more"))
         if value is not None:
@@ -151,11 +175,17 @@ def load_network(config: PredictConfig, data: Dataset) -> tuple[Method, tuple[in
     # none: `best` of a training that was killed between writing it and writing the last
     rules = [rule for rule in checkpoints.rules(trained) if steps.get(rule) == step] or [trained.select]
     told = {
-        "run": config.run, "method": trained.method, "network": asdict(trained.network),
-        "step": step, "rules": rules, "selection": predictions.selection(rules),
-        "sampling": f"{_count(method.sampling_steps, 'DDIM step')}, {_count(method.draws, 'draw')}" if hasattr(method, "draws") else None,
+        "run": config.run,
+        "method": trained.method,
+        "network": asdict(trained.network),
+        "step": step,
+        "rules": rules,
+        "selection": predictions.selection(rules),
+        "sampling": f"{_count(method.sampling_steps, 'DDIM step')}, {_count(method.draws, 'draw')}"
+        if hasattr(method, "draws")
+        else None,
         "input": _input(config, hasattr(method, "draws")),
-    }  # fmt: skip
+    }
     return method, config.size or trained.target_size or trained.size, told | {"weights": _hash(method)}
 
 
@@ -186,13 +216,17 @@ def _claim(out: Path, told: dict[str, Any]) -> None:
     if before["weights"] != told["weights"]:
         steps = f" (step {before['step']}, now step {told['step']})" if before.get("step") is not None else ""
         raise InputError(
-            f"{out} holds predictions of other weights of {before['run']}{steps}: name a new folder, or delete this one"
+            f"{out} holds predictions of other weights of {before['run']}{steps}: name a new folder, or "
+            "delete this one"
         )
     runs.write_json(path, told)
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], count: int) -> Iterator[B]:
-    """`function` over `items` in order, at most `count` results waiting: pictures do not pile up in memory."""
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], count: int
+) -> Iterator[B]:
+    """`function` over `items` in order, at most `count` results waiting: pictures do not pile up in
+    memory."""
     waiting: deque = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -202,7 +236,9 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence
         yield waiting.popleft().result()
 
 
-def _batches(items: Iterable, count: int, skipped: Callable[[], None]) -> Iterator[list[tuple[Frame, Tensor, tuple[int, int]]]]:
+def _batches(
+    items: Iterable, count: int, skipped: Callable[[], None]
+) -> Iterator[list[tuple[Frame, Tensor, tuple[int, int]]]]:
     """Up to `count` neighbours of one size; `skipped` is called for each one that could not be read."""
     batch: list = []
     for item in items:
@@ -218,11 +254,15 @@ def _batches(items: Iterable, count: int, skipped: Callable[[], None]) -> Iterat
 
 
 @torch.inference_mode()
-def _scores(method: Method, images: Tensor, seeds: list[int], uncertainty: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32 and maps [B, H, W] in [0, 1] by name: the confidence, and
-    what `uncertainty` asks for. Raises: InputError for logits that are not finite."""
+def _scores(
+    method: Method, images: Tensor, seeds: list[int], uncertainty: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images [B, 3, H, W] uint8 to logits [B, C, H, W] float32 and maps [B, H, W] in [0, 1] by name: the
+    confidence, and what `uncertainty` asks for. Raises: InputError for logits that are not finite."""
     x = images.float() / 255
-    logits, maps = method.predict_with_uncertainty(x, seeds) if uncertainty else (method.predict(x, seeds), {})
+    logits, maps = (
+        method.predict_with_uncertainty(x, seeds) if uncertainty else (method.predict(x, seeds), {})
+    )
     require_finite(logits)
     # Finite: bilinear resizing of -inf gives nan, which argmax takes for the largest.
     logits = logits.float().clamp(min=-1e9)
@@ -232,19 +272,27 @@ def _scores(method: Method, images: Tensor, seeds: list[int], uncertainty: bool)
 def _in_memory(
     method: Method, images: Tensor, seeds: list[int], config: PredictConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`_sliding`, in halves where memory does not suffice for all images. Raises: InputError where it does not for one."""
+    """`_sliding`, in halves where memory does not suffice for all images. Raises: InputError where it does
+    not for one.
+    """
     try:
         return _sliding(method, images, seeds, config)
     except torch.OutOfMemoryError as error:
         if len(images) == 1:
             raise InputError(
-                f"{images.device} has too little memory for one image of {tuple(images.shape[2:])}: give a --window or a smaller "
+                f"{images.device} has too little memory for one image of {tuple(images.shape[2:])}: give a "
+                "--window or a smaller "
                 "--size; what is predicted is kept"
             ) from error
     # outside the handler, which keeps the tensors of the failed batch alive
     half = len(images) // 2
-    _log.warning("out of memory with %d images at once, going on in halves: a smaller --batch-size is faster", len(images))
-    parts = [_in_memory(method, images[part], seeds[part], config) for part in (slice(half), slice(half, None))]
+    _log.warning(
+        "out of memory with %d images at once, going on in halves: a smaller --batch-size is faster",
+        len(images),
+    )
+    parts = [
+        _in_memory(method, images[part], seeds[part], config) for part in (slice(half), slice(half, None))
+    ]
     logits, maps = zip(*parts, strict=True)
     return torch.cat(logits), {name: torch.cat([one[name] for one in maps]) for name in maps[0]}
 
@@ -252,7 +300,9 @@ def _in_memory(
 def _sliding(
     method: Method, images: Tensor, seeds: list[int], config: PredictConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`_scores` of windows that overlap by half, averaged where they do; of the whole images without a window."""
+    """`_scores` of windows that overlap by half, averaged where they do; of the whole images without a
+    window.
+    """
     if config.window is None:
         return _scores(method, images, seeds, config.uncertainty)
     size = tuple(images.shape[-2:])
@@ -271,11 +321,15 @@ def _sliding(
     return sums.pop("logits") / count, {name: total / count for name, total in sums.items()}
 
 
-def _write_maps(data: Dataset, frame: Frame, out: Path, maps: dict[str, Tensor], size: tuple[int, int]) -> None:
+def _write_maps(
+    data: Dataset, frame: Frame, out: Path, maps: dict[str, Tensor], size: tuple[int, int]
+) -> None:
     """Each map [h, w] in [0, 1] as a 16-bit PNG at `size`."""
     for name, value in maps.items():
         resized = F.interpolate(value[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        done, content = cv2.imencode(".png", (65535 * resized.clamp(0, 1)).round().cpu().numpy().astype(np.uint16))
+        done, content = cv2.imencode(
+            ".png", (65535 * resized.clamp(0, 1)).round().cpu().numpy().astype(np.uint16)
+        )
         assert done
         with runs.atomic(frames.place(data, frame, out / "uncertainty" / name)) as temporary:
             temporary.write_bytes(content)

@@ -1,7 +1,8 @@
-"""Train: a segmentation network on labelled source frames, alone, with their transferred images, or with a target's.
+"""Train: a segmentation network on labelled source frames, alone, with their transferred images, or with a
+target's.
 
-The run folder is described in `segshift.training.checkpoints`. The same command continues a run where it was stopped; on one
-CPU the result is bitwise that of a run which was not.
+The run folder is described in `segshift.training.checkpoints`. The same command continues a run where it was
+stopped; on one CPU the result is bitwise that of a run which was not.
 """
 
 from __future__ import annotations
@@ -42,17 +43,22 @@ from segshift.training import checkpoints, loop, sizes
 _log = logging.getLogger(__name__)
 
 FREE = ("workers", "device", "checkpoint_every", "steps")
-"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer schedule."""
+"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer
+schedule.
+"""
 
 
 def train(config: TrainConfig, out: str | Path) -> Path:
     """Train as `config` says, or continue; returns `out`, which `segshift predict` reads.
 
-    Raises: InputError for settings that do not fit together, data that does not, and losses that are not finite.
+    Raises: InputError for settings that do not fit together, data that does not, and losses that are not
+    finite.
     """
     config, told = sizes.chosen(config)
     _check(config)
-    output = outputs.open_output(out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0)
+    output = outputs.open_output(
+        out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0
+    )
     accelerator = _accelerator(config)
     data = _open(config)
     if told is not None and accelerator.is_main_process:
@@ -66,7 +72,8 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     start = broadcast_object_list([checkpoints.last_step(out)])[0]
     if start != (here := checkpoints.last_step(out)):
         raise InputError(
-            f"{out} is at step {here} where process {accelerator.process_index} runs and at step {start} where the first one "
+            f"{out} is at step {here} where process {accelerator.process_index} runs and at step {start} "
+            "where the first one "
             "does: name a folder that all of them share"
         )
     if start > config.steps:
@@ -91,18 +98,31 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     best = _resume(out, start, method, optimizers, accelerator, data) if start else {}
     keeper = _Keeper(config, out, method, optimizers, accelerator, data, best)
     samples = batches.Samples(
-        data.pairs, data.pictures(data.source), crop=config.crop, jitter=config.jitter, seed=config.seed,
+        data.pairs,
+        data.pictures(data.source),
+        crop=config.crop,
+        jitter=config.jitter,
+        seed=config.seed,
         targets=data.target and (data.target.frames, data.pictures(data.target, config.target_size)),
         rare=_rare_classes(config, data),
-    )  # fmt: skip
+    )
     schedule = batches.Schedule(
-        start, config.steps, config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
+        start,
+        config.steps,
+        config.batch_size,
+        config.accumulate,
+        accelerator.process_index,
+        accelerator.num_processes,
     )
     first = accelerator.is_main_process
     if first:  # everything that can be wrong has been looked at
         output.claim()
         checkpoints.describe(out, data.source.space, accelerator.device)
-    show = runs.progress(f"train {config.method} on {accelerator.device.type}", config.steps, done=start) if first else nullcontext()
+    show = (
+        runs.progress(f"train {config.method} on {accelerator.device.type}", config.steps, done=start)
+        if first
+        else nullcontext()
+    )
     with show as bar, keeper.log(start), _explained(out):
         if before != config.steps:
             keeper.write({"step": start, "steps": config.steps, "steps_before": before})
@@ -111,7 +131,10 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
             keeper.after(step, line)
             if bar is not None:
                 total = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
-                bar.update(bar.task_ids[0], description=f"train {config.method} on {accelerator.device.type}, loss {total:.3f}")
+                bar.update(
+                    bar.task_ids[0],
+                    description=f"train {config.method} on {accelerator.device.type}, loss {total:.3f}",
+                )
                 bar.advance()
 
         loop.fit(
@@ -124,7 +147,9 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
             accumulate=config.accumulate,
             seed=config.seed,
             factor=lambda step: loop.learning_rate(step, config.steps, config.warmup, config.poly_power),
-            frames_of=lambda step: samples.ids(range(step * config.batch_size, (step + 1) * config.batch_size)),
+            frames_of=lambda step: samples.ids(
+                range(step * config.batch_size, (step + 1) * config.batch_size)
+            ),
             done=done,
         )
     accelerator.wait_for_everyone()
@@ -144,7 +169,9 @@ def _check(config: TrainConfig) -> None:
         )
     for size in (config.size, config.target_size or config.size):
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
-            raise InputError(f"crop {config.crop} is larger than size {size}: take a crop of at most that size")
+            raise InputError(
+                f"crop {config.crop} is larger than size {size}: take a crop of at most that size"
+            )
 
 
 def _check_method(config: TrainConfig) -> None:
@@ -158,16 +185,22 @@ def _check_method(config: TrainConfig) -> None:
     for name, what in needs.items():
         given = getattr(config, name)
         if what and not given:
-            raise InputError(f"method {spec.name} needs {what} and `{name}` is empty: name one, or take another method")
+            raise InputError(
+                f"method {spec.name} needs {what} and `{name}` is empty: name one, or take another method"
+            )
         if given and not what:
-            raise InputError(f"method {spec.name} does not use `{name}`, got {given}: leave it out, or take another method")
+            raise InputError(
+                f"method {spec.name} does not use `{name}`, got {given}: leave it out, or take another method"
+            )
     if spec.transferred and config.more_sources:
         raise InputError(
-            f"method {spec.name} pairs every source frame and takes no more_sources: name the trees in `transferred`"
+            f"method {spec.name} pairs every source frame and takes no more_sources: name the trees in "
+            "`transferred`"
         )
     if spec.network not in (None, config.network.name):
         raise InputError(
-            f"method {spec.name} trains network {spec.network}, got {config.network.name}: set network.name to {spec.network}"
+            f"method {spec.name} trains network {spec.network}, got {config.network.name}: set "
+            f"network.name to {spec.network}"
         )
 
 
@@ -207,16 +240,22 @@ class _Data:
 
     def frames(self) -> str:
         """A digest of what is trained on: the ids of every data set's frames, in order."""
-        return hashlib.sha256(repr([[frame.id for frame in d.frames] for d in self.trained]).encode()).hexdigest()
+        return hashlib.sha256(
+            repr([[frame.id for frame in d.frames] for d in self.trained]).encode()
+        ).hexdigest()
 
     def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
         more = [*self.validation.values(), *([self.target] if self.target else [])]
         images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in more)
         labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
         pixels = self.config.size[0] * self.config.size[1]
-        readers = max(1, self.config.workers) * execution.current().local_count  # each with a cache of its own
+        readers = (
+            max(1, self.config.workers) * execution.current().local_count
+        )  # each with a cache of its own
         keep = pixels * (3 * images + labels) * readers < batches.CACHE_BYTES
-        others = {f.label: d.space for d in self.trained if d.space != dataset.space for f in d.frames if f.label}
+        others = {
+            f.label: d.space for d in self.trained if d.space != dataset.space for f in d.frames if f.label
+        }
         return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep, others)
 
 
@@ -228,7 +267,10 @@ def _open(config: TrainConfig) -> _Data:
         for dataset in map(frames.load, names):
             key = f"{rule}/{dataset.root.name}/{dataset.subset}".rstrip("/")
             if key in validation:
-                raise InputError(f"two validation sets are called '{key}': name each once, and rename one of two folders of a name")
+                raise InputError(
+                    f"two validation sets are called '{key}': name each once, and rename one of two "
+                    "folders of a name"
+                )
             validation[key] = dataset
     more = [frames.load(name) for name in config.more_sources]
     target = frames.load(config.target) if config.target else None
@@ -244,7 +286,13 @@ def _open(config: TrainConfig) -> _Data:
     trained = frames.images_of((source, *more))
     for name, dataset in validation.items():
         if seen := len(frames.images_of((dataset,)) & trained):
-            _log.warning("%d of %d frames of %s are trained on too: scores on %s mean nothing", seen, len(dataset.frames), dataset.name, name)
+            _log.warning(
+                "%d of %d frames of %s are trained on too: scores on %s mean nothing",
+                seen,
+                len(dataset.frames),
+                dataset.name,
+                name,
+            )
     transferred = [frames.load(name) for name in config.transferred]
     pairs = batches.pair_up(source, transferred)
     pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
@@ -258,11 +306,15 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
         return None
     path = Path(config.rare_classes) / "classes.jsonl"
     counts = {line["id"]: line["pixels"] for line in runs.read_lines(path, records.ClassPixels)}
-    unknown = [pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes]
+    unknown = [
+        pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes
+    ]
     if unknown:
         raise InputError(
-            f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run segshift check on "
-            f"{config.source} into that folder; it counts one data set, so more_sources must have the same frames"
+            f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run "
+            "segshift check on "
+            f"{config.source} into that folder; it counts one data set, so more_sources must have the same "
+            "frames"
         )
     table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
     table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0
@@ -271,18 +323,26 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
 
 def _optimizer(config: TrainConfig, groups: list[tuple[list[torch.nn.Parameter], float]]) -> Optimizer:
     """`groups`: parameters, and the factor on `lr` that they learn with."""
-    made_of = [{"params": list(parameters), "initial_lr": config.lr * factor} for parameters, factor in groups]
+    made_of = [
+        {"params": list(parameters), "initial_lr": config.lr * factor} for parameters, factor in groups
+    ]
     if config.optimizer == "sgd":
         return SGD(made_of, config.lr, config.momentum, weight_decay=config.weight_decay)
     return AdamW(made_of, config.lr, weight_decay=config.weight_decay)
 
 
 def _resume(
-    out: Path, step: int, method: Method, optimizers: dict[str, Optimizer], accelerator: Accelerator, data: _Data
+    out: Path,
+    step: int,
+    method: Method,
+    optimizers: dict[str, Optimizer],
+    accelerator: Accelerator,
+    data: _Data,
 ) -> dict[str, float]:
     """Load the checkpoint of `step`; returns the best score so far of every selection rule.
 
-    Raises: InputError, also when the frames are not those that the run began with: the same step would draw others.
+    Raises: InputError, also when the frames are not those that the run began with: the same step would draw
+    others.
     """
     state = checkpoints.load(out, step, method)
     if state.get("frames") != data.frames():
@@ -298,7 +358,9 @@ def _resume(
     return state["best"]
 
 
-def _loader(samples: torch.utils.data.Dataset, config: TrainConfig, accelerator: Accelerator, **how: Any) -> DataLoader:
+def _loader(
+    samples: torch.utils.data.Dataset, config: TrainConfig, accelerator: Accelerator, **how: Any
+) -> DataLoader:
     return DataLoader(
         samples,
         num_workers=config.workers,
@@ -345,7 +407,9 @@ class _Keeper:
         path = self.out / "metrics.jsonl"
         logged = runs.read_lines(path, records.LOGGED)
         runs.write_lines(path, [line for line in logged if line["step"] <= start])
-        with path.open("a", buffering=1) as file:  # by line: a report can follow, a kill loses no more than one
+        with path.open(
+            "a", buffering=1
+        ) as file:  # by line: a report can follow, a kill loses no more than one
             self.write = lambda line: print(json.dumps(line), file=file)
             yield
 
@@ -362,7 +426,9 @@ class _Keeper:
         if saving and self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
-                "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
+                "optimizers": {
+                    player: optimizer.state_dict() for player, optimizer in self.optimizers.items()
+                },
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "best": self.best,
                 "frames": self.data.frames(),
@@ -376,7 +442,8 @@ class _Keeper:
         for name, tensor in self.method.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise InputError(
-                    f"'{name}' is not finite after step {step}, though the losses were: take a lower lr or precision bf16 "
+                    f"'{name}' is not finite after step {step}, though the losses were: take a lower lr or "
+                    "precision bf16 "
                     "in a new folder; the last checkpoint is kept"
                 )
 
@@ -396,7 +463,9 @@ class _Keeper:
 
     @torch.inference_mode()
     def _judge(self, name: str) -> dict[str, Any]:
-        """mIoU and IoU by class, in [0, 1], of whole images at the training size, or the target's: to choose by, not to report."""
+        """mIoU and IoU by class, in [0, 1], of whole images at the training size, or the target's: to choose
+        by, not to report.
+        """
         space, classes = self.data.source.space, self.data.source.space.classes
         matrix = np.zeros((classes, classes + 1), np.int64)
         self.method.eval()
@@ -408,31 +477,43 @@ class _Keeper:
             for pred, label in zip(predicted, batch["label"].numpy(), strict=True):
                 matrix += metrics.confusion_matrix(pred, label, classes)
         self.method.train()
-        total = self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum").cpu().numpy()
+        total = (
+            self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum").cpu().numpy()
+        )
         scored = [c for c in self.data.kept if c not in self.data.validation[name].space.absent]
         total = metrics.restrict(total, scored)
-        iou = {space.names[c]: metrics.plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)}
+        iou = {
+            space.names[c]: metrics.plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)
+        }
         return {"miou": metrics.plain(metrics.miou(total)), "iou": iou}
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises: InputError while
-    another process trains there: both would write the same log and checkpoints."""
+    """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises:
+    InputError while another process trains there: both would write the same log and checkpoints."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".segshift-lock").open("a")
     except OSError as error:
-        raise InputError(f"cannot write to {out} ({error.strerror}): choose a writable output folder") from error
+        raise InputError(
+            f"cannot write to {out} ({error.strerror}): choose a writable output folder"
+        ) from error
     with lock as file:
         try:
             import fcntl  # which Windows lacks
 
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit it and outlive a kill
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # not flock: data workers would inherit it and outlive a kill
         except (ImportError, OSError) as error:
             if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
-                raise InputError(f"another process is training in {out}: wait for it, or name a new folder") from error
-            _log.warning("cannot tell whether another process trains in %s (%s): start it once only", out, error)
+                raise InputError(
+                    f"another process is training in {out}: wait for it, or name a new folder"
+                ) from error
+            _log.warning(
+                "cannot tell whether another process trains in %s (%s): start it once only", out, error
+            )
         yield
 
 

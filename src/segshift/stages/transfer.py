@@ -14,10 +14,10 @@ Any number of processes may work on one OUT at once. Every frame belongs to one 
 its own journal only, so no line can be lost. Frames are never half-done: the label first, then the image
 (atomically), then the line; what has a line and an image is finished, and so is a line that says the gate
 dropped the frame. The bytes of a frame depend on nothing but its settings: not on its neighbours
-(segshift.engine.worker), the number of processes, or where a run was interrupted. What a gate measures counts among
-the settings: a function of the source frames and of first draws that depend on the settings alone, measured
-once and kept. Another batch size, and another number of threads on a CPU (torchrun gives each of several
-processes one), changes a picture by a grey level, and so perhaps a score that lies on the threshold.
+(segshift.engine.worker), the number of processes, or where a run was interrupted. What a gate measures counts
+among the settings: a function of the source frames and of first draws that depend on the settings alone,
+measured once and kept. Another batch size, and another number of threads on a CPU (torchrun gives each of
+several processes one), changes a picture by a grey level, and so perhaps a score that lies on the threshold.
 """
 
 from __future__ import annotations
@@ -152,8 +152,10 @@ def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) 
         _log.warning(
             "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a "
             "real model, as in "
-            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5", generator.short_side, side,
-        )  # fmt: skip
+            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5",
+            generator.short_side,
+            side,
+        )
 
 
 def transfer_images(
@@ -197,7 +199,10 @@ def transfer_images(
 
 
 def _check_images(
-    images: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None, ids: Sequence[str] | None, space: LabelSpace
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray] | None,
+    ids: Sequence[str] | None,
+    space: LabelSpace,
 ) -> None:
     """Raises: InputError for arrays that are no pictures, or labels that are not of their pictures."""
     for what, given in (("labels", labels), ("ids", ids)):
@@ -207,14 +212,23 @@ def _check_images(
         raise InputError("two images have the same id: their noise would be the same, give each its own")
     for i, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise InputError(f"image {i} is {image.dtype} of shape {image.shape}: expected uint8 [H, W, 3], RGB from 0 to 255")
+            raise InputError(
+                f"image {i} is {image.dtype} of shape {image.shape}: expected uint8 [H, W, 3], RGB from 0 "
+                "to 255"
+            )
         if labels is None:
             continue
         label = labels[i]
         if label.dtype != np.uint8 or label.shape != image.shape[:2]:
-            raise InputError(f"label {i} is {label.dtype} of shape {label.shape}: expected uint8 train ids {image.shape[:2]}")
+            raise InputError(
+                f"label {i} is {label.dtype} of shape {label.shape}: expected uint8 train ids "
+                f"{image.shape[:2]}"
+            )
         if strange := sorted(set(np.unique(label).tolist()) - {*range(space.classes), IGNORE}):
-            raise InputError(f"label {i} holds {strange[:4]}: expected train ids 0 to {space.classes - 1}, or {IGNORE} for void")
+            raise InputError(
+                f"label {i} holds {strange[:4]}: expected train ids 0 to {space.classes - 1}, or {IGNORE} "
+                "for void"
+            )
 
 
 def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
@@ -269,8 +283,9 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
                 "%s: the gate does not judge %s, of which the reference network finds too little there: look "
                 "at some "
                 "pictures, for a generator that always loses them would look the same",
-                slug, ", ".join(blind),
-            )  # fmt: skip
+                slug,
+                ", ".join(blind),
+            )
     return judge, told
 
 
@@ -297,9 +312,11 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
             continue  # listed as a failure when its turn comes
         seen = judge.look(sample.image, sample.label)
         verdict = gate.judge(
-            seen, judge.predict(worker.reconstruct(sample.image), seen.label.shape), judge.limits,
+            seen,
+            judge.predict(worker.reconstruct(sample.image), seen.label.shape),
+            judge.limits,
             np.ones(dataset.space.classes),
-        )  # fmt: skip
+        )
         scores.append(verdict.score)
         lowest.append(verdict.lowest)
         agreements.append(seen.classes)
@@ -313,7 +330,8 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
     by_class, names = np.array(agreements).T, dataset.space.names
     kept = {slug: k.round(4).tolist() for slug, k in _kept(worker, judge, pilot).items()}
     return {
-        "frames": len(scores), "thresholds": asdict(limits),
+        "frames": len(scores),
+        "thresholds": asdict(limits),
         "source_agreement": {
             name: round(float(np.nanmean(a)), 4)
             for name, a in zip(names, by_class, strict=True)
@@ -322,7 +340,7 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
         "kept_agreement": {slug: dict(zip(names, k, strict=True)) for slug, k in kept.items()},
         "seconds": round(perf_counter() - began, 3),
         "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
-    }  # fmt: skip
+    }
 
 
 def _kept(worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) -> dict[str, np.ndarray]:

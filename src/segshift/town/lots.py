@@ -1,6 +1,7 @@
 """The lots beside the street: houses, and behind the pavement walls, fences and parks. Source: ours.
 
-Every function queues one lot of a street: on `side` (-1 left, 1 right) of the plane X = x, from z0 to z1 metres.
+Every function queues one lot of a street: on `side` (-1 left, 1 right) of the plane X = x, from z0 to z1
+metres.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def building(street: Site, side: int, x: float, z0: float, z1: float) -> None:
 
 
 def wall(street: Site, side: int, x: float, z0: float, z1: float) -> None:
-    """Free-standing wall of stone courses or plaster with piers and a coping, trees and perhaps a house behind."""
+    """Free-standing wall of stone courses or plaster with piers and a coping, trees and perhaps a house
+    behind.
+    """
     rng, c = street.rng, street.c
     height = float(rng.uniform(2.4, 3.4))
     stone, green = street.colour(street.world.walls), street.colour(street.world.greens)

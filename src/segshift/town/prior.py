@@ -1,8 +1,9 @@
 """The embedded diffusion prior: the part Stable Diffusion plays, in a small world (ours).
 
-Stable Diffusion has seen photographs of streets at night, in fog, in snow; this prior has seen renderings of another
-town (`scenes.PRIOR`: other seeds, camera, palettes, textures than the benchmark's) under captions that name the
-weather. It is saved as an ordinary diffusers folder and loaded by the code that loads Stable Diffusion.
+Stable Diffusion has seen photographs of streets at night, in fog, in snow; this prior has seen renderings of
+another town (`scenes.PRIOR`: other seeds, camera, palettes, textures than the benchmark's) under captions
+that name the weather. It is saved as an ordinary diffusers folder and loaded by the code that loads Stable
+Diffusion.
 
 | symbol | meaning | shape |
 |---|---|---|
@@ -13,10 +14,10 @@ weather. It is saved as an ordinary diffusers folder and loaded by the code that
 | n | noise, white plus a low-frequency offset | like z |
 | v | sqrt(abar_t) n - sqrt(1 - abar_t) z (Salimans & Ho 2022) | like z |
 
-Three things make a network this small follow the prompt: offset noise at several scales (otherwise it trusts the low
-frequencies of z_t, which stochastic inversion fills with the source's, more than the prompt), the pooled text added to
-the time embedding beside the cross-attention, and latents whitened by folding their statistics into the VAE's
-1x1 convolutions.
+Three things make a network this small follow the prompt: offset noise at several scales (otherwise it trusts
+the low frequencies of z_t, which stochastic inversion fills with the source's, more than the prompt), the
+pooled text added to the time embedding beside the cross-attention, and latents whitened by folding their
+statistics into the VAE's 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from segshift.runs import InputError, atomic, progress, write_json
 from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
 
 DEFAULTS = {"guidance": 2.5, "steps": 10, "eta": 1.0, "short_side": 128, "palette": "cityscapes"}
-"""Settings of this prior, beside its weights in segshift.json: Stable Diffusion's guidance of 9 burns it out."""
+"""Settings of this prior, beside its weights in segshift.json: Stable Diffusion's guidance of 9 burns it out.
+"""
 
 MAX_TOKENS = 48
 
@@ -51,12 +53,15 @@ MAX_TOKENS = 48
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer over a small vocabulary: known words whole, any other word letter by letter."""
+    """CLIP's byte-level tokenizer over a small vocabulary: known words whole, any other word letter by
+    letter.
+    """
     letters = sorted({chr(c) for c in range(33, 127) if not chr(c).isupper()})
     vocab = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
     for word in WORDS:
-        # Earlier merges come first, so a word is complete once what they leave of it is joined, left to right.
+        # Earlier merges come first, so a word is complete once what they leave of it is joined, left to
+        # right.
         parts = [*word[:-1], word[-1] + "</w>"]
         for merge in merges:
             parts = _merge(parts, merge)
@@ -87,52 +92,78 @@ class Prior(nn.Module):
         super().__init__()
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=64,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                projection_dim=64,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        )  # fmt: skip
+        )
         self.unet = UNet2DConditionModel(
-            sample_size=32, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(32, 64, 128),
+            sample_size=32,
+            in_channels=8,
+            out_channels=8,
+            layers_per_block=1,
+            block_out_channels=(32, 64, 128),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=16, attention_head_dim=4, cross_attention_dim=64,
-            addition_embed_type="text", addition_embed_type_num_heads=4,
-        )  # fmt: skip
-        self.controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=(16, 32, 48))
+            norm_num_groups=16,
+            attention_head_dim=4,
+            cross_attention_dim=64,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=4,
+        )
+        self.controlnet = ControlNetModel.from_unet(
+            self.unet, conditioning_embedding_out_channels=(16, 32, 48)
+        )
 
     def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor, layout: Tensor, keep_layout: Tensor) -> Tensor:
         """v-prediction [B,8,h,w]. `keep_layout` [B,1,1,1] of 0 or 1 drops the ControlNet's residuals."""
         c = self.text_encoder(tokens).last_hidden_state
         down, middle = self.controlnet(z_t, t, c, layout, return_dict=False)
         return self.unet(
-            z_t, t, c,
+            z_t,
+            t,
+            c,
             down_block_additional_residuals=[keep_layout * r for r in down],
             mid_block_additional_residual=keep_layout * middle,
-        ).sample  # fmt: skip
+        ).sample
 
 
 def build_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(24, 48, 64), latent_channels=8, layers_per_block=1, norm_num_groups=8, sample_size=128,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        mid_block_add_attention=False, scaling_factor=1.0,
-    )  # fmt: skip
+        block_out_channels=(24, 48, 64),
+        latent_channels=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=128,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- objectives
 
 
 def class_weights(labels: np.ndarray) -> Tensor:
-    """Weight per train id, [256]: 1 / sqrt(pixel share), mean 1 over pixels, so that thin things survive the VAE."""
+    """Weight per train id, [256]: 1 / sqrt(pixel share), mean 1 over pixels, so that thin things survive the
+    VAE.
+    """
     share = np.bincount(labels.reshape(-1), minlength=256) / labels.size
     weight = 1 / np.sqrt(np.maximum(share, 1e-3))
     return torch.tensor(weight / (weight * share).sum(), dtype=torch.float32)
 
 
 def vae_loss(vae: AutoencoderKL, x: Tensor, weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Class-weighted L1 at three scales, of image gradients and of colour differences, plus a light KL term."""
+    """Class-weighted L1 at three scales, of image gradients and of colour differences, plus a light KL
+    term."""
     posterior = vae.encode(x).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)  # the same on every device
     out = vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -150,7 +181,9 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, weight: Tensor, generator: torch.Gen
 
 @torch.no_grad()
 def fold_statistics(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
-    """Make latents zero-mean and unit-variance per channel by rewriting the 1x1 convolutions on both sides of z."""
+    """Make latents zero-mean and unit-variance per channel by rewriting the 1x1 convolutions on both sides of
+    z.
+    """
     channels = len(mean)
     q, p = vae.quant_conv, vae.post_quant_conv
     q.weight[:channels] /= deviation[:, None, None, None]
@@ -180,8 +213,11 @@ def _start_from(config: PriorConfig, module: nn.Module, part: str) -> None:
         load_tensors(module, read_tensors(path), path)
 
 
-def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorConfig, out: Path, loss_of) -> nn.Module:
-    """Optimise `module` for `steps`, with a cosine schedule, a moving average and a resumable state. Returns the average.
+def _steps(
+    name: str, module: nn.Module, lr: float, steps: int, config: PriorConfig, out: Path, loss_of
+) -> nn.Module:
+    """Optimise `module` for `steps`, with a cosine schedule, a moving average and a resumable state. Returns
+    the average.
 
     `loss_of(step, generator)` draws its own batch from the generator, which depends on (seed, step) alone.
     """
@@ -216,8 +252,12 @@ def _steps(name: str, module: nn.Module, lr: float, steps: int, config: PriorCon
                     file.write(json.dumps({"step": step + 1, "loss": total / 100}) + "\n")
                 total = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
-                state = {"step": step + 1, "module": module.state_dict(), "average": average.state_dict(),
-                         "optimizer": optimizer.state_dict()}  # fmt: skip
+                state = {
+                    "step": step + 1,
+                    "module": module.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
                 with atomic(state_path) as temporary:
                     torch.save(state, temporary)
     return average.module
@@ -287,14 +327,18 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng([config.seed, 4, step])
         chosen = rng.integers(len(latents), size=config.batch)
-        z, y = latents[chosen].float(), torch.from_numpy(labels[np.sort(chosen)][np.argsort(np.argsort(chosen))])
+        z, y = (
+            latents[chosen].float(),
+            torch.from_numpy(labels[np.sort(chosen)][np.argsort(np.argsort(chosen))]),
+        )
         if step < config.narrow_share * config.steps:  # half-width crops first: twice the images per second
             left = int(rng.integers(latents.shape[3] - narrow + 1))
             z = z[..., left : left + narrow]
             y = y[..., left * factor : (left + narrow) * factor]
         layout = palette[y.long()].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         texts = [
-            "" if rng.random() < 0.12 else caption(MIXES[mixes[i]], bool(low[i]), rng) for i in chosen.tolist()
+            "" if rng.random() < 0.12 else caption(MIXES[mixes[i]], bool(low[i]), rng)
+            for i in chosen.tolist()
         ]
         tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         keep = torch.from_numpy((rng.random((config.batch, 1, 1, 1)) > 0.08).astype(np.float32))
@@ -310,21 +354,46 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
 
 
 SCHEDULE = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-    set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading", prediction_type="v_prediction",
-)  # fmt: skip
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    timestep_spacing="leading",
+    prediction_type="v_prediction",
+)
 
 
 def save(folder: Path, vae: AutoencoderKL, prior: Prior, tokenizer: CLIPTokenizer) -> Path:
-    """Write the diffusers folder: fp16 safetensors, one sub-folder a part, and `segshift.json` with its defaults."""
-    for name, part in (("vae", vae), ("unet", prior.unet), ("controlnet", prior.controlnet), ("text_encoder", prior.text_encoder)):
+    """Write the diffusers folder: fp16 safetensors, one sub-folder a part, and `segshift.json` with its
+    defaults.
+    """
+    for name, part in (
+        ("vae", vae),
+        ("unet", prior.unet),
+        ("controlnet", prior.controlnet),
+        ("text_encoder", prior.text_encoder),
+    ):
         part.half().save_pretrained(folder / name, safe_serialization=True)
     tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
-    classes = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "controlnet": "ControlNetModel", "scheduler": "DDIMScheduler"}
-    index = {"_class_name": "StableDiffusionControlNetPipeline"} | {k: ["diffusers", v] for k, v in classes.items()}
-    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-              "safety_checker": [None, None], "feature_extractor": [None, None]}  # fmt: skip
+    classes = {
+        "vae": "AutoencoderKL",
+        "unet": "UNet2DConditionModel",
+        "controlnet": "ControlNetModel",
+        "scheduler": "DDIMScheduler",
+    }
+    index = {"_class_name": "StableDiffusionControlNetPipeline"} | {
+        k: ["diffusers", v] for k, v in classes.items()
+    }
+    index |= {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
     write_json(folder / "model_index.json", index)
     write_json(folder / "segshift.json", DEFAULTS)
     return folder
@@ -336,11 +405,16 @@ def train(config: PriorConfig, out: str | Path) -> Path:
     Raises: InputError when `out` belongs to another configuration, or the size is no multiple of 16.
     """
     if config.height % 16 or config.width % 32:
-        raise InputError(f"prior size {config.height}x{config.width}: height must be a multiple of 16 and width of 32")
+        raise InputError(
+            f"prior size {config.height}x{config.width}: height must be a multiple of 16 and width of 32"
+        )
     out = begin(
-        out, "prior", config, free=("workers", "checkpoint_every", "threads", "device", "steps"),
+        out,
+        "prior",
+        config,
+        free=("workers", "checkpoint_every", "threads", "device", "steps"),
         begun=lambda out: (out / "data" / "images.npy").exists(),
-    )  # fmt: skip
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     images, labels, mixes = draw_data(config, out / "data")

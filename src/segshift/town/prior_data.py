@@ -29,12 +29,23 @@ SUBJECTS = ("driving", "driving", "driving", "a street", "a town street", "a pho
 GOOD, BAD = ", best quality", "lower quality, worst quality"
 
 MIXES: tuple[Conditions, ...] = (
-    ("clear",), ("night",), ("fog",), ("rain",), ("snow",), ("game",),
-    ("night", "rain"), ("night", "snow"), ("night", "fog"), ("rain", "fog"), ("snow", "fog"),
-)  # fmt: skip
+    ("clear",),
+    ("night",),
+    ("fog",),
+    ("rain",),
+    ("snow",),
+    ("game",),
+    ("night", "rain"),
+    ("night", "snow"),
+    ("night", "fog"),
+    ("rain", "fog"),
+    ("snow", "fog"),
+)
 MIX_SHARE = (0.16, 0.2, 0.13, 0.15, 0.13, 0.13, 0.02, 0.02, 0.02, 0.02, 0.02)
 OTHER_WORDS = "through of with and by no heavy light dark bright wet storm sunset dawn dusk"
-_TEXT = " ".join([*(words for phrases in PHRASES.values() for words in phrases), *SUBJECTS, GOOD, BAD, OTHER_WORDS])
+_TEXT = " ".join(
+    [*(words for phrases in PHRASES.values() for words in phrases), *SUBJECTS, GOOD, BAD, OTHER_WORDS]
+)
 WORDS = sorted(set(_TEXT.replace(",", " ").split()))
 
 
@@ -59,14 +70,23 @@ def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray
 
 
 def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images [N,H,W,3] uint8, labels [N,H,W] uint8 and mixes [N], drawn once and kept as memory maps in `folder`."""
+    """Images [N,H,W,3] uint8, labels [N,H,W] uint8 and mixes [N], drawn once and kept as memory maps in
+    `folder`.
+    """
     n, h, w = config.scenes, config.height, config.width
     paths = [folder / f"{name}.npy" for name in ("images", "labels", "mixes")]
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        images, labels, mixes = np.empty((n, h, w, 3), np.uint8), np.empty((n, h, w), np.uint8), np.empty(n, np.int64)
+        images, labels, mixes = (
+            np.empty((n, h, w, 3), np.uint8),
+            np.empty((n, h, w), np.uint8),
+            np.empty(n, np.int64),
+        )
         jobs = [(config.seed, i, h, w) for i in range(n)]
-        with ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool, progress("drawing", n) as bar:
+        with (
+            ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool,
+            progress("drawing", n) as bar,
+        ):
             with starting_workers():
                 drawn = pool.map(_render, jobs, chunksize=16)
             for i, (mix, image, label) in enumerate(drawn):
@@ -79,8 +99,11 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What "lower quality, worst quality" means here: blurred, noisy, washed out. uint8 [H,W,3] in and out."""
+    """What "lower quality, worst quality" means here: blurred, noisy, washed out. uint8 [H,W,3] in and
+    out."""
     blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(1.0, 2.5)).astype(np.float32)
     contrast = rng.uniform(0.5, 0.9)
-    noisy = contrast * blurred + (1 - contrast) * blurred.mean() + rng.normal(0, rng.uniform(2, 12), image.shape)
+    noisy = (
+        contrast * blurred + (1 - contrast) * blurred.mean() + rng.normal(0, rng.uniform(2, 12), image.shape)
+    )
     return noisy.clip(0, 255).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Scenes of the embedded town: a world and a seed become labels, depth and everything the weather needs. Source: ours."""
+"""Scenes of the embedded town: a world and a seed become labels, depth and everything the weather needs.
+Source: ours.
+"""
 
 from __future__ import annotations
 

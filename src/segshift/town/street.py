@@ -1,8 +1,8 @@
 """The composition of one street: what stands where. Source: ours.
 
-A straight street with a crossing. Its sides are lots (wall, fence, park, building); lanes, kerbs and pavements
-are slots. Rare classes are dealt to the near slots from decks that turn with the seed, so that every class is
-seen often and large. Things are painted far to near.
+A straight street with a crossing. Its sides are lots (wall, fence, park, building); lanes, kerbs and
+pavements are slots. Rare classes are dealt to the near slots from decks that turn with the seed, so that
+every class is seen often and large. Things are painted far to near.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .worlds import Colour, World
 ROAD, SIDEWALK, BUILDING, POLE, VEGETATION, TERRAIN = 0, 1, 2, 5, 8, 9
 
 BIG = (
-    ("bus",), ("truck", "train"), ("bus", "train"), ("truck",), ("train",), ("bus", "truck"), ("train",), ("truck", "bus"),
+    ("bus",), ("truck", "train"), ("bus", "train"), ("truck",), ("train",), ("bus", "truck"), ("train",),
+    ("truck", "bus"),
 )  # fmt: skip
 """Large vehicles of a scene, in turn."""
 
@@ -185,7 +186,8 @@ class Street:
         self.add(z, lambda: th.tree(self.c, self.rng, x, z, green, height, False))
 
     def _lights(self, edge: float, metal: Colour) -> None:
-        """Traffic lights before the crossing, one perhaps over the lane, and two behind it; none in a fifth."""
+        """Traffic lights before the crossing, one perhaps over the lane, and two behind it; none in a
+        fifth."""
         rng, c = self.rng, self.c
         z = min(self.crossing - 4.5, float(rng.uniform(9, 13)))
         if self.turn % 5 == 4:
@@ -246,7 +248,8 @@ class Street:
         self.add(z, lambda: ve.across(self.c, body, x, z, left))
 
     def traffic(self, big: tuple[str, ...]) -> None:
-        """The large vehicles near, on our lane, coming, or crossing; cars where no large one is, and parked."""
+        """The large vehicles near, on our lane, coming, or crossing; cars where no large one is, and
+        parked."""
         rng, lane = self.rng, self.lane
         left, right = -lane / 2, lane / 2
         free = {"coming": True, "ahead": True, "cross": True}

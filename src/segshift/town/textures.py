@@ -20,7 +20,8 @@ _GAIN = np.array((0.0, 0.55, 1.0, 1.1, 1.1, 1.7, 1.2, 0.6, 0.8), np.float32)
 
 
 def texture(layers: Layers, x, y, z) -> np.ndarray:
-    """Relative brightness of the textures [H2, W2], fading out with distance as detail falls below a pixel."""
+    """Relative brightness of the textures [H2, W2], fading out with distance as detail falls below a
+    pixel."""
     w = layers.world
     tiles = _tiles(w.namespace, w.amplitude, w.grain)
     material, facing = layers.looks["material"], layers.looks["facing"]

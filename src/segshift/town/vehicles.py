@@ -1,4 +1,5 @@
-"""Cars, buses, lorries, trams: a profile extruded along the street, with decals on side and face. Source: ours.
+"""Cars, buses, lorries, trams: a profile extruded along the street, with decals on side and face. Source:
+ours.
 
 Side decals are given along the vehicle's length (s, y), so that one description serves a vehicle seen from
 behind or in front (`along`) and one that crosses the street (`across`).

@@ -1,7 +1,8 @@
 """Weather and rendering of a scene: clear, night, fog, rain, snow, game, and their combinations.
 
     surface   albedo x texture, darkened where wet, white where it faces up under snow
-    light     sun and sky by the face's orientation, or lamps, headlights and lit windows falling off with distance
+    light     sun and sky by the face's orientation, or lamps, headlights and lit windows falling off with
+              distance
     mirror    wet road: the row r of the ground shows the row 2 r0 - r, r0 the ground contact above it
     fog       Koschmieder: L = L0 t + A (1 - t), t = exp(-3.912 d / V), V the visibility (contrast 2 %)
     air       streaks, flakes, glow, sensor noise
@@ -23,16 +24,17 @@ from .textures import patches, sky, texture
 CONDITIONS = ("clear", "night", "fog", "rain", "snow", "game")
 """What `render` knows; "soft" is the further style of the SYNTHIA tree."""
 
-# glibc gives freed memory back to the system beyond twice the largest block it has seen freed, and a frame's arrays
-# together are larger than that: without this block, a fifth of the time goes into asking for the same pages again.
+# glibc gives freed memory back to the system beyond twice the largest block it has seen freed, and a frame's
+# arrays together are larger than that: without this block, a fifth of the time goes into asking for the same
+# pages again.
 np.empty(30 << 20, np.uint8)
 
 
 def render(layers: Layers, conditions: tuple[str, ...], seed: int) -> np.ndarray:
     """Image [H, W, 3] uint8 RGB of a scene under conditions that hold together, as in ("night", "snow").
 
-    `seed` draws the weather (clouds, visibility, flakes) anew over the same scene. The rendered styles game and
-    soft know no weather but night.
+    `seed` draws the weather (clouds, visibility, flakes) anew over the same scene. The rendered styles
+    game and soft know no weather but night.
     """
     unknown = set(conditions) - {*CONDITIONS, "soft"}
     if unknown:
@@ -83,7 +85,8 @@ def render(layers: Layers, conditions: tuple[str, ...], seed: int) -> np.ndarray
 
 
 def _game(layers: Layers, soft: bool, night: bool, seed: int) -> np.ndarray:
-    """Rendered style: flat saturated colours, two-step shading, outlines; `soft`: pastel, without outlines."""
+    """Rendered style: flat saturated colours, two-step shading, outlines; `soft`: pastel, without
+    outlines."""
     rng = generator(layers.world, layers.seed, 2000 + seed)
     grey = layers.albedo.mean(0)
     colour = grey + (1.15 if soft else 1.9) * (layers.albedo - grey)
@@ -185,7 +188,10 @@ def _night(layers: Layers, x, y, z, ground, overcast: bool, exposure: float) -> 
     xs, ys, zs, ground = x[s, s], y[s, s], z[s, s], ground[s, s]
     camera = layers.camera
     lamps = np.zeros_like(xs)
-    power, spot = np.where(ground, np.float32(24), np.float32(11)), np.where(ground, np.float32(8), np.float32(10))
+    power, spot = (
+        np.where(ground, np.float32(24), np.float32(11)),
+        np.where(ground, np.float32(8), np.float32(10)),
+    )
     for lx, ly, lz in layers.lamps:
         d2 = (xs - lx) ** 2 + (ys - ly) ** 2 + (zs - lz) ** 2
         lamps += power / (d2 + spot)

@@ -1,4 +1,6 @@
-"""Worlds: the ranges, palettes and textures that scenes are drawn from, and their random streams. Source: ours."""
+"""Worlds: the ranges, palettes and textures that scenes are drawn from, and their random streams. Source:
+ours.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
     OUT/gta5         game, indexed-colour labels in Cityscapes colours, split.mat
     OUT/synthia      a soft rendering from a higher view, 16-bit labels with the class in the red channel
 
-A frame is a function of (seed, part, index, size) alone, so neither the number of processes nor an interruption
-changes a byte. Source: ours; the trees are those of the data sets' own archives.
+A frame is a function of (seed, part, index, size) alone, so neither the number of processes nor an
+interruption changes a byte. Source: ours; the trees are those of the data sets' own archives.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ TARGETS = ("night", "fog", "rain", "snow")
 """Conditions of the ACDC tree."""
 
 PARTS = (
-    "cityscapes/train", "cityscapes/val",
+    "cityscapes/train",
+    "cityscapes/val",
     *(f"acdc/{c}/{s}" for c in TARGETS for s in ("train", "val", "test")),
-    "gta5/train", "gta5/val", "synthia",
-)  # fmt: skip
+    "gta5/train",
+    "gta5/val",
+    "synthia",
+)
 """What can be counted. The order is part of the seed: append, never reorder."""
 
 _CITIES = {"train": ("amselfurt", "birkenau", "dornbach", "eichwalde"), "val": ("fernholm", "grauburg")}
@@ -130,7 +133,8 @@ def write(
         raise InputError(f"a town of {height}x{width} pixels: choose 32 or more each way")
     if seed < 0 or not all(0 <= n < _MOST for n in counts.values()):
         raise InputError(
-            f"seed {seed} and {max(counts.values(), default=0)} frames a part: choose a seed of 0 or more and 0 to {_MOST - 1} frames"
+            f"seed {seed} and {max(counts.values(), default=0)} frames a part: choose a seed of 0 or more "
+            f"and 0 to {_MOST - 1} frames"
         )
     first = {"gta5/val": counts.get("gta5/train", 0)}
     jobs = [

@@ -3,19 +3,19 @@
     RUN/config.json                    the configuration (runs.begin)
     RUN/labels.json                    the source's label space
     RUN/environment.json               versions of Python and the libraries
-    RUN/metrics.jsonl                  a line a step: step, lr, every loss term, seconds; and a line a validation:
-                                       step, score, validation: {set: {miou, iou: {class: value}}}
-    RUN/checkpoints/best.safetensors   the method at its best step by the rule `select`, with step and score in the
-                                       file's metadata
+    RUN/metrics.jsonl                  a line a step: step, lr, every loss term, seconds; and a line a
+                                       validation: step, score, validation: {set: {miou, iou: {class: value}}}
+    RUN/checkpoints/best.safetensors   the method at its best step by the rule `select`, with step and score
+                                       in the file's metadata
     RUN/checkpoints/best-<rule>.safetensors
                                        the same by every other rule that has a validation set
     RUN/checkpoints/00000500.safetensors and .state
-                                       the method, and what continuing needs: optimizers, gradient scaler, best
-                                       scores, digest of the frames; tensors, numbers and text only, read with
-                                       weights_only=True
+                                       the method, and what continuing needs: optimizers, gradient scaler,
+                                       best scores, digest of the frames; tensors, numbers and text only, read
+                                       with weights_only=True
 
-A checkpoint is whole once its .state is there, which is written last; the one before is deleted after that. The
-learning rate, the samples and all random states are functions of the step number.
+A checkpoint is whole once its .state is there, which is written last; the one before is deleted after that.
+The learning rate, the samples and all random states are functions of the step number.
 """
 
 from __future__ import annotations
@@ -46,13 +46,24 @@ from segshift.runs import InputError
 from segshift.settings import option
 
 LIBRARIES = (
-    "segshift", "torch", "torchvision", "accelerate", "diffusers", "segmentation-models-pytorch", "timm", "transformers",
-    "safetensors", "numpy", "pillow", "opencv-python-headless",
-)  # fmt: skip
+    "segshift",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "diffusers",
+    "segmentation-models-pytorch",
+    "timm",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+)
 
 
 def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
-    """Train ids that are learnt and predicted. The network has one output for every class of the space all the same.
+    """Train ids that are learnt and predicted. The network has one output for every class of the space all
+    the same.
 
     Raises: InputError when the space has no such set.
     """
@@ -67,9 +78,11 @@ def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
 
 
 def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) -> Method:
-    """The method that `config` names with its network, on the CPU. `begin`: with the weights of `config.from_run`.
+    """The method that `config` names with its network, on the CPU. `begin`: with the weights of
+    `config.from_run`.
 
-    Raises: InputError, as `networks.build`, and when `config.from_run` is no finished run that the method can start from.
+    Raises: InputError, as `networks.build`, and when `config.from_run` is no finished run that the method can
+    start from.
     """
     spec = METHODS[config.method]
     start = _start(config, spec.from_run, space) if begin and spec.from_run else None
@@ -81,12 +94,15 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
 
 
 def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
-    """What `config.from_run` trained. Raises: InputError when it is no finished run of that method, network and classes."""
+    """What `config.from_run` trained. Raises: InputError when it is no finished run of that method, network
+    and classes.
+    """
     run = Path(config.from_run or "")
     start, trained, theirs = load_run(run, "last")
     if trained.method != method:
         raise InputError(
-            f"{run} was trained by method {trained.method}, expected {method}: name a run of {method} in --from-run"
+            f"{run} was trained by method {trained.method}, expected {method}: name a run of {method} in "
+            "--from-run"
         )
     if space.names != theirs.names:
         raise InputError(
@@ -94,17 +110,21 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
             f"the {space.classes} of '{space.name}': name a run on the same classes, in the same order"
         )
     if config.classes != trained.classes:
-        raise InputError(f"{run} was trained with --classes {trained.classes}, got {config.classes}: give the same")
+        raise InputError(
+            f"{run} was trained with --classes {trained.classes}, got {config.classes}: give the same"
+        )
     ours, before = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
     for field in fields(NetworkConfig):
         here, there = getattr(ours, field.name), getattr(before, field.name)
         if here != there:
             raise InputError(
-                f"{run} was trained with {option(f'network.{field.name}')} {there}, got {here}: give the same network"
+                f"{run} was trained with {option(f'network.{field.name}')} {there}, got {here}: give the "
+                "same network"
             )
     if last_step(run) < trained.steps:
         raise InputError(
-            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command before another "
+            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command "
+            "before another "
             "training starts from it"
         )
     return start
@@ -112,12 +132,17 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
 
 def rules(config: TrainConfig) -> tuple[Select, ...]:
     """The selection rules that a run can follow: those whose validation sets it has."""
-    sets = {"source": config.validation, "transferred": config.transferred_validation, "oracle": config.oracle_validation}
+    sets = {
+        "source": config.validation,
+        "transferred": config.transferred_validation,
+        "oracle": config.oracle_validation,
+    }
     return ("last", *(rule for rule, given in sets.items() if given))
 
 
 def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Method, TrainConfig, LabelSpace]:
-    """A trained method in evaluation mode on the CPU, the run's configuration, and the label space of its classes.
+    """A trained method in evaluation mode on the CPU, the run's configuration, and the label space of its
+    classes.
 
     Raises: InputError when `run` is no training run or has no such checkpoint.
     """
@@ -179,7 +204,9 @@ def describe(run: Path, space: LabelSpace, device: torch.device) -> None:
     """Write labels.json and environment.json."""
     runs.write_json(run / "labels.json", space)
     versions = {name: _version(name) for name in LIBRARIES}
-    runs.write_json(run / "environment.json", {"python": platform.python_version(), "device": str(device), **versions})
+    runs.write_json(
+        run / "environment.json", {"python": platform.python_version(), "device": str(device), **versions}
+    )
 
 
 def _version(name: str) -> str | None:
@@ -207,7 +234,9 @@ def _weights(run: Path, step: int) -> Path:
 
 def _best(run: Path, rule: str, select: str = "best") -> Path:
     """best.safetensors for the run's own rule, best-<rule>.safetensors for the others."""
-    return run / "checkpoints" / ("best.safetensors" if rule in ("best", select) else f"best-{rule}.safetensors")
+    return (
+        run / "checkpoints" / ("best.safetensors" if rule in ("best", select) else f"best-{rule}.safetensors")
+    )
 
 
 def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
@@ -228,7 +257,8 @@ def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
 def save_best(
     run: Path, step: int, method: Method, score: float | None, rule: Literal["best"] | Select = "best"
 ) -> None:
-    """Write the best checkpoint of a rule (`best`: the run's own). Raises: InputError when the disk is full."""
+    """Write the best checkpoint of a rule (`best`: the run's own). Raises: InputError when the disk is
+    full."""
     # One entry: safetensors writes several in an order that changes from call to call.
     told = {"segshift": json.dumps({"step": step, "score": score})}
     _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=told))

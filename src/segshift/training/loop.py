@@ -1,13 +1,14 @@
 """The one training loop: players in turn, on several processes, in mixed precision, with accumulation.
 
-Data parallelism is explicit: after a player's micro-batches its gradients are averaged over the processes in one
-all-reduce. `DistributedDataParallel` overlaps that with the backward pass, a few per cent at most for networks of
-this size, but takes each network for one forward pass per backward pass, which neither two passes nor an adversary
-keep to. Every process starts from the same weights and takes the same steps; batch-norm statistics of a step are each
-process's own, and the running ones are averaged after it, so that evaluation and averages are the same in all.
+Data parallelism is explicit: after a player's micro-batches its gradients are averaged over the processes in
+one all-reduce. `DistributedDataParallel` overlaps that with the backward pass, a few per cent at most for
+networks of this size, but takes each network for one forward pass per backward pass, which neither two passes
+nor an adversary keep to. Every process starts from the same weights and takes the same steps; batch-norm
+statistics of a step are each process's own, and the running ones are averaged after it, so that evaluation
+and averages are the same in all.
 
-All random numbers of a step (dropout, a method's own draws) come from generators seeded by (seed, step, process).
-Their state is thus a function of the step number, and a checkpoint holds it by holding the step.
+All random numbers of a step (dropout, a method's own draws) come from generators seeded by (seed, step,
+process). Their state is thus a function of the step number, and a checkpoint holds it by holding the step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from segshift.runs import InputError
 def learning_rate(step: int, steps: int, warmup: int, power: float) -> float:
     """Factor on the initial learning rate in the optimizer step that follows `step` others, in (0, 1].
 
-    Linear warm-up times polynomial decay, a function of the step alone: there is no schedule to lose on resuming.
+    Linear warm-up times polynomial decay, a function of the step alone: there is no schedule to lose on
+    resuming.
     """
     return min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps) ** power
 
@@ -70,7 +72,9 @@ def fit(
                     if turn == 0:
                         micro[i] = method.prepare(micro[i])
                     terms = method.losses(player, micro[i], step)
-                values = accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
+                values = accelerator.reduce(
+                    torch.stack([term.detach().float() for term in terms.values()]), "mean"
+                )
                 for name, value in zip(terms, values.tolist(), strict=True):
                     key = name if len(optimizers) == 1 else f"{player}/{name}"
                     line[key] = line.get(key, 0.0) + value / accumulate
@@ -81,7 +85,9 @@ def fit(
                             "frames, or take a lower --lr in a new folder; the last checkpoint is kept"
                         )
                 accelerator.backward(sum(terms.values()))  # divided by the micro-batches there
-            _average([p.grad for p in method.networks[player].parameters() if p.grad is not None], accelerator)
+            _average(
+                [p.grad for p in method.networks[player].parameters() if p.grad is not None], accelerator
+            )
             optimizer.step()
         for network in method.networks.values():
             _average([buffer for buffer in network.buffers() if buffer.is_floating_point()], accelerator)

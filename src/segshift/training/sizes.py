@@ -1,7 +1,7 @@
 """Sizes and length of a training that the user leaves open: chosen from the source's own frames (ours).
 
-The rules give ZoDi's published settings for Cityscapes: 1024x2048 frames are trained on at 512x1024 with crops of
-384x768, for 100 epochs.
+The rules give ZoDi's published settings for Cityscapes: 1024x2048 frames are trained on at 512x1024 with
+crops of 384x768, for 100 epochs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ LOOKED_AT = 100
 
 
 def chosen(config: TrainConfig) -> tuple[TrainConfig, str | None]:
-    """The configuration with size, crop and steps, and a sentence about those that are chosen; None where all were given.
+    """The configuration with size, crop and steps, and a sentence about those that are chosen; None where all
+    were given.
 
     Raises: InputError when the source cannot be read.
     """

@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     from segshift.methods.iccld.self_training import SelfTraining
 
 THINGS = (
-    "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
+    "traffic light",
+    "traffic sign",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
 """Classes whose features DAFormer keeps near ImageNet's."""
 
 
@@ -46,7 +55,8 @@ def build_adversarial_diffusion(setup: Setup) -> Method:
     assert isinstance(step1, SelfTraining)
     if step1.config.diffused != config.diffused:
         raise InputError(
-            f"{setup.config.from_run} diffuses the {step1.config.diffused}, and --iccld.diffused is {config.diffused}: "
+            f"{setup.config.from_run} diffuses the {step1.config.diffused}, and --iccld.diffused is "
+            f"{config.diffused}: "
             "give step 2 what step 1 was trained with"
         )
     return AdversarialDiffusion(step1, config)
@@ -59,7 +69,9 @@ class StrongAugmentation(Settings):
     prefix: ClassVar[str] = "iccld.augmentation."
 
     jitter: Share = 0.2
-    """Largest change of brightness, contrast, saturation (factors in [1 - s, 1 + s]) and hue (turns in [-s, s]), 0 to 1."""
+    """Largest change of brightness, contrast, saturation (factors in [1 - s, 1 + s]) and hue (turns in [-s,
+    s]), 0 to 1.
+    """
     jitter_probability: Share = 0.8
     """Share of the images that are jittered."""
     blur: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (0.15, 1.15)
@@ -70,7 +82,8 @@ class StrongAugmentation(Settings):
 
 @dataclass(frozen=True)
 class ICCLDConfig(MethodSettings):
-    """Adaptation to unlabelled target images (ICCLD): step 1 is method self_training, step 2 adversarial_diffusion.
+    """Adaptation to unlabelled target images (ICCLD): step 1 is method self_training, step 2
+    adversarial_diffusion.
 
     What the paper is not known to state is ours or a relative's; `methods/iccld/diffusion.py` says which.
     """
@@ -97,16 +110,19 @@ class ICCLDConfig(MethodSettings):
     )
 
     diffused: Literal["label", "image"] = "image"
-    """The diffused variable: the latent of the label, given the image's; or the latent of the image, given that of a
-    strongly augmented view."""
+    """The diffused variable: the latent of the label, given the image's; or the latent of the image, given
+    that of a strongly augmented view."""
     threshold: Share = 0.968
     """Step 1: confidence from which a pixel of a pseudo-label counts for its quality, in [0, 1] (DACS)."""
     momentum: Momentum = 0.999
-    """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1)."""
+    """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1).
+    """
     confidence_weighted: bool = False
     """Weight each pixel of a pseudo-label by its own confidence instead of the image's quality."""
     feature_distance: Weight = 0.0
-    """Weight of the distance to the features of the encoder as it was at the start (DAFormer); 0 leaves it out."""
+    """Weight of the distance to the features of the encoder as it was at the start (DAFormer); 0 leaves it
+    out.
+    """
     masked_weight: Weight = 0.0
     """Weight of the loss on target images with masked blocks (MIC); 0 leaves it out."""
     masked_block: Count = 64
@@ -114,7 +130,11 @@ class ICCLDConfig(MethodSettings):
     masked_ratio: Share = 0.7
     """Share of the blocks that are masked, in [0, 1]."""
     augmentation: StrongAugmentation = field(default_factory=StrongAugmentation)
-    unet_channels: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(min_length=1)] = (64, 128, 256)
+    unet_channels: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(min_length=1)] = (
+        64,
+        128,
+        256,
+    )
     """Step 2: channels of the denoising UNet's levels."""
     unet_layers: Annotated[int, Field(ge=1, le=16)] = 1
     """Step 2: residual blocks of each level."""
@@ -131,4 +151,6 @@ class ICCLDConfig(MethodSettings):
     spectral_norm: bool = False
     """Step 2: spectral normalisation of the discriminator."""
     unfreeze_decoder: bool = True
-    """Step 2: train a copy of the decoder with the UNet, so that it learns how far to trust a denoised latent."""
+    """Step 2: train a copy of the decoder with the UNet, so that it learns how far to trust a denoised
+    latent.
+    """

@@ -1,7 +1,8 @@
 """ClassMix, and the strong augmentation of what it mixed.
 
-Olsson et al., "ClassMix: Segmentation-based data augmentation for semi-supervised learning", WACV 2021; pseudo-label
-weight: Tranheden et al., "DACS", WACV 2021; strengths of the augmentation: Hoyer et al., "DAFormer", CVPR 2022.
+Olsson et al., "ClassMix: Segmentation-based data augmentation for semi-supervised learning", WACV 2021;
+pseudo-label weight: Tranheden et al., "DACS", WACV 2021; strengths of the augmentation: Hoyer et al.,
+"DAFormer", CVPR 2022.
 
     x^s, y^s   source image [B, 3, H, W] in [0, 1] and label [B, H, W] train ids, 255 void
     x^t, p     target image, and the teacher's probabilities on it [B, C, H, W]
@@ -10,9 +11,9 @@ weight: Tranheden et al., "DACS", WACV 2021; strengths of the augmentation: Hoye
 
     x^mix = M x^s + (1 - M) x^t, y^mix = M y^s + (1 - M) y^t, pixel weight M + (1 - M) q
 
-All on the batch's device, for all images of the batch at once; each image has its own draws, from torch's global
-generator of that device. Deviations: q is each image's own (DACS: the batch's); hue is turned around the grey axis of
-RGB, not in HSV; brightness, contrast, saturation and hue change in this order.
+All on the batch's device, for all images of the batch at once; each image has its own draws, from torch's
+global generator of that device. Deviations: q is each image's own (DACS: the batch's); hue is turned around
+the grey axis of RGB, not in HSV; brightness, contrast, saturation and hue change in this order.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from segshift.methods.iccld import StrongAugmentation
 
 
 def class_mask(label: Tensor) -> Tensor:
-    """M [B, H, W] bool: the pixels of half (rounded up) of the classes present in each label, chosen at random.
+    """M [B, H, W] bool: the pixels of half (rounded up) of the classes present in each label, chosen at
+    random.
 
     label [B, H, W] uint8. Void is no class and never in M; where there is nothing but void, M is empty.
     """
     index = label.flatten(1).long()
-    present = torch.zeros(len(label), IGNORE + 1, dtype=torch.bool, device=label.device).scatter_(1, index, True)
+    present = torch.zeros(len(label), IGNORE + 1, dtype=torch.bool, device=label.device).scatter_(
+        1, index, True
+    )
     present[:, IGNORE] = False
     scores = torch.rand(present.shape, device=label.device).masked_fill(~present, -1)  # absent ones come last
     rank = scores.argsort(1, descending=True).argsort(1)
@@ -76,7 +80,9 @@ def augment(images: Tensor, strength: StrongAugmentation) -> Tensor:
 
 
 def jitter(images: Tensor, amounts: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] with brightness, contrast, saturation and hue changed by amounts [4, B]; 0: not."""
+    """Images [B, 3, H, W] in [0, 1] with brightness, contrast, saturation and hue changed by amounts [4, B];
+    0: not.
+    """
     brightness, contrast, saturation, hue = amounts[..., None, None, None]
     x = (images * (1 + brightness)).clamp(0, 1)
     x = torch.lerp(_grey(x).mean((2, 3), keepdim=True), x, 1 + contrast).clamp(0, 1)

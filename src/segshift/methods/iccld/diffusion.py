@@ -1,7 +1,8 @@
 """ICCLD: latent diffusion with inter-coder connections, for unsupervised adaptation of segmentation.
 
-Yu, Sun, Chi, Yang, Luo, "Adversarially Domain-adaptive Latent Diffusion for Unsupervised Semantic Segmentation",
-arXiv 2412.16859 (CVPR 2025 workshop PVUW). No code was published. The order below is the paper's.
+Yu, Sun, Chi, Yang, Luo, "Adversarially Domain-adaptive Latent Diffusion for Unsupervised Semantic
+Segmentation", arXiv 2412.16859 (CVPR 2025 workshop PVUW). No code was published. The order below is the
+paper's.
 
 | symbol | meaning | shape |
 |---|---|---|
@@ -20,36 +21,47 @@ arXiv 2412.16859 (CVPR 2025 workshop PVUW). No code was published. The order bel
 What the paper is known to say (its abstracts and captions; its equations and settings are not known to us):
 - a network of E, D and a latent diffusion eps_theta between them, with connections from E to D;
 - prediction draws z_T, concatenates E(x), denoises, and decodes with the connections;
-- step 1 adapts E and D with ClassMix; step 2 trains eps_theta against a discriminator that tells source, mixed and
+- step 1 adapts E and D with ClassMix; step 2 trains eps_theta against a discriminator that tells source,
+  mixed and
   target; a second network follows the trained one as a moving average.
-What is ours: everything else, from relatives that say what they do: DACS (q, threshold), DAFormer (augmentation,
-teacher, learning rates, feature distance), MIC (masked consistency), SDSeg (zhat_0 pulled to z_0), ADVENT (weight of the
-adversary), LDMSeg and DDP (diffusing labels). So no number that this code reaches reproduces the paper's: 74.4 (GTA5 to
-Cityscapes) and 67.2 mIoU (SYNTHIA to Cityscapes) are the paper's alone.
+What is ours: everything else, from relatives that say what they do: DACS (q, threshold), DAFormer
+(augmentation, teacher, learning rates, feature distance), MIC (masked consistency), SDSeg (zhat_0 pulled to
+z_0), ADVENT (weight of the adversary), LDMSeg and DDP (diffusing labels). So no number that this code reaches
+reproduces the paper's: 74.4 (GTA5 to Cityscapes) and 67.2 mIoU (SYNTHIA to Cityscapes) are the paper's alone.
 
 Decisions where the paper leaves a choice:
-- `diffused`: with E(x) as both z_0 and condition, the noise could be computed and nothing would be learnt. "label"
-  diffuses z_y on the condition z_x; "image" diffuses E(x) on the condition E(augmented x), and is the default: it scored
-  higher in every seed that was compared (LOG.md).
-- The paper's caption calls the trained network teacher and its average student. Here as elsewhere in the field the
+- `diffused`: with E(x) as both z_0 and condition, the noise could be computed and nothing would be learnt.
+  "label"
+  diffuses z_y on the condition z_x; "image" diffuses E(x) on the condition E(augmented x), and is the
+  default: it scored higher in every seed that was compared (LOG.md).
+- The paper's caption calls the trained network teacher and its average student. Here as elsewhere in the
+  field the
   student is trained, and the teacher is its average and makes the pseudo-labels.
-- The average predicts, in step 1 and in step 2, and its E, D and (with "label") E_y are the ones that step 2 starts from
+- The average predicts, in step 1 and in step 2, and its E, D and (with "label") E_y are the ones that step 2
+  starts from
   and leaves as they are. It is exact in batch-norm and latent statistics, and always in evaluation mode.
-- v counts from the condition: v = F_theta - sqrt(1 - abar_t) z_x, with F_theta = 0 before training. So from pure noise
-  zhat_0 = z_x and the mask is step 1's, and what is learnt is what to change in it. Without, with "label", hundreds of
-  steps went into learning z_x -> z_y anew (LOG.md).
-- A copy of D is trained with eps_theta (`unfreeze_decoder`): D has seen no zhat_0. With "label" it has learnt from z_y,
+- v counts from the condition: v = F_theta - sqrt(1 - abar_t) z_x, with F_theta = 0 before training. So from
+  pure noise
+  zhat_0 = z_x and the mask is step 1's, and what is learnt is what to change in it. Without, with "label",
+  hundreds of steps went into learning z_x -> z_y anew (LOG.md).
+- A copy of D is trained with eps_theta (`unfreeze_decoder`): D has seen no zhat_0. With "label" it has learnt
+  from z_y,
   which is always right, to trust a label latent blindly.
 - Cross entropies and noise terms weigh 1; what has a weight of its own in ICCLDConfig weighs that.
-- One DDIM step from pure noise is the default: the mean of the masks. With "label" more steps draw one of them, which is
+- One DDIM step from pure noise is the default: the mean of the masks. With "label" more steps draw one of
+  them, which is
   sharper and scored lower; with "image" all draws are nearly one (LOG.md).
-- Step 1 runs all images of a step as one batch: batch statistics are those of source and mixed images together.
+- Step 1 runs all images of a step as one batch: batch statistics are those of source and mixed images
+  together.
 - D(z_y, skips) = y trains E_y and D; the skips are constants in it, for it knows the answer already.
-- With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with "image" the
+- With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with
+  "image" the
   diffused variable needs no label, and all positions weigh 1.
-- The discriminator sees t of the low half, where zhat_0 is a latent and not a mean of many. It is trained by the run's
+- The discriminator sees t of the low half, where zhat_0 is a latent and not a mean of many. It is trained by
+  the run's
   own optimizer, with the denoiser's learning rate and warm-up (1e-4 in the published recipes, ADVENT's).
-- Where eps is predicted, pure noise says nothing and one step would magnify its error: ten DDIM steps are the default.
+- Where eps is predicted, pure noise says nothing and one step would magnify its error: ten DDIM steps are the
+  default.
 """
 
 from __future__ import annotations
@@ -115,13 +127,17 @@ def discriminator_loss(judged: Tensor) -> Tensor:
 
 
 def adversarial_loss(judged: Tensor) -> Tensor:
-    """CE(A(zhat_0), source), judged: [2B, 3, h, w] of mixed and target latents: lower as they pass for source."""
+    """CE(A(zhat_0), source), judged: [2B, 3, h, w] of mixed and target latents: lower as they pass for
+    source.
+    """
     return F.cross_entropy(judged.float(), torch.zeros_like(judged[:, 0], dtype=torch.long))
 
 
 @dataclass
 class Views:
-    """What the players share of one batch, the mix and the latents; order of the domains: source, mixed, target."""
+    """What the players share of one batch, the mix and the latents; order of the domains: source, mixed,
+    target.
+    """
 
     z_0: Tensor
     """[3B, K, h, w]"""
@@ -151,7 +167,9 @@ class AdversarialDiffusion(Method):
     """Step 2. Players: eps_theta (with D where it is unfrozen), then the discriminator."""
 
     def __init__(self, step1: SelfTraining, config: ICCLDConfig):
-        """The networks of step 1's teacher and its class set are taken over; its student and settings are not."""
+        """The networks of step 1's teacher and its class set are taken over; its student and settings are
+        not.
+        """
         super().__init__(step1.excluded)
         self.adapted, self.config = step1.teacher.module, config
         self.sampling_steps, self.draws = (1 if config.prediction == "v_prediction" else 10), 1
@@ -161,13 +179,19 @@ class AdversarialDiffusion(Method):
         self.trained = Trained(denoiser, decoder).to(memory_format=torch.channels_last)
         self.average = average_of(self.trained, config.momentum)
         self.discriminator = (
-            Discriminator(network.latent_channels, spectral=config.spectral_norm) if config.adversarial_weight else None
+            Discriminator(network.latent_channels, spectral=config.spectral_norm)
+            if config.adversarial_weight
+            else None
         )
         # With v the last step is pure noise, as prediction starts; eps says nothing there.
         self.schedule = DDIMScheduler(
-            T, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-            timestep_spacing="trailing", rescale_betas_zero_snr=config.prediction == "v_prediction",
-        )  # fmt: skip
+            T,
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=config.prediction == "v_prediction",
+        )
         self.register_buffer("abar", self.schedule.alphas_cumprod.view(-1, 1, 1, 1), persistent=False)
 
     @property
@@ -211,7 +235,9 @@ class AdversarialDiffusion(Method):
         for name, part in (("source", slice(count // 2)), ("mixed", slice(count // 2, count))):
             position = views.position[part]
             terms[f"diffusion_{name}"] = diffusion_loss(output[part], target[part], position)
-            terms[f"estimate_{name}"] = self.config.estimate_weight * estimate_loss(zhat_0[part], z_0[part], position)
+            terms[f"estimate_{name}"] = self.config.estimate_weight * estimate_loss(
+                zhat_0[part], z_0[part], position
+            )
             decoded = weighted_cross_entropy(logits[part], views.label[part], views.weight[part])
             terms[f"decoded_{name}"] = self.config.decoded_weight * decoded
         return terms
@@ -229,8 +255,8 @@ class AdversarialDiffusion(Method):
         return {"adversarial": self.config.adversarial_weight * adversarial_loss(self.discriminator(others))}
 
     def _denoised(self, views: Views, graph: bool) -> Tensor:
-        """zhat_0 [3B, K, h, w] of all domains, from t in the low half. `graph`: with a gradient, but not of the source's,
-        which has nothing to pass for."""
+        """zhat_0 [3B, K, h, w] of all domains, from t in the low half. `graph`: with a gradient, but not of
+        the source's, which has nothing to pass for."""
         z_0, count = views.z_0, len(views.z_0) // 3
         t = torch.randint(T // 2, (len(z_0),), device=z_0.device)
         abar = self.abar[t]
@@ -242,10 +268,13 @@ class AdversarialDiffusion(Method):
         return implied(torch.cat(outputs), z_t, abar, self.config.prediction)[0]
 
     def _output(self, trained: Trained, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
-        """What eps_theta predicts. v counts from the condition, v = F_theta - sqrt(1 - abar_t) z_x: from pure noise
-        an F_theta of 0 gives zhat_0 = z_x, so that the diffusion starts at step 1 and learns what to change in it."""
+        """What eps_theta predicts. v counts from the condition, v = F_theta - sqrt(1 - abar_t) z_x: from pure
+        noise an F_theta of 0 gives zhat_0 = z_x, so that the diffusion starts at step 1 and learns what to
+        change in it."""
         output = trained.denoiser(z_t, condition, t)
-        return output if self.config.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
+        return (
+            output if self.config.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
+        )
 
     def _decode(self, trained: Trained, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
@@ -253,7 +282,8 @@ class AdversarialDiffusion(Method):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Views:
-        """batch: source and target [B, 3, H, W], label [B, H, W] of the source. All players see the same mix."""
+        """batch: source and target [B, 3, H, W], label [B, H, W] of the source. All players see the
+        same mix."""
         x_s, y_s, x_t = batch["source"], batch["label"], batch["target"]
         network, prepare = self.segmenter.network, self.segmenter.prepare
         count, (height, width) = len(x_s), y_s.shape[-2:]
@@ -273,7 +303,10 @@ class AdversarialDiffusion(Method):
             z_0, condition = self.adapted.label_encoder(torch.cat([label, pad_label(y_t, size)])), images
             position = F.avg_pool2d((weight * (label != IGNORE))[:, None], LATENT_STRIDE)
         else:
-            z_0, condition = images, network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[0]
+            z_0, condition = (
+                images,
+                network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[0],
+            )
             position = torch.ones_like(images[: 2 * count, :1])
         both = [torch.cat([skip[:count], skip_mix]) for skip, skip_mix in zip(skips, skips_mix, strict=True)]
         return Views(z_0, condition, both, label, weight, position)
@@ -289,11 +322,13 @@ class AdversarialDiffusion(Method):
     def predict_with_uncertainty(
         self, images: Tensor, seeds: Sequence[int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and the entropy of the mean of the draws, and of several their spread: the part of it by which they
-        differ."""
+        """`predict`, and the entropy of the mean of the draws, and of several their spread: the part of it by
+        which they differ."""
         logits, within = self._masks(images, seeds)
         entropy = self.entropy(logits.exp())
-        return logits, {"entropy": entropy} | ({"spread": (entropy - within).clamp(min=0)} if self.draws > 1 else {})
+        return logits, {"entropy": entropy} | (
+            {"spread": (entropy - within).clamp(min=0)} if self.draws > 1 else {}
+        )
 
     def _masks(self, images: Tensor, seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         """log of the draws' mean probability [B, C, H, W], and the mean of their entropies [B, H, W]."""
@@ -305,7 +340,9 @@ class AdversarialDiffusion(Method):
         return (total - torch.tensor(float(self.draws)).log()), within
 
     def _draws(self, images: Tensor, seeds: Sequence[int]) -> Iterator[Tensor]:
-        """Logits [B, C, H, W] of each draw of z_T, which is a function of the image's seed and the draw's number."""
+        """Logits [B, C, H, W] of each draw of z_T, which is a function of the image's seed and the draw's
+        number.
+        """
         height, width = images.shape[-2:]
         x = self.segmenter.prepare(images)
         z_x, skips = self.segmenter.network.encode(x)
@@ -317,9 +354,13 @@ class AdversarialDiffusion(Method):
     def _denoise(self, z: Tensor, condition: Tensor) -> Tensor:
         """z_T to z_0 in `sampling_steps` (DDIM, eq. 12 without noise), from the last time step down."""
         self.schedule.set_timesteps(self.sampling_steps)
-        steps = self.schedule.timesteps[: self.sampling_steps].tolist()  # for some counts diffusers adds a t of -1
+        steps = self.schedule.timesteps[
+            : self.sampling_steps
+        ].tolist()  # for some counts diffusers adds a t of -1
         for t, then in itertools.pairwise([*steps, None]):
-            output = self._output(self.average.module, z, condition, torch.full((len(z),), t, device=z.device))
+            output = self._output(
+                self.average.module, z, condition, torch.full((len(z),), t, device=z.device)
+            )
             zhat_0, eps = implied(output, z, self.abar[t], self.config.prediction)
             z = zhat_0 if then is None else diffuse(zhat_0, eps, self.abar[then])
         return z

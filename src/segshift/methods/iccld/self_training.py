@@ -1,9 +1,11 @@
-"""ICCLD, step 1: teacher and student, and ClassMix. Symbols, citation and what is the paper's: `segshift.methods.iccld.diffusion`.
+"""ICCLD, step 1: teacher and student, and ClassMix. Symbols, citation and what is the paper's:
+`segshift.methods.iccld.diffusion`.
 
     L = CE(f(x^s), y^s) + CE(f(x^mix), y^mix; w) + CE(D(E_y(y^s), skips), y^s),   f = D after E
 
-The last term where labels are diffused. Options of relatives, off by default: ImageNet feature distance (Hoyer et al.,
-"DAFormer", CVPR 2022), masked image consistency (Hoyer et al., "MIC", CVPR 2023), confidence-weighted pixels.
+The last term where labels are diffused. Options of relatives, off by default: ImageNet feature distance
+(Hoyer et al., "DAFormer", CVPR 2022), masked image consistency (Hoyer et al., "MIC", CVPR 2023),
+confidence-weighted pixels.
 """
 
 from __future__ import annotations
@@ -45,13 +47,17 @@ def average_of(network: nn.Module, momentum: float) -> AveragedModel:
 
 
 def pad_label(label: Tensor, size: Sequence[int], value: float = IGNORE) -> Tensor:
-    """[B, h, w] with rows below and columns right of it up to `size`: as the segmenter pads images, but void."""
+    """[B, h, w] with rows below and columns right of it up to `size`: as the segmenter pads images, but
+    void."""
     height, width = label.shape[-2:]
     return F.pad(label, (0, size[1] - width, 0, size[0] - height), value=value)
 
 
-def feature_distance(features: Tensor, reference: Tensor, label: Tensor, classes: int, things: Sequence[int]) -> Tensor:
-    """Mean distance of features [B, D, H/32, W/32] where one of `things` covers the cell (DAFormer, eq. 11 to 13).
+def feature_distance(
+    features: Tensor, reference: Tensor, label: Tensor, classes: int, things: Sequence[int]
+) -> Tensor:
+    """Mean distance of features [B, D, H/32, W/32] where one of `things` covers the cell (DAFormer, eq. 11 to
+    13).
 
     label: [B, H, W]. Without `things` every class counts.
     """
@@ -90,8 +96,9 @@ class SelfTraining(Method):
         things: Sequence[int] = (),
         head_lr: float = HEAD_LR,
     ):
-        """things: train ids whose features are kept near ImageNet's; all classes where empty. head_lr: factor on the learning
-        rate of everything but the encoder. Raises: InputError when the network has no latent."""
+        """things: train ids whose features are kept near ImageNet's; all classes where empty. head_lr: factor
+        on the learning rate of everything but the encoder. Raises: InputError when the network has no latent.
+        """
         super().__init__(excluded)
         if not isinstance(segmenter.network, LatentSegmenter):
             raise InputError(
@@ -103,7 +110,9 @@ class SelfTraining(Method):
         labels = config.diffused == "label"
         self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if labels else None
         self.teacher = average_of(self._student(), config.momentum)
-        self.reference = copy.deepcopy(network.encoder).requires_grad_(False) if config.feature_distance else None
+        self.reference = (
+            copy.deepcopy(network.encoder).requires_grad_(False) if config.feature_distance else None
+        )
 
     def _student(self) -> Student:
         return Student(self.segmenter, self.label_encoder)
@@ -132,13 +141,18 @@ class SelfTraining(Method):
         x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, c.augmentation)
         images = [x_s, x_mix]
         if c.masked_weight:
-            images.append(hide_blocks(augment(x_t, c.augmentation), c.masked_block, c.masked_ratio, self.segmenter.mean))
+            images.append(
+                hide_blocks(augment(x_t, c.augmentation), c.masked_block, c.masked_ratio, self.segmenter.mean)
+            )
         x = self.segmenter.prepare(torch.cat(images))
         network, (height, width), count = self.segmenter.network, y_s.shape[-2:], len(x_s)
         maps = network.encoder(x)
         z, skips = network.fuse(maps)
         logits = network.decode(z, skips, x.shape[-2:])[..., :height, :width].chunk(len(images))
-        terms = {"source": cross_entropy(logits[0], y_s), "mixed": weighted_cross_entropy(logits[1], y_mix, w)}
+        terms = {
+            "source": cross_entropy(logits[0], y_s),
+            "mixed": weighted_cross_entropy(logits[1], y_mix, w),
+        }
         y = pad_label(y_s, x.shape[-2:])
         if self.label_encoder is not None:
             constant = [skip[:count].detach() for skip in skips]

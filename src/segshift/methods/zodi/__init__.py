@@ -41,4 +41,6 @@ class ZoDiConfig(MethodSettings):
     similarity_weight: Weight = 0.1
     """lambda of the paper."""
     joint_pass: bool = True
-    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm statistics."""
+    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm
+    statistics.
+    """

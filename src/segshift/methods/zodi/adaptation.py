@@ -1,7 +1,7 @@
 """ZoDi, section 3.2: model adaptation on pairs of source and transferred image.
 
-Azuma, Matsui, Maki, "ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Image Transfer", arXiv 2403.13652,
-ECCV 2024 workshop. Official code: azuma164/ZoDi (MIT).
+Azuma, Matsui, Maki, "ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Image Transfer", arXiv
+2403.13652, ECCV 2024 workshop. Official code: azuma164/ZoDi (MIT).
 
     B, C, D   batch, classes, channels of the encoder's last stage
     x         source image                                         [B, 3, H, W] in [0, 1]
@@ -19,13 +19,15 @@ ECCV 2024 workshop. Official code: azuma164/ZoDi (MIT).
 Variants of L_sim: SimSiam (Chen and He, CVPR 2021, eq. 2 to 4) and BYOL (Grill et al., NeurIPS 2020, eq. 2).
 
 Deviations from the paper: none in the formulas. From the published code:
-- It makes two passes, x then x', each with the encoder run on the other image besides; it adds the similarity in
-  the pass of x only, accumulates both gradients, and steps once. That is the gradient of L. We run x and x' as one
-  batch (`joint_pass`), which is the same gradient up to batch-norm statistics, taken here over both domains, in
-  half of the encoder passes. With `joint_pass` False x and x' go through one after the other.
-- SimSiam and BYOL there keep the feature map up to a 3 x 3 convolution before pooling, and BYOL compares all four
-  stages; here both heads stand on g. The two directions are averaged there as here (SimSiam: summed there). The
-  stop-gradient of SimSiam there is written so that it has no effect; here it has.
+- It makes two passes, x then x', each with the encoder run on the other image besides; it adds the similarity
+  in
+  the pass of x only, accumulates both gradients, and steps once. That is the gradient of L. We run x and x'
+  as one batch (`joint_pass`), which is the same gradient up to batch-norm statistics, taken here over both
+  domains, in half of the encoder passes. With `joint_pass` False x and x' go through one after the other.
+- SimSiam and BYOL there keep the feature map up to a 3 x 3 convolution before pooling, and BYOL compares all
+  four
+  stages; here both heads stand on g. The two directions are averaged there as here (SimSiam: summed there).
+  The stop-gradient of SimSiam there is written so that it has no effect; here it has.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def similarity(g: Tensor, g_transferred: Tensor) -> Tensor:
 
 
 def predicted_similarity(prediction: Tensor, target: Tensor) -> Tensor:
-    """SimSiam eq. 3: - cos(q(p(x)), stop-gradient of p(x')), the mean over the batch. BYOL's eq. 2 is 2 + 2 times it."""
+    """SimSiam eq. 3: - cos(q(p(x)), stop-gradient of p(x')), the mean over the batch. BYOL's eq. 2 is 2 + 2
+    times it.
+    """
     return similarity(prediction, target.detach())
 
 
@@ -131,7 +135,9 @@ class ZoDi(Method):
         self.segmenter.checkpoint_gradients()
 
     def losses(self, player: str, prepared: Batch, step: int) -> dict[str, Tensor]:
-        """prepared: source and transferred [B, 3, H, W], label [B, H, W], and transferred_label where it is another."""
+        """prepared: source and transferred [B, 3, H, W], label [B, H, W], and transferred_label where it is
+        another.
+        """
         x, x_transferred, y = prepared["source"], prepared["transferred"], prepared["label"]
         (logits, features), (logits_transferred, features_transferred) = self._both(x, x_transferred)
         terms = {
@@ -152,7 +158,11 @@ class ZoDi(Method):
         return tuple(zip(logits.chunk(2), halves, strict=True))
 
     def _pass(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (self.segmenter(images), None) if self.form == "none" else self.segmenter.forward_with_features(images)
+        return (
+            (self.segmenter(images), None)
+            if self.form == "none"
+            else self.segmenter.forward_with_features(images)
+        )
 
     def _similarity(self, g: Tensor, g_transferred: Tensor, x: Tensor, x_transferred: Tensor) -> Tensor:
         if self.form == "cosine":

@@ -130,7 +130,10 @@ def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     scale = short_side / min(height, width)
     size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
     if max(size) > LONGEST_SIDE:
-        raise InputError(f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it first")
+        raise InputError(
+            f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it "
+            "first"
+        )
     return size
 
 
@@ -400,11 +403,17 @@ class ZoDi(Generator):
     def settings(self, size: tuple[int, int], output_size: str) -> dict[str, Any]:
         sampling = self.sampling
         return {
-            "inversion": sampling.inversion, "control": self.config.control, "steps": sampling.steps,
-            "guidance": sampling.guidance, "eta": sampling.eta, "control_strength": sampling.control_strength,
-            "palette": self.palette, "working_size": size, "output_size": output_size,
+            "inversion": sampling.inversion,
+            "control": self.config.control,
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
+            "eta": sampling.eta,
+            "control_strength": sampling.control_strength,
+            "palette": self.palette,
+            "working_size": size,
+            "output_size": output_size,
             "dtype": self.config.diffusion.dtype,
-        }  # fmt: skip
+        }
 
     def _stack(self, pictures: Sequence[np.ndarray], rows: int) -> Tensor:
         """[H, W, 3] uint8 each to [rows, 3, H, W] in [0, 1] on the device."""
