@@ -39,7 +39,7 @@ def test_every_command_explains_itself(command: str, capsys):
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys):
-    assert main(["check", f"nosuch:{tmp_path}"]) == 2
+    assert main(["check", "--data", f"nosuch:{tmp_path}"]) == 2
     assert "nosuch" in capsys.readouterr().err
     assert (
         main(
@@ -63,9 +63,9 @@ def test_town_then_check_from_the_command_line(tmp_path: Path):
         "--height 32 --width 64 --source-train 2 --source-val 1 --target-train 1 --target-val 1 --workers 1"
     )
     assert main(["town", str(tmp_path), *small.split()]) == 0
-    assert main(["check", f"cityscapes:{tmp_path}/cityscapes:train", "--workers", "1"]) == 0
+    assert main(["check", "--data", f"cityscapes:{tmp_path}/cityscapes:train", "--workers", "1"]) == 0
     next((tmp_path / "gta5" / "labels").glob("*.png")).write_bytes(b"no png")
-    assert main(["check", f"gta5:{tmp_path}/gta5", "--workers", "1"]) == 1
+    assert main(["check", "--data", f"gta5:{tmp_path}/gta5", "--workers", "1"]) == 1
 
 
 def test_failed_frames_are_an_exit_code_but_under_torchrun(tmp_path: Path, monkeypatch, capsys):
@@ -74,7 +74,7 @@ def test_failed_frames_are_an_exit_code_but_under_torchrun(tmp_path: Path, monke
     )
     assert main(["town", str(tmp_path), *small.split()]) == 0
     next((tmp_path / "gta5" / "labels").glob("*.png")).write_bytes(b"no png")
-    check = ["check", f"gta5:{tmp_path}/gta5", "--workers", "1"]
+    check = ["check", "--data", f"gta5:{tmp_path}/gta5", "--workers", "1"]
     assert main(check) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(check) == 0 and "failed" in capsys.readouterr().err  # or it would stop all other processes

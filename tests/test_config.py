@@ -144,7 +144,7 @@ def test_everything_that_is_read_is_known_as_an_input():
         ("train OUT --source cityscapes:/x --seed -1", "--seed is -1"),
         ("train OUT --source cityscapes:/x --network.latent-channels 0", "--network.latent-channels is 0"),
         ("town OUT --height 0", "--height is 0"),
-        ("estimate /run --source cityscapes:/x --resamples 0", "--resamples is 0"),
+        ("estimate out --run /run --source cityscapes:/x --resamples 0", "--resamples is 0"),
         ("prior train OUT --lr 0", "--lr is 0"),
     ],
 )

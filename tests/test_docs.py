@@ -83,7 +83,7 @@ def test_every_command_parses(page: str, parsed):
 
 
 def test_wrong_commands_are_found(parsed):
-    text = "First:\n\n    segshift check DATA --out x  # a comment\n\n"
+    text = "First:\n\n    segshift check --data cityscapes:d --out x  # a comment\n\n"
     text += "```bash\nsegshift train x \\\n    --sauce y\n```\n"
     right, wrong = sorted(command_lines(text))
     parsed(right)

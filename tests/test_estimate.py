@@ -279,7 +279,7 @@ def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: P
     first = runs.read_json(estimate(config(home), tmp_path / "out") / "estimate.json")
     before = pictures(home / "transferred")
     run = training_run(home, tmp_path / "run", classes=13)
-    assert estimate(config(home, run=str(run), network=None)) == run / "estimate"
+    estimate(config(home, run=str(run), network=None), run / "estimate")
     second = runs.read_json(run / "estimate" / "estimate.json")
     assert pictures(home / "transferred") == before
     one, other = (told["domains"]["night"] for told in (first, second))

@@ -172,10 +172,10 @@ def test_the_users_own_layer_is_compared_by_name():
         (own("of_one_pixel"), r"picture of 128x256 has shape \[1, 5, 1, 1\]"),
         (own("detached"), "logits carry no gradient to its parameters"),
         (own("frozen"), "nothing to train, for requires_grad is False"),
-        (NetworkConfig(name="./mynet:build"), "write mynet:build, "),
-        (NetworkConfig(name="nets/mynet.py:make"), "write nets.mynet:make, "),
-        (NetworkConfig(name=":make"), "write mynet:make, "),
-        (NetworkConfig(name="mynet.py:"), "write mynet:build, "),
+        (NetworkConfig(name="./mynet:build"), "cannot import network 'mynet:build'"),
+        (NetworkConfig(name="nets/mynet.py:make"), "without .py, as in mynetwork:build"),
+        (NetworkConfig(name=":make"), "write it with dots for folders"),
+        (NetworkConfig(name="mynet.py:"), "is no <module>:<factory>"),
     ],
 )
 def test_bad_networks_get_one_sentence(config, message):

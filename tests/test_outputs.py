@@ -105,7 +105,7 @@ def test_a_folder_that_segshift_did_not_begin_is_left_alone(run: Path, tmp_path:
     out = str(mine)
     for command in (
         ["report", out, "--runs", str(run)],
-        ["check", data, "--out", out],
+        ["check", "--data", data, "--out", out],
         ["town", out],
         ["prior", "train", out],
         ["train", out, "--source", data, "--method", "source_only", "--select", "last", *NETWORK],
@@ -114,7 +114,7 @@ def test_a_folder_that_segshift_did_not_begin_is_left_alone(run: Path, tmp_path:
         ["demo", out],
         ["evaluate", out, "--predictions", str(run), "--data", data],
         ["transfer", out, "--source", data],
-        ["estimate", str(run), "--source", data, "--out", out],
+        ["estimate", out, "--run", str(run), "--source", data],
     ):
         assert main(command) == 2, command
         assert content(mine) == before, command
@@ -243,7 +243,7 @@ def test_version_and_unknown_commands_and_options(capsys):
 
 
 def test_messages_are_one_short_line_without_escape_codes(tmp_path: Path, capsys):
-    assert main(["check", "cityscapes:" + "\x1b[31m" + "x" * 600]) == 2
+    assert main(["check", "--data", "cityscapes:" + "\x1b[31m" + "x" * 600]) == 2
     told = capsys.readouterr().err
     assert "\x1b" not in told and len(told.strip()) <= 320 and told.count("\n") == 1
 

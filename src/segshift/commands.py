@@ -52,21 +52,15 @@ def town(out: Out, config: Annotated[TownConfig, Flat]) -> Path:
 
 
 def check(
-    data: Annotated[
-        Positional[str],
-        tyro.conf.arg(
-            metavar="DATA", help="layout:path[:subset], for example cityscapes:/data/cityscapes:train."
-        ),
-    ],
-    out: Annotated[str | None, tyro.conf.arg(help="Folder to write check.json to.")] = None,
-    workers: Annotated[int, tyro.conf.arg(help="Processes; 0 takes every core.")] = 0,
+    config: Annotated[CheckConfig, Flat],
+    out: Annotated[str | None, tyro.conf.arg(help="Folder to write check.json to, new or empty.")] = None,
 ) -> Path | list[Failure]:
     """Read a whole data set and report missing, broken and mislabelled frames, and how often each class
     occurs.
     """
     from segshift.stages import check
 
-    report = check.check(CheckConfig(data, workers), out)
+    report = check.check(config, out)
     return list(report.failures) if out is None else Path(out)
 
 
@@ -99,15 +93,7 @@ def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
     return evaluate.evaluate(config, out)
 
 
-def estimate(
-    config: Annotated[EstimateConfig, Flat],
-    out: Annotated[
-        str | None,
-        tyro.conf.arg(
-            help="Folder to write to; default RUN/estimate, for a weights file <its name>-estimate beside it."
-        ),
-    ] = None,
-) -> Path:
+def estimate(out: Out, config: Annotated[EstimateConfig, Flat]) -> Path:
     """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will
     fail.
     """

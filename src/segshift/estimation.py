@@ -61,17 +61,14 @@ class Scored:
     """Where the set lies and what made it, for estimate.json."""
 
 
-def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
-    """Write OUT/estimate.json and print the table; returns `out`, by default RUN/estimate (WEIGHTS-estimate
-    for a file).
+def estimate(config: EstimateConfig, out: str | Path) -> Path:
+    """Write OUT/estimate.json and print the table; returns `out`, which may lie in the run's own folder.
 
     Raises: InputError on a source without labels or with fewer than 10 frames, an empty prompt, a network of
     other classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried
     on the source frames first, so a wrong one costs no transfer.
     """
     execution.one_process("estimate", execution.STAGES_FIRST)
-    run = Path(config.run)
-    out = out or (run.with_name(f"{run.stem}-estimate") if run.is_file() else run / "estimate")
     data = frames.load(config.source)
     goals = _check(config, data)
     lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
@@ -79,7 +76,7 @@ def estimate(config: EstimateConfig, out: str | Path | None = None) -> Path:
         out, "estimate", lasting, free=_FREE, begun=lambda out: (out / "source" / "predictions").exists()
     )
     out = output.path
-    _warn_of_training_frames(run, data)
+    _warn_of_training_frames(Path(config.run), data)
     config = replace(config, size=_size(config, data))
     predict.load_network(_prediction(config, config.source), data)  # a wrong one costs no transfer
     output.claim()

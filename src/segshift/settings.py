@@ -88,10 +88,23 @@ def _path(kind: type[InputFolder]) -> Any:
     return AfterValidator(lambda text: kind(text if text.startswith("{") else user_path(text)))
 
 
-def _name(text: str) -> str:
-    """A local folder, or a name on the hub; `hf:` may stand before either."""
-    prefix, name = ("hf:", text[3:]) if text.startswith("hf:") else ("", text)
-    return prefix + str(user_path(name)) if name and os.path.isdir(os.path.expanduser(name)) else text
+def _model(name: str) -> str:
+    """A local folder, as an absolute path, or a name: of a model on the hub, or `town` always."""
+    return user_path(name) if name not in ("", "town") and os.path.isdir(os.path.expanduser(name)) else name
+
+
+def _factory(name: str) -> str:
+    """[FOLDER/]module:factory, with FOLDER absolute where the module's file lies there or in the current
+    one."""
+    path, _, factory = name.rpartition(":")
+    folder, _, module = path.rpartition("/")
+    file = os.path.join(os.path.expanduser(folder), *module.split("."))
+    there = module and (os.path.isfile(f"{file}.py") or os.path.isfile(f"{file}/__init__.py"))
+    return f"{user_path(folder or '.')}/{module}:{factory}" if there else name
+
+
+def _network(name: str) -> str:
+    return f"hf:{_model(name[3:])}" if name.startswith("hf:") else _factory(name)
 
 
 PathText = Annotated[str, BeforeValidator(_text), AfterValidator(user_path)]
@@ -99,7 +112,9 @@ PathText = Annotated[str, BeforeValidator(_text), AfterValidator(user_path)]
 DataText = Annotated[str, BeforeValidator(_text), AfterValidator(_data)]
 FolderText = Annotated[str, BeforeValidator(_text), _path(InputFolder)]
 RunText = Annotated[str, BeforeValidator(_text), _path(RunFolder)]
-NameText = Annotated[str, BeforeValidator(_text), AfterValidator(_name)]
+ModelText = Annotated[str, BeforeValidator(_text), AfterValidator(_model)]
+FactoryText = Annotated[str, AfterValidator(_factory)]
+NetworkText = Annotated[str, BeforeValidator(_text), AfterValidator(_network)]
 
 
 def inputs(value: Any) -> Iterator[Data | InputFolder]:
@@ -135,7 +150,7 @@ class Settings:
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         try:
-            checked = _model(type(self)).model_validate(given)
+            checked = _pydantic(type(self)).model_validate(given)
         except ValidationError as error:
             raise InputError(_sentence(self.prefix, error)) from None
         for name in given:
@@ -143,7 +158,7 @@ class Settings:
 
 
 @cache
-def _model(kind: type[Settings]) -> type[BaseModel]:
+def _pydantic(kind: type[Settings]) -> type[BaseModel]:
     hints = get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     types: dict[str, Any] = {name: (hints[name], ...) for name in names}

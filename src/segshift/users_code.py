@@ -1,12 +1,18 @@
-"""Running code that the user wrote: what it raises becomes one sentence with its file and line."""
+"""Importing and running code that the user wrote: what it raises becomes one sentence with its file and
+line.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from segshift.runs import InputError
 
@@ -19,8 +25,43 @@ def users_code(failed: str, expected: str) -> Iterator[None]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        line = error.msg if isinstance(error, SyntaxError) else first_line(error)
-        raise InputError(f"{failed} ({type(error).__name__}: {line}{_place(error)}): {expected}") from error
+        raise InputError(f"{failed} ({told(error)}): {expected}") from error
+
+
+def imported(what: str, name: str) -> tuple[Callable[..., Any], str, Path | None]:
+    """The factory that `name`, [FOLDER/]module:factory, names; then module:factory, and the module's file.
+
+    FOLDER is where the module lies (`settings.FactoryText`); without one it lies in the current folder or is
+    installed. what: "network" or "generator", for messages. Raises: InputError.
+    """
+    path, _, factory = name.rpartition(":")
+    folder, _, module = path.rpartition("/")
+    if module.endswith(".py") or not all(part.isidentifier() for part in [*module.split("."), factory]):
+        raise InputError(
+            f"{what} '{name}' is no <module>:<factory>: write it with dots for folders and without .py, as "
+            f"in my{what}:build, seen from the current folder"
+        )
+    place, short = os.path.abspath(folder), f"{module}:{factory}"
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    with users_code(
+        f"cannot import {what} '{short}'",
+        f"expected <module>:<factory>, importable from {place} or installed",
+    ):
+        found = importlib.import_module(module)
+        file = Path(found.__file__) if getattr(found, "__file__", None) else None
+        if folder and file and Path(folder).resolve() not in (file.parent / "_").resolve().parents:
+            raise InputError(
+                f"{what} '{short}' is expected in {folder}, and Python has another module '{module}' in "
+                f"{file}: rename one of them"
+            )
+        return getattr(found, factory), short, file
+
+
+def told(error: BaseException) -> str:
+    """What the user's code raised: type, first line, and the last line of that code which led there."""
+    line = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    return f"{type(error).__name__}: {line}{_place(error)}"
 
 
 _INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
@@ -38,4 +79,5 @@ def _place(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 200 characters."""
-    return str(error).strip().strip("'\"").split("\n")[0][:200]
+    line = str(error).strip().split("\n")[0]
+    return line.removeprefix("'").removesuffix("'")[:200] if isinstance(error, KeyError) else line[:200]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 
 from segshift.config.training import ForeignNetwork
@@ -14,6 +13,7 @@ from segshift.settings import (
     Count,
     DataText,
     Device,
+    FactoryText,
     FolderText,
     PathText,
     PositiveShare,
@@ -42,7 +42,7 @@ class PredictConfig(Settings):
     """Write a network's predictions as label PNGs in the data set's official ids, at the label's size."""
 
     run: RunText
-    """Run folder of `segshift train`, or a file of weights together with `network`."""
+    """Run folder of `segshift train`, or a file of weights together with --network.name."""
     data: DataText
     """Data set as layout:path[:subset]."""
     checkpoint: Literal["best"] | Select = "best"
@@ -97,8 +97,8 @@ class EstimateConfig(Settings):
     sentence.
     """
 
-    run: Annotated[tyro.conf.Positional[RunText], tyro.conf.arg(metavar="RUN")]
-    """Run folder of `segshift train`, or a file of weights together with `network`."""
+    run: RunText
+    """Run folder of `segshift train`, or a file of weights together with --network.name."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""
@@ -146,10 +146,9 @@ class EstimateConfig(Settings):
     """Images per batch."""
     device: Device = "auto"
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
-    generator: str | None = None
+    generator: FactoryText | None = None
     """What makes the images. `module:factory`: your own, seen from the current folder. None takes the
-    diffusion model of
-    --diffusion."""
+    diffusion model of --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from segshift.settings import Count, Device, NameText, Rate, Seed, Settings, Share, Steps, Workers
+from segshift.settings import Count, Device, ModelText, Rate, Seed, Settings, Share, Steps, Workers
 
 Side = Annotated[int, Field(ge=32, le=4096)]
 """Of a drawn picture, in pixels."""
@@ -68,7 +68,7 @@ class PriorConfig(Settings):
     """Processes that draw scenes; 0 takes every core."""
     threads: Workers = 0
     """torch threads; 0 leaves torch's choice."""
-    start: NameText | None = None
+    start: ModelText | None = None
     """Model folder of an earlier training whose weights are taken on; None starts from random weights."""
     bf16: bool = False
     """Compute in bfloat16 and keep the weights in float32: faster on a GPU and on CPUs with AVX512-BF16,

@@ -15,7 +15,7 @@ from segshift.settings import (
     Device,
     FolderText,
     Momentum,
-    NameText,
+    NetworkText,
     Rate,
     RunText,
     Seed,
@@ -56,7 +56,7 @@ class NetworkConfig(Settings):
 
     prefix: ClassVar[str] = "network."
 
-    name: NameText = "deeplabv3plus"
+    name: NetworkText = "deeplabv3plus"
     """`deeplabv3plus` or any other segmentation-models-pytorch architecture, `refinenet`,
     `hf:<folder or hub name>` (transformers), `iccld` (the network of ICCLD without its diffusion), or
     `module:factory` called with classes=<int>."""

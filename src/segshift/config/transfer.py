@@ -13,7 +13,8 @@ from segshift.settings import (
     Count,
     DataText,
     Device,
-    NameText,
+    FactoryText,
+    ModelText,
     PositiveShare,
     RunText,
     Seed,
@@ -30,10 +31,10 @@ class DiffusionConfig(Settings):
 
     prefix: ClassVar[str] = "diffusion."
 
-    model: NameText = "town"
+    model: ModelText = "town"
     """`town` (the embedded prior), a local diffusers folder, or a hub name such as
     stable-diffusion-v1-5/stable-diffusion-v1-5."""
-    controlnet: NameText | None = None
+    controlnet: ModelText | None = None
     """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or
     lllyasviel/control_v11p_sd15_seg for a hub model."""
     revision: str | None = None
@@ -131,7 +132,7 @@ class TransferConfig(Settings):
     """Labels in the output tree: symbolic links to the source's, or copies."""
     gate: OptionalGate = None
     """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
-    generator: str | None = None
+    generator: FactoryText | None = None
     """What makes the images. `module:factory`: your own, seen from the current folder. None takes the
     diffusion model of --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

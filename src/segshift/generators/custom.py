@@ -16,14 +16,8 @@ processes changes a byte.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -35,6 +29,7 @@ from segshift.data import transforms
 from segshift.execution.device import pick
 from segshift.generators.base import Domain, FrameError, Generator, Source, file_hash, resize
 from segshift.runs import InputError
+from segshift.users_code import imported, told, users_code
 
 Function = Callable[[np.ndarray, np.ndarray | None, Domain, int], np.ndarray]
 Batch = list[Source]
@@ -84,7 +79,7 @@ class Custom(Generator):
             raise
         except Exception as error:
             raise FrameError(
-                f"generator '{self.name}' fails on {source.id} ({_told(error)}): mend it there"
+                f"generator '{self.name}' fails on {source.id} ({told(error)}): mend it there"
             ) from error
         expected = source.image.shape
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != expected:
@@ -100,57 +95,19 @@ def load(config: TransferConfig) -> Custom:
 
     Raises: InputError when it cannot be imported or built, or is nothing that can be called.
     """
-    name = config.generator or ""
-    module_name, _, factory_name = name.partition(":")
-    if module_name.endswith(".py") or not all(
-        p.isidentifier() for p in [*module_name.split("."), factory_name]
+    factory, name, file = imported("generator", config.generator or "")
+    call = f"{name.rpartition(':')[2]}()"
+    with users_code(
+        f"generator '{name}' fails when it is built",
+        f"make {call} return what turns an image into a picture",
     ):
-        raise InputError(
-            f"generator '{name}' is no <module>:<factory>: write it with dots for folders and without .py, "
-            "as in weather:build, seen from the current folder"
-        )
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)  # the user's file lies where the command is started
-    try:
-        module = importlib.import_module(module_name)
-        factory = getattr(module, factory_name)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"cannot import generator '{name}' ({_told(error)}): expected <module>:<factory>, importable "
-            f"from {here} or installed"
-        ) from error
-    try:
         function = factory()
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"generator '{name}' fails when it is built ({_told(error)}): make {factory_name}() return what "
-            "turns an image into a picture"
-        ) from error
     if not callable(function):
         raise InputError(
-            f"generator '{name}' made a {type(function).__name__}: make {factory_name}() return what is "
-            "called as (image, layout, domain, seed)"
+            f"generator '{name}' made a {type(function).__name__}: make {call} return what is called as "
+            "(image, layout, domain, seed)"
         )
-    file = getattr(module, "__file__", None)
-    return Custom(name, function, {"module": file_hash(Path(file))} if file else {}, config.short_side)
-
-
-_LIBRARIES = (
-    "<",
-    str(Path(__file__).parents[1]),
-    *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")),
-)
-
-
-def _told(error: BaseException) -> str:
-    """An error of the user's code with the last line of it that led there."""
-    lines = traceback.extract_tb(error.__traceback__)
-    own = [line for line in lines if not line.filename.startswith(_LIBRARIES)]
-    place = f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""
-    if isinstance(error, SyntaxError):
-        place = f" in {error.filename}, line {error.lineno}"
-    what = error.msg if isinstance(error, SyntaxError) else str(error).strip().split("\n")[0][:200]
-    return f"{type(error).__name__}: {what}{place}"
+    return Custom(name, function, {"module": file_hash(file)} if file else {}, config.short_side)
 
 
 def _shown(value: Any) -> str:
