@@ -131,10 +131,8 @@ def test_a_map_that_is_missing_or_of_another_size_is_refused(tmp_path: Path):
     data, folder = predicted(tmp_path)
     file = frames.place(data, data.frames[0], folder / "uncertainty/entropy")
     cv2.imwrite(str(file), np.zeros((4, 4), np.uint16))
-    with pytest.raises(
-        InputError, match=r"map of entropy .*shape \(4, 4\), expected 16 bits of shape \(32, 64\)"
-    ):
+    with pytest.raises(InputError, match=r"map .*entropy.* is no picture of 64x32 with one channel of 16"):
         evaluate(EvaluateConfig(str(folder), data.name), tmp_path / "out")
     file.unlink()
-    with pytest.raises(InputError, match="missing or no picture"):
+    with pytest.raises(InputError, match=r"cannot read .*entropy"):
         evaluate(EvaluateConfig(str(folder), data.name), tmp_path / "out")

@@ -624,11 +624,18 @@ def test_a_missing_folder_and_an_empty_one_are_named(tmp_path: Path):
 def test_a_frame_without_label_is_named_with_the_cure(tmp_path: Path):
     test = load(f"cityscapes:{trees.cityscapes(tmp_path, split='test', labelled=False)}:test")
     assert len(test.frames) == 3
-    with pytest.raises(
-        InputError, match=r"no label for frame 'aachen_000000_000019' .*: unpack gtFine_trainvaltest\.zip"
-    ):
+    cure = r"unpack gtFine_trainvaltest\.zip there, or name a subset that has labels"
+    with pytest.raises(InputError, match=rf"no frame of cityscapes:.*:test has a label, .*: {cure}"):
         frames.require_labels(test)
     frames.require_labels(load(f"cityscapes:{trees.cityscapes(tmp_path)}:train"))
+    with pytest.raises(
+        InputError, match=rf"no frame of subset test of cityscapes:.* has a label, .*: {cure}"
+    ):
+        frames.require_labels(load(f"cityscapes:{tmp_path}"))
+    one = load(f"cityscapes:{tmp_path}:train").frames[0]
+    one.label.unlink()
+    with pytest.raises(InputError, match=rf"no label for frame '{one.id}' \(1 of 3 .*: unpack gtFine_trainv"):
+        frames.require_labels(load(f"cityscapes:{tmp_path}:train"))
     bare = trees.folder(
         tmp_path / "bare", labelled=False, yaml=trees.FOLDER_YAML.replace("labels:", "# labels:")
     )

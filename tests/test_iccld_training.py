@@ -188,7 +188,7 @@ def test_transferred_frames_are_one_more_labelled_source(
     assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
     trees.synthia(tmp_path / "synthia")
     assert train(step1(data, more_sources=(f"synthia:{tmp_path}/synthia",)), tmp_path / "other")
-    with pytest.raises(InputError, match="takes no more_sources"):
+    with pytest.raises(InputError, match="takes no --more-sources"):
         train(training.config(data, more_sources=config.more_sources), tmp_path / "zodi")
 
 
@@ -339,8 +339,8 @@ def test_the_oracles_frames_are_judged_at_the_size_that_targets_are_predicted_at
     ("changes", "message"),
     [
         ({"target": None}, "needs an unlabelled target"),
-        ({"method": "source_only"}, "does not use `target`"),
-        ({"network": NetworkConfig(encoder="resnet18", pretrained=False)}, "trains network iccld"),
+        ({"method": "source_only"}, "does not use --target"),
+        ({"network": NetworkConfig(encoder="resnet18", pretrained=False)}, "take --network.name iccld"),
         ({"target_size": (16, 64)}, "crop .* is larger"),
         ({"method": "adversarial_diffusion"}, "needs a run of method self_training"),
     ],
@@ -405,7 +405,7 @@ def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: P
     assert max(spread) > 0
     for wrong, message in (
         ({"draws": 0}, "draws is 0"),
-        ({"sampling_steps": 1001}, "sampling_steps is 1001, expected 1 to 1000"),
+        ({"sampling_steps": 1001}, "--sampling-steps is 1001, expected 1 to 1000"),
     ):
         with pytest.raises(InputError, match=message):
             predict(replace(plain, **wrong), tmp_path / "none")

@@ -233,7 +233,7 @@ def test_a_run_of_other_classes_and_other_weights_in_the_folder_are_refused(tmp_
     mine = f"folder:{trees.folder(tmp_path / 'mine')}:train"
     with pytest.raises(InputError, match=r"19 classes of 'cityscapes', .* the 3 of"):
         predict(PredictConfig(str(run), mine, device="cpu"), tmp_path / "mine-out")
-    with pytest.raises(InputError, match="leave `network` out"):
+    with pytest.raises(InputError, match=r"leave --network\.name out"):
         predict(PredictConfig(str(run), day, network=TWO_CONVS, device="cpu"), tmp_path / "out")
     config = PredictConfig(str(run), day, device="cpu")
     out = predict(config, tmp_path / "out")

@@ -97,3 +97,20 @@ def test_training_goes_on_from_a_model_folder(tmp_path: Path):
         assert (first / part / name).read_bytes() == (second / part / name).read_bytes(), part
     with pytest.raises(InputError, match="no weights at"):
         prior.train(replace(TINY, start=str(tmp_path / "nowhere")), tmp_path / "third")
+
+
+def test_arrays_of_the_prior_that_are_broken_get_one_sentence(tmp_path):
+    config = PriorConfig(scenes=2, height=32, width=64, workers=1)
+    drawn = prior_data.draw_data(config, tmp_path)
+    assert [array.shape for array in drawn] == [(2, 32, 64, 3), (2, 32, 64), (2,)]
+    file = tmp_path / "labels.npy"
+    whole = file.read_bytes()
+    for content in (b"", whole[:100], whole[:-1], b"no array"):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=f"cannot read {file} .*: delete it and start again"):
+            prior_data.draw_data(config, tmp_path)
+    np.save(file, np.zeros((2, 32, 32), np.uint8))
+    with pytest.raises(
+        InputError, match=r"labels.npy holds uint8 of shape \(2, 32, 32\), expected uint8 of sh"
+    ):
+        prior_data.draw_data(config, tmp_path)

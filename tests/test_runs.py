@@ -119,3 +119,30 @@ def test_a_folder_name_keeps_letters_of_any_alphabet_and_the_known_domains():
     )
     long = [slug("a very long sentence about driving " * 3 + end) for end in ("in rain", "in snow")]
     assert long[0] != long[1] and max(map(len, long)) < 60
+
+
+def test_a_long_path_loses_its_middle_and_the_advice_survives():
+    deep = "/data" + "/a-folder-of-many-letters" * 12
+    message = (
+        f"label {deep}/aachen_000012.png holds 9, which is no class: correct it, or see {deep}/dataset.yaml"
+    )
+    told = runs.one_line(message)
+    assert len(told) <= 300 and told.startswith("label /data/") and "/aachen_000012.png holds 9" in told
+    assert told.endswith("/dataset.yaml") and "correct it, or see /data/" in told
+    short = f"cannot read {deep[:100]}/x.png: restore it"
+    assert runs.one_line(short) == short
+    assert len(runs.one_line("word " * 100)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"source": "cityscapes:/x", "lr": -1}, r"^in .*config\.json, --lr is -1: expected more than 0$"),
+        ({"source": "cityscapes:/x", "no_such": 1}, r"is no TrainConfig of this version \(no_such\): use"),
+        ({}, r"is no TrainConfig of this version \(source\): use"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_one_sentence(tmp_path, config, message):
+    runs.write_json(tmp_path / "config.json", {"stage": "train", "config": config})
+    with pytest.raises(InputError, match=message):
+        runs.read_config(tmp_path / "config.json", TrainConfig)

@@ -82,8 +82,8 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
     ("changes", "message"),
     [
         ({"transferred": ()}, "method zodi needs transferred images"),
-        ({"method": "source_only"}, "source_only does not use `transferred`"),
-        ({"validation": None}, "select = source needs a validation set and `validation` is empty"),
+        ({"method": "source_only"}, "source_only does not use --transferred"),
+        ({"validation": None}, "--select source needs a validation set: name one as --validation"),
         ({"select": "transferred"}, "`transferred_validation` is empty"),
         ({"select": "oracle"}, "`oracle_validation` is empty"),
         ({"crop": (64, 64)}, r"crop \(64, 64\) is larger than size \(32, 64\)"),
@@ -144,7 +144,7 @@ def test_validation_with_other_classes_is_refused(data, tmp_path):
     )
     with pytest.raises(InputError, match="expected the same"):
         train(config(data, validation=f"folder:{data}/mine"), tmp_path / "run")
-    with pytest.raises(InputError, match="expected Cityscapes' 19 for classes = 16"):
+    with pytest.raises(InputError, match="expected Cityscapes' 19 for --classes 16"):
         source = f"folder:{data}/mine"
         train(
             config(

@@ -216,7 +216,7 @@ def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypat
         ),
         ({"shard": "2/2"}, "--shard is '2/2': expected i/n"),
         ({"shard": "half"}, "--shard is 'half': expected i/n"),
-        ({"steps": 1000}, "1000 steps: expected 1 to 999"),
+        ({"steps": 1000}, "--steps is 1000: expected 1 to 999"),
     ],
     ids=str,
 )

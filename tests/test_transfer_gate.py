@@ -289,7 +289,7 @@ def test_without_labels_there_is_nothing_to_judge(gated, tmp_path):
     [
         (
             {"tries": 9, "strength_factor": 0.5},
-            "of draw 9 of 'night', walks none of 3 steps: give fewer gate.tries",
+            "of draw 9 of 'night', walks none of 3 steps: give fewer --gate.tries",
         ),
         ({"reference": "nowhere"}, "no file .*nowhere/config.json"),
     ],

@@ -4,7 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-
 import pytest
 
 from segshift import networks, runs

@@ -74,7 +74,7 @@ def run(
         out = out or path.parent
         if stage in _STAGES and seeds is not None:
             raise InputError(
-                f"{path} is a run of one stage, {stage}, and only recipes run over seeds: leave seeds out"
+                f"{path} is a run of one stage, {stage}, and only recipes run over seeds: leave --seeds out"
             )
         if stage in _STAGES:
             kind, function = _STAGES[stage]
@@ -130,7 +130,7 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     """
     execution.one_process("run", execution.STAGES_FIRST)
     if experiment.seeds < 1:
-        raise InputError(f"seeds is {experiment.seeds}, expected 1 or more trainings of every row")
+        raise InputError(f"--seeds is {experiment.seeds}, expected 1 or more trainings of every row")
     output = outputs.open_output(
         out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json"))
     )

@@ -13,6 +13,8 @@
     RUN/metrics.jsonl         LOGGED                 stages.train
     RUN/labels.json           labels.LabelSpace      checkpoints
     RUN/environment.json      Versions               checkpoints
+    best*.safetensors         Chosen (metadata)      checkpoints
+    OUT/data/*.npy            read_array             town.prior_data
     OUT/classes.jsonl         ClassPixels            stages.check
 
 A type names what some reader needs; files may hold more. Names in capitals also compare the parts of a file.
@@ -255,6 +257,20 @@ def read_matrices(folder: Path, scored: Metrics) -> dict[str, np.ndarray]:
     return matrices
 
 
+def read_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The array in a .npy file, mapped into memory. Raises: InputError where it is another one."""
+    try:
+        found = np.lib.format.open_memmap(file, mode="r")
+    except _BROKEN as error:
+        raise InputError(f"cannot read {file} ({type(error).__name__}): delete it and start again") from error
+    if (found.dtype, found.shape) != (np.dtype(dtype), shape):
+        raise InputError(
+            f"{file} holds {found.dtype} of shape {found.shape}, expected {np.dtype(dtype)} of shape "
+            f"{shape}: delete it and start again"
+        )
+    return found
+
+
 # ---------------------------------------------------------------------------------------------- estimates
 
 Difference = Annotated[float, Field(ge=-1, le=1)]
@@ -348,6 +364,13 @@ def _with_finite_losses(line: Logged) -> Logged:
 
 
 LOGGED: Any = Annotated[Logged, AfterValidator(_with_finite_losses)]
+
+
+class Chosen(TypedDict):
+    """What the metadata of a best checkpoint say, under `segshift`."""
+
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    score: Share | None
 
 
 class ClassPixels(TypedDict):

@@ -33,6 +33,8 @@ from typing_extensions import TypedDict
 T = TypeVar("T")
 TEMPORARY = ".tmp-"
 """What the names of unfinished files begin with."""
+_FOLDERS = re.compile(r"(?:/[^/\s]+){2,}(?=/)")
+"""The folders of a path, without what lies in them."""
 LOG_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -92,10 +94,17 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def one_line(text: str, most: int = 300) -> str:
-    """A message as one line of at most `most` characters, without control characters; a longer one loses its
-    middle.
+    """A message as one line of at most `most` characters, without control characters.
+
+    Of a longer one the longest paths lose the middle of their folders, and where that is not enough, the line
+    loses its own.
     """
     line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+    for folders in sorted(set(_FOLDERS.findall(line)), key=len, reverse=True):
+        excess = -(-(len(line) - most) // max(line.count(folders), 1))
+        kept = max((len(folders) - excess - 3) // 2, 10)
+        if excess > 0 and 2 * kept + 3 < len(folders):
+            line = line.replace(folders, f"{folders[:kept]}...{folders[-kept:]}")
     return line if len(line) <= most else f"{line[: most - 100]} ... {line[-95:]}"
 
 
@@ -147,22 +156,29 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """
     try:
         content = path.read_bytes()
-        value = json.loads(content.decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"no file {path}: name a folder that segshift wrote") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is no JSON ({error}): restore it, or start again in a new folder"
-        ) from error
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror}): restore it, or start again in a new folder"
         ) from error
-    return _checked(value, content, kind, str(path))
+    return parsed(content, kind, str(path))
+
+
+def parsed(content: bytes, kind: Any, where: str) -> Any:
+    """The value of JSON, as `read_json` returns it; `where` names its place in messages. Raises:
+    InputError."""
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where} is no JSON ({error}): restore it, or start again in a new folder"
+        ) from error
+    return _checked(value, content, kind, where)
 
 
 def _checked(value: Any, content: bytes, kind: Any, where: str) -> Any:
-    """What `read_json` returns of a `value` that is `content` in the file `where`. Raises: InputError."""
+    """What `parsed` returns of a `value` that is `content` in the file `where`. Raises: InputError."""
     try:
         made = _adapter(kind).validate_json(content, strict=True)  # no text for a number, no 1 for true
     except ValidationError as error:
@@ -186,18 +202,17 @@ def read_config(path: Path, kind: type[T], stage: str | None = None) -> T:
     if stage is not None and saved["stage"] != stage:
         raise InputError(f"{path} is of stage '{saved['stage']}': name a folder that segshift {stage} wrote")
     unknown = saved["config"].keys() - {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    try:
-        if unknown:
-            raise InputError(f"unknown {', '.join(sorted(unknown))}")
-        return _adapter(kind).validate_python(tuples(saved["config"]))
-    except (ValidationError, InputError) as error:
-        what = str(error)
-        if isinstance(error, ValidationError):
-            what = ", ".join(dict.fromkeys(".".join(map(str, one["loc"])) for one in error.errors()))
-        raise InputError(
-            f"{path} is no {kind.__name__} of this version ({what}): use the version that wrote it, or "
-            "start again in a new folder"
-        ) from error
+    if not unknown:
+        try:
+            return _adapter(kind).validate_python(tuples(saved["config"]))
+        except ValidationError as error:
+            unknown = {".".join(map(str, one["loc"])) for one in error.errors()}
+        except InputError as error:
+            raise InputError(f"in {path}, {error}") from None
+    raise InputError(
+        f"{path} is no {kind.__name__} of this version ({', '.join(sorted(unknown))}): use the version that "
+        "wrote it, or start again in a new folder"
+    )
 
 
 def tuples(value: Any) -> Any:

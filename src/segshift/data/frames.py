@@ -290,6 +290,13 @@ def require_labels(dataset: Dataset) -> None:
     bare = [frame for frame in dataset.frames if frame.label is None]
     if bare:
         expected = place(dataset, bare[0], dataset.root, "label")
+        without = {part_of(dataset, frame)[0].name for frame in bare}
+        if without.isdisjoint(part_of(dataset, f)[0].name for f in dataset.frames if f.label is not None):
+            some = "" if len(bare) == len(dataset.frames) else f"subset {', '.join(sorted(without))} of "
+            raise InputError(
+                f"no frame of {some}{dataset.name} has a label, the first is expected at {expected}: "
+                f"{dataset.tree.cure}, or name a subset that has labels"
+            )
         raise InputError(
             f"no label for frame '{bare[0].id}' ({len(bare)} of {len(dataset.frames)} frames of "
             f"{dataset.name} have none), expected {expected}: {dataset.tree.cure}"

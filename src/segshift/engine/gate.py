@@ -184,7 +184,7 @@ def thresholds(frame: np.ndarray, lowest: np.ndarray, quantile: float, fraction:
     if np.isnan(frame).all():
         raise InputError(
             "the gate's reference network agrees with the label of no source frame: train it longer, or name "
-            "a network that was trained on this data set in gate.reference"
+            "a network that was trained on this data set in --gate.reference"
         )
     return Thresholds(*(fraction * float(np.nanquantile(values, quantile)) for values in (frame, lowest)))
 

@@ -114,8 +114,8 @@ def _class_set(config: EvaluateConfig, data: Dataset) -> tuple[int, ...]:
         chosen = range(data.space.classes)
     elif data.space.names != labels.CITYSCAPES.names:
         raise runs.InputError(
-            f"{data.name} has the classes of '{data.space.name}', expected Cityscapes' 19 for classes = "
-            f"{config.classes}: leave `classes` out to evaluate all {data.space.classes}"
+            f"{data.name} has the classes of '{data.space.name}', expected Cityscapes' 19 for --classes "
+            f"{config.classes}: leave it out to evaluate all {data.space.classes}"
         )
     else:
         chosen = labels.CLASS_SETS[config.classes]
@@ -143,7 +143,7 @@ def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list
         raise runs.InputError(
             f"none of the {len(data.frames)} frames of {data.name} is 1920x1080, which the as-published "
             "protocol "
-            "expects of ACDC fog: evaluate with protocol = native"
+            "expects of ACDC fog: take --protocol native"
         )
     missing = [frame for frame in kept if not frames.place(data, frame, folder).is_file()]
     if missing:
@@ -203,13 +203,13 @@ def _histograms(
     found = {}
     for name in maps:
         file = frames.place(data, frame, folder / "uncertainty" / name)
-        values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.exists() else None
+        cure = f"predict again with --uncertainty into a new folder, or delete {folder / 'uncertainty'}"
+        with frames.open_picture(file, cure) as picture:
+            values = frames.one_channel(picture)
         if values is None or values.dtype != np.uint16 or values.shape != pred.shape:
-            what = "missing or no picture" if values is None else f"{values.dtype} of shape {values.shape}"
             raise runs.InputError(
-                f"the map of {name} of frame '{frame.id}' is {what}, expected 16 bits of shape "
-                f"{pred.shape} in {file}: "
-                f"predict again with --uncertainty into a new folder, or delete {folder / 'uncertainty'}"
+                f"the map {file} is no picture of {pred.shape[1]}x{pred.shape[0]} with one channel of 16 "
+                f"bits: {cure}"
             )
         if values.shape != label.shape:  # of the published size
             values = cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

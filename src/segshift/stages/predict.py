@@ -43,6 +43,7 @@ from segshift.methods.source_only.training import SourceOnly
 from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
 from segshift.scoring import predictions
+from segshift.settings import option
 from segshift.training import checkpoints
 
 A = TypeVar("A")
@@ -134,7 +135,7 @@ def load_network(
     if path.is_file():
         if config.network is None:
             raise InputError(
-                f"{path} is a file of weights: name the network it belongs to (network.name, .encoder)"
+                f"{path} is a file of weights: name its network with --network.name and --network.encoder"
             )
         network = networks.build(
             replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True
@@ -152,7 +153,7 @@ def load_network(
         return SourceOnly(network).eval(), config.size, told | {"weights": _hash(network)}
     if config.network is not None:
         raise InputError(
-            f"{path} is no file of weights: leave `network` out to predict with the network of a run"
+            f"{path} is no file of weights: leave --network.name out to predict with the network of a run"
         )
     method, trained, space = checkpoints.load_run(path, config.checkpoint)
     if space.names != data.space.names:
@@ -164,10 +165,13 @@ def load_network(
         value = getattr(config, name)
         if value is not None and not hasattr(method, name):
             raise InputError(
-                f"{path} was trained by method {trained.method}, which draws no noise: leave {name} out"
+                f"{path} was trained by method {trained.method}, which draws no noise: leave "
+                f"{option(name)} out"
             )
         if value is not None and not 1 <= value <= (most or value):
-            raise InputError(f"{name} is {value}, expected " + (f"1 to {most}" if most else "1 or more"))
+            raise InputError(
+                f"{option(name)} is {value}, expected " + (f"1 to {most}" if most else "1 or more")
+            )
         if value is not None:
             setattr(method, name, value)
     steps = checkpoints.chosen_steps(path)

@@ -38,6 +38,7 @@ from segshift.methods.base import Method
 from segshift.outputs import Output
 from segshift.runs import InputError
 from segshift.scoring import metrics
+from segshift.settings import option
 from segshift.training import checkpoints, loop, sizes
 
 _log = logging.getLogger(__name__)
@@ -164,13 +165,13 @@ def _check(config: TrainConfig) -> None:
     if config.select not in checkpoints.rules(config):
         field = "validation" if config.select == "source" else f"{config.select}_validation"
         raise InputError(
-            f"select = {config.select} needs a validation set and `{field}` is empty: name one, or take "
-            "select last"
+            f"--select {config.select} needs a validation set: name one as {option(field)}, or take "
+            "--select last"
         )
     for size in (config.size, config.target_size or config.size):
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
             raise InputError(
-                f"crop {config.crop} is larger than size {size}: take a crop of at most that size"
+                f"--crop {config.crop} is larger than the size {size}: take a crop of at most that size"
             )
 
 
@@ -186,21 +187,22 @@ def _check_method(config: TrainConfig) -> None:
         given = getattr(config, name)
         if what and not given:
             raise InputError(
-                f"method {spec.name} needs {what} and `{name}` is empty: name one, or take another method"
+                f"--method {spec.name} needs {what}: name one as {option(name)}, or take another method"
             )
         if given and not what:
             raise InputError(
-                f"method {spec.name} does not use `{name}`, got {given}: leave it out, or take another method"
+                f"--method {spec.name} does not use {option(name)}, got {given}: leave it out, or "
+                "take another method"
             )
     if spec.transferred and config.more_sources:
         raise InputError(
-            f"method {spec.name} pairs every source frame and takes no more_sources: name the trees in "
-            "`transferred`"
+            f"--method {spec.name} pairs every source frame and takes no --more-sources: name the trees as "
+            "--transferred"
         )
     if spec.network not in (None, config.network.name):
         raise InputError(
-            f"method {spec.name} trains network {spec.network}, got {config.network.name}: set "
-            f"network.name to {spec.network}"
+            f"--method {spec.name} trains one network and --network.name is {config.network.name}: take "
+            f"--network.name {spec.network}"
         )
 
 
@@ -214,11 +216,11 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
     )
     if config.precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError("precision fp16 needs a GPU and this is a CPU: take bf16 or no")
+        raise InputError("--precision fp16 needs a GPU and this is a CPU: take bf16 or no")
     parts = config.accumulate * accelerator.num_processes
     if config.batch_size % parts:
         raise InputError(
-            f"batch_size {config.batch_size} cannot be divided into {config.accumulate} micro-batches on "
+            f"--batch-size {config.batch_size} cannot be divided into {config.accumulate} micro-batches on "
             f"{accelerator.num_processes} processes: take a multiple of {parts}"
         )
     return accelerator
@@ -313,7 +315,7 @@ def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | Non
         raise InputError(
             f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run "
             "segshift check on "
-            f"{config.source} into that folder; it counts one data set, so more_sources must have the same "
+            f"{config.source} into that folder; it counts one data set, so --more-sources must have the same "
             "frames"
         )
     table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
@@ -442,9 +444,8 @@ class _Keeper:
         for name, tensor in self.method.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise InputError(
-                    f"'{name}' is not finite after step {step}, though the losses were: take a lower lr or "
-                    "precision bf16 "
-                    "in a new folder; the last checkpoint is kept"
+                    f"'{name}' is not finite after step {step}, though the losses were: take a lower --lr or "
+                    "--precision bf16 in a new folder; the last checkpoint is kept"
                 )
 
     def _validate(self, step: int) -> None:
@@ -532,7 +533,7 @@ def _explained(out: Path) -> Iterator[None]:
             raise
         raise InputError(
             "a micro-batch of one image leaves the network's batch norm one value to average: take a "
-            "larger batch_size, a smaller accumulate, or fewer processes"
+            "larger --batch-size, a smaller --accumulate, or fewer processes"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

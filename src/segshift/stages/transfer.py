@@ -245,23 +245,23 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
     if trained.method != "source_only":
         raise InputError(
             f"{run} was trained by method {trained.method}, and the gate judges by a network of source data "
-            "alone: name a run of method source_only in gate.reference"
+            "alone: name a run of method source_only in --gate.reference"
         )
     if trained.more_sources or trained.select in ("transferred", "oracle"):
         why = (
             f"on {', '.join(trained.more_sources)} too"
             if trained.more_sources
-            else f"and chosen by {trained.select}_validation"
+            else f"and chosen by --{trained.select}-validation"
         )
         raise InputError(
             f"{run} was trained {why}, and the gate judges by a network of source data alone: name a run "
-            "without more_sources, with select last or source, in gate.reference"
+            "without --more-sources, with --select last or source, in --gate.reference"
         )
     if space.names != dataset.space.names:
         raise InputError(
             f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
             f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in "
-            "gate.reference"
+            "--gate.reference"
         )
     weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
     judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)

@@ -406,7 +406,7 @@ def train(config: PriorConfig, out: str | Path) -> Path:
     """
     if config.height % 16 or config.width % 32:
         raise InputError(
-            f"prior size {config.height}x{config.width}: height must be a multiple of 16 and width of 32"
+            f"--height {config.height} --width {config.width}: expected a multiple of 16 and one of 32"
         )
     out = begin(
         out,

@@ -11,6 +11,7 @@ import numpy as np
 
 from segshift.config import PriorConfig
 from segshift.execution import starting_workers
+from segshift.records import read_array
 from segshift.runs import atomic, progress
 from segshift.town import scenes, weather
 
@@ -71,17 +72,14 @@ def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray
 
 def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images [N,H,W,3] uint8, labels [N,H,W] uint8 and mixes [N], drawn once and kept as memory maps in
-    `folder`.
+    `folder`. Raises: InputError for files of another shape there.
     """
     n, h, w = config.scenes, config.height, config.width
     paths = [folder / f"{name}.npy" for name in ("images", "labels", "mixes")]
+    kinds = ((np.uint8, (n, h, w, 3)), (np.uint8, (n, h, w)), (np.int64, (n,)))
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        images, labels, mixes = (
-            np.empty((n, h, w, 3), np.uint8),
-            np.empty((n, h, w), np.uint8),
-            np.empty(n, np.int64),
-        )
+        images, labels, mixes = (np.empty(shape, dtype) for dtype, shape in kinds)
         jobs = [(config.seed, i, h, w) for i in range(n)]
         with (
             ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool,
@@ -95,7 +93,8 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
         for path, array in zip(paths, (images, labels, mixes), strict=True):
             with atomic(path) as temporary:
                 np.save(temporary, array)
-    return tuple(np.load(path, mmap_mode="r") for path in paths)
+    images, labels, mixes = (read_array(path, *kind) for path, kind in zip(paths, kinds, strict=True))
+    return images, labels, mixes
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -35,7 +35,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segshift import runs
+from segshift import records, runs
 from segshift.config import NetworkConfig, Select, TrainConfig
 from segshift.data.labels import CITYSCAPES, CLASS_SETS, LabelSpace
 from segshift.methods import METHODS
@@ -71,8 +71,8 @@ def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
         return tuple(range(space.classes))
     if space.names != CITYSCAPES.names:
         raise InputError(
-            f"{config.source} has the classes of '{space.name}', expected Cityscapes' 19 for classes = "
-            f"{config.classes}: leave `classes` out to train all {space.classes}"
+            f"{config.source} has the classes of '{space.name}', expected Cityscapes' 19 for --classes "
+            f"{config.classes}: leave it out to train all {space.classes}"
         )
     return CLASS_SETS[config.classes]
 
@@ -182,15 +182,13 @@ def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str,
     path = _best(run, rule, runs.read_config(run / "config.json", TrainConfig).select)
     try:
         with safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()["segshift"])
-        if not (isinstance(record["step"], int) and isinstance(record["score"], float | int | None)):
-            raise TypeError
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            told = file.metadata()["segshift"]
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} does not say the step it was chosen at, as the best checkpoints of a run do: restore "
             "that file, or predict with --checkpoint last"
         ) from error
-    return record
+    return runs.parsed(told.encode(), records.Chosen, f"the metadata of {path}")
 
 
 def chosen_steps(run: Path) -> dict[Select, int]:

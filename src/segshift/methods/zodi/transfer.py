@@ -306,7 +306,7 @@ class ZoDi(Generator):
         )
         if not 1 <= self.sampling.steps <= model.most_steps:
             raise InputError(
-                f"{self.sampling.steps} steps: expected 1 to {model.most_steps}, the time steps of "
+                f"--steps is {self.sampling.steps}: expected 1 to {model.most_steps}, the time steps of "
                 f"{model.name}"
             )
         if config.control:
@@ -321,7 +321,7 @@ class ZoDi(Generator):
             raise InputError(
                 f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the "
                 f"ControlNet's palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or "
-                "use no control"
+                "take --no-control"
             )
         if names:
             _log.warning("no colour in palette '%s', drawn black: %s", self.palette, ", ".join(names))
@@ -332,12 +332,12 @@ class ZoDi(Generator):
             return
         if draw == 0:
             raise InputError(
-                f"strength {strength} of {steps} steps walks none, and the image would be noise: give a "
-                f"strength of {1 / steps:.3g} or more, or more steps"
+                f"--strength {strength} of {steps} steps walks none, and the image would be noise: give "
+                f"{1 / steps:.3g} or more, or more --steps"
             )
         raise InputError(
             f"strength {strength:.3g}, of draw {draw + 1} of '{domain.slug}', walks none of {steps} steps: "
-            "give fewer gate.tries, a gate.strength_factor nearer to 1, or more steps"
+            "give fewer --gate.tries, a --gate.strength-factor nearer to 1, or more --steps"
         )
 
     def size(self, height: int, width: int) -> tuple[int, int]:
