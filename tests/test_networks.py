@@ -413,7 +413,7 @@ def test_an_encoder_without_batch_counters_loads(tmp_path):
     """As files of other programs are; the counters only matter to a momentum that we do not use."""
     config = NetworkConfig(name="unet", encoder="resnet18", pretrained=False)
     torch.manual_seed(1)
-    encoder = networks.build(config, 3).encoder.state_dict()
+    encoder = build(config, 3).encoder.state_dict()
     torch.save({k: v for k, v in encoder.items() if not k.endswith("num_batches_tracked")}, tmp_path / "e.pt")
-    loaded = networks.build(replace(config, weights=str(tmp_path / "e.pt")), 3).encoder.state_dict()
+    loaded = build(replace(config, weights=str(tmp_path / "e.pt")), 3).encoder.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.items())
