@@ -188,7 +188,7 @@ def test_bad_networks_get_one_sentence(config, message):
     ("text", "message"),
     [
         ("def make(classes:\n", r"SyntaxError: .* in .*{0}.py, line 1"),
-        ("\nimport no_such_library\n", r"ModuleNotFoundError: .*no_such_library in .*{0}.py, line 2"),
+        ("\nimport no_such_library\n", r"ModuleNotFoundError: .*no_such_library' in .*{0}.py, line 2"),
         ("import sys\nsys.exit(0)\n", r"SystemExit: 0 in .*{0}.py, line 2"),
         ("\n\n1 / 0\n", r"ZeroDivisionError: division by zero in .*{0}.py, line 3"),
     ],

@@ -187,7 +187,7 @@ def test_a_file_of_weights_predicts_with_the_network_it_is_named_with(tmp_path: 
     out = predict(config, tmp_path / "out")
     assert len(list(out.rglob("*.png"))) == 3
     assert runs.read_json(out / "model.json")["selection"] == "weights mine.pth"
-    with pytest.raises(InputError, match="name the network it belongs to"):
+    with pytest.raises(InputError, match=r"name its network with --network\.name"):
         predict(replace(config, network=None), tmp_path / "other")
 
 

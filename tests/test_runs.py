@@ -137,12 +137,19 @@ def test_a_long_path_loses_its_middle_and_the_advice_survives():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"source": "cityscapes:/x", "lr": -1}, r"^in .*config\.json, --lr is -1: expected more than 0$"),
-        ({"source": "cityscapes:/x", "no_such": 1}, r"is no TrainConfig of this version \(no_such\): use"),
-        ({}, r"is no TrainConfig of this version \(source\): use"),
+        (
+            {"source": "cityscapes:/x", "steps": 9, "generator": "own:build"},
+            r"^in .*json, --steps is for a dif",
+        ),
+        (
+            {"source": "cityscapes:/x", "steps": -1},
+            r"\(steps: Input should be greater than or equal to 1\): use",
+        ),
+        ({"source": "cityscapes:/x", "no_such": 1}, r"is no TransferConfig of this version \(no_such\): use"),
+        ({}, r"is no TransferConfig of this version \(source: Field required\): use"),
     ],
 )
 def test_a_configuration_that_is_wrong_is_one_sentence(tmp_path, config, message):
-    runs.write_json(tmp_path / "config.json", {"stage": "train", "config": config})
+    runs.write_json(tmp_path / "config.json", {"stage": "transfer", "config": config})
     with pytest.raises(InputError, match=message):
-        runs.read_config(tmp_path / "config.json", TrainConfig)
+        runs.read_config(tmp_path / "config.json", TransferConfig)

@@ -206,7 +206,7 @@ def read_config(path: Path, kind: type[T], stage: str | None = None) -> T:
         try:
             return _adapter(kind).validate_python(tuples(saved["config"]))
         except ValidationError as error:
-            unknown = {".".join(map(str, one["loc"])) for one in error.errors()}
+            unknown = {f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()}
         except InputError as error:
             raise InputError(f"in {path}, {error}") from None
     raise InputError(
