@@ -23,7 +23,7 @@ from segshift.runs import cpus, write_json
 
 @dataclass(frozen=True)
 class Trainings:
-    """What is trained; the defaults are the README's."""
+    """What is trained; the defaults are those of docs/results.md."""
 
     out: tyro.conf.Positional[Path]
     seeds: int = 3

@@ -1,10 +1,10 @@
-"""Every table of the README that is measured on the embedded town, three seeds each but for the demo's one.
+"""Every table of docs/results.md that is measured on the embedded town, three seeds each (the demo's one).
 
     python benchmarks/town.py runs/town --precision bf16
 
 Runs the other programs one after the other, each in a folder of its own, and gathers OUT/results/<table>.md
-and .json (every figure, machine, versions, date): what `benchmarks/results` holds and the README shows. All
-of it takes a day on two cores; running it again continues, and `--tables` takes a part. The estimates need
+and .json (every figure, machine, versions, date): what `benchmarks/results` holds and docs/results.md
+shows. All of it takes a day on two cores; running it again continues, and `--tables` takes a part. The estimates need
 the runs of zodi and of both of ICCLD's ablations.
 """
 
@@ -32,7 +32,7 @@ from segshift.stages import train
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is run; the README's is with --precision bf16."""
+    """What is run; docs/results.md is with --precision bf16."""
 
     out: tyro.conf.Positional[Path]
     tables: tuple[str, ...] = ()

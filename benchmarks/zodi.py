@@ -44,7 +44,7 @@ NAMES = ("source only", "source + jitter", *PICTURES, "oracle")
 
 @dataclass(frozen=True)
 class Benchmark(Trainings):
-    """What is run; the defaults are the README's."""
+    """What is run; the defaults are those of docs/results.md."""
 
     mode: Literal["default", "reference"] = "default"
     """Mode of the transfer."""

@@ -5,6 +5,7 @@ Prose is not tested.
 
 import ast
 import functools
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -272,3 +273,16 @@ def test_every_option_that_is_named_is_there(capsys, monkeypatch):
     named = {(page, name) for page, text in TEXTS.items() for name in re.findall(r"`(--[a-z][\w.-]*)", text)}
     assert named
     assert sorted((page, name) for page, name in named if name not in options) == []
+
+
+def test_paths_in_docstrings_keep_their_brackets_on_the_site():
+    bare = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = getattr(getattr(node, "value", None), "value", None)
+            if not (isinstance(node, ast.Expr) and isinstance(text, str)):
+                continue
+            blocks_and_code = r"`[^`]*`|^    \S.*\n(?: .*\n)*"
+            text = re.sub(blocks_and_code, "", inspect.cleandoc(text) + "\n", flags=re.MULTILINE)
+            bare += [f"{path.name}: {found}" for found in re.findall(r"<[a-z][\w ]*>", text)]
+    assert not bare

@@ -124,7 +124,7 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     rule that it has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every
     seed by row, checkpoint and target.
 
-    Trainings are in OUT/seed-<n>/<row>; an experiment that is finished can be continued with more seeds.
+    Trainings are in `OUT/seed-<n>/<row>`; an experiment that is finished can be continued with more seeds.
     Frames that failed in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out`
     holds another experiment; before anything is written for data sets that are not there.
     """

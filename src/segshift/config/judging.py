@@ -66,8 +66,8 @@ class PredictConfig(Settings):
     seed: Seed = 0
     """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
     uncertainty: bool = False
-    """Also write maps beside the labels: OUT/uncertainty/{confidence,entropy}/<file>, of several draws also
-    spread, 16-bit PNG of [0, 1]."""
+    """Also write maps beside the labels, of several draws also spread, as 16-bit PNGs of [0, 1]:
+    `OUT/uncertainty/{confidence,entropy}/<file>`."""
     batch_size: Count = 8
     """Images per batch."""
     device: Device = "auto"
@@ -119,7 +119,7 @@ class EstimateConfig(Settings):
     """Resamples of the bootstrap, 100 to 100,000."""
     transferred: PathText | None = None
     """Folder of the transferred frames, which do not depend on the network: estimates that name the same one
-    share them (in <domain>-<strength>-<seed>, one transfer each). None takes OUT/transferred."""
+    share them (in `<domain>-<strength>-<seed>`, one transfer each). None takes OUT/transferred."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
     """

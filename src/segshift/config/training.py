@@ -59,7 +59,7 @@ class NetworkConfig(Settings):
     name: NetworkText = "deeplabv3plus"
     """`deeplabv3plus` or any other segmentation-models-pytorch architecture, `refinenet`,
     `hf:<folder or hub name>` (transformers), `iccld` (the network of ICCLD without its diffusion), or
-    `module:factory` called with classes=<int>."""
+    `module:factory` called with `classes=<int>`."""
     encoder: str = "resnet50"
     """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 8

@@ -1,4 +1,4 @@
-"""The user's own networks, `<module>:<factory>`: the factory is called with classes=<int>."""
+"""The user's own networks, `<module>:<factory>`: the factory is called with `classes=<int>`."""
 
 from __future__ import annotations
 

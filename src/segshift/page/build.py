@@ -79,7 +79,7 @@ class Model:
     details: str
     """`about` without the checkpoint."""
     seed: Path | None = None
-    """The folder seed-<n> of an experiment, of a run in it."""
+    """The folder `seed-<n>` of an experiment, of a run in it."""
     row: str | None = None
     """Its row in the experiment's table."""
 

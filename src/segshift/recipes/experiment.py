@@ -44,7 +44,7 @@ class Experiment:
     """Trained in order. Gains are counted from the first."""
     targets: tuple[Target, ...]
     transfers: dict[str, TransferConfig] = field(default_factory=dict)
-    """By name of a folder: written to {out}/<folder>/<domain>."""
+    """By name of a folder: written to `{out}/<folder>/<domain>`."""
     town: TownConfig | None = None
     """The embedded town, written to {out}/town first; None for the user's own data."""
     seeds: int = 1

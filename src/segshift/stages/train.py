@@ -235,7 +235,7 @@ class _Data:
     pairs: list[batches.Pair]
     target: Dataset | None
     validation: dict[str, Dataset]
-    """By name: source, transferred/<its folder>/<its subset>, oracle/<the same>."""
+    """By name: source, `transferred/<its folder>/<its subset>`, `oracle/<the same>`."""
     trained: tuple[Dataset, ...]
     """Source, more sources, transferred trees, target."""
     kept: tuple[int, ...]

@@ -1,14 +1,15 @@
 """The transfer stage: labelled source frames in, target-like frames of the same layout out (ZoDi, section
 3.1).
 
-OUT/config.json            the configuration
-OUT/<domain>/              a tree in the source's own layout, with manifest.jsonl: one line a frame, sorted by
-id OUT/failures.jsonl         frames that could not be read; also in each domain's tree, about that domain
-OUT/gate.json              with a gate: its thresholds, measured on source frames before the first transfer,
-and what
-                           each domain leaves of its network's agreement, measured on draws that are thrown
-                           away
-OUT/journal/<i>-of-<n>.jsonl  what each process has done, a line at a time; the manifests are made from these
+    OUT/config.json               the configuration
+    OUT/<domain>/                 a tree in the source's own layout, with manifest.jsonl: one line a frame,
+                                  sorted by id
+    OUT/failures.jsonl            frames that could not be read; also in each domain's tree, about that domain
+    OUT/gate.json                 with a gate: its thresholds, measured on source frames before the first
+                                  transfer, and what each domain leaves of its network's agreement, measured
+                                  on draws that are thrown away
+    OUT/journal/<i>-of-<n>.jsonl  what each process has done, a line at a time; the manifests are made from
+                                  these
 
 Any number of processes may work on one OUT at once. Every frame belongs to one of them, and each writes to
 its own journal only, so no line can be lost. Frames are never half-done: the label first, then the image
@@ -55,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 
 def transfer(config: TransferConfig, out: str | Path) -> Path:
-    """Transfer the frames of `config.source` into OUT/<domain>, those of this process where there are
+    """Transfer the frames of `config.source` into `OUT/<domain>`, those of this process where there are
     several.
 
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.

@@ -231,7 +231,7 @@ def _weights(run: Path, step: int) -> Path:
 
 
 def _best(run: Path, rule: str, select: str = "best") -> Path:
-    """best.safetensors for the run's own rule, best-<rule>.safetensors for the others."""
+    """best.safetensors for the run's own rule, `best-<rule>.safetensors` for the others."""
     return (
         run / "checkpoints" / ("best.safetensors" if rule in ("best", select) else f"best-{rule}.safetensors")
     )
