@@ -6,7 +6,7 @@ could do.
 
 Takes every network of the ZoDi benchmark but the oracles, and further runs that are named
 (`benchmarks/town.py` names two of ICCLD and one of another encoder); a domain whose labels a run was trained
-on is left out of its table. Writes OUT/<name of OUT>.md (the tables of docs/results.md) and .json (every figure,
+on is left out of its table. Writes OUT/<name of OUT>.md (tables of docs/results.md) and .json (every figure,
 machine, versions, date). The clear validation split is transferred once per domain, strength and draw, for
 all networks. Running it again continues.
 

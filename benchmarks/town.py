@@ -4,8 +4,8 @@
 
 Runs the other programs one after the other, each in a folder of its own, and gathers OUT/results/<table>.md
 and .json (every figure, machine, versions, date): what `benchmarks/results` holds and docs/results.md
-shows. All of it takes a day on two cores; running it again continues, and `--tables` takes a part. The estimates need
-the runs of zodi and of both of ICCLD's ablations.
+shows. All of it takes a day on two cores; running it again continues, and `--tables` takes a part. The
+estimates need the runs of zodi and of both of ICCLD's ablations.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ on the same frames transferred to their own domain with the same noise strength,
                                                         estimates to share
 
 This runs other stages, each of which skips what is finished, and so stands beside `experiments`, not among
-them. A folder may be asked for other domains, draws or strengths later: each has its own <set>, and what is
+them. A folder may be asked for other domains, draws or strengths later: each has its own `<set>`, and what is
 there is used again.
 """
 
