@@ -362,7 +362,7 @@ def test_a_network_of_other_classes_costs_no_transfer(home: Path, tmp_path: Path
         ({"strength": 1.5}, "--strength is 1.5"),
         ({"draws": 0}, "--draws is 0: expected 1 or more"),
         ({"resamples": 10}, "--resamples is 10: expected 100 or more"),
-        ({"network": None}, "name the network it belongs to"),
+        ({"network": None}, "name its network with --network.name"),
         ({"to": ("Driving in daylight",)}, "is the own domain, written otherwise"),
     ],
 )

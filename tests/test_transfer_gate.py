@@ -282,7 +282,7 @@ def test_a_label_is_copied_with_void_in_its_own_format(layout, tmp_path):
 
 def test_without_labels_there_is_nothing_to_judge(gated, tmp_path):
     root = trees.cityscapes(tmp_path / "bare", IDS, SIZE, split="test", labelled=False)
-    with pytest.raises(InputError, match="no label for frame 'aachen_000000_000019'"):
+    with pytest.raises(InputError, match="no frame of .* has a label"):
         stage.transfer(replace(gated, source=f"cityscapes:{root}:test", control=False), tmp_path / "out")
 
 
@@ -317,7 +317,7 @@ def test_the_reference_is_a_source_only_run_on_the_same_classes(gated, tmp_path)
             "trained on cityscapes:.*/transferred/night too, and the gate judges by a network of source "
             "data alone",
         ),
-        (chosen, "and chosen by oracle_validation"),
+        (chosen, "and chosen by --oracle-validation"),
     ):
         with pytest.raises(InputError, match=message):
             stage.transfer(replace(gated, gate=replace(gated.gate, reference=str(run))), tmp_path / "out")

@@ -378,7 +378,11 @@ def folder(path: Path) -> Layout:
     except InputError as error:
         raise InputError(f"{file} describes no data set: {error}") from error
     return Layout(
-        root, _parts(description, root), _space(file, description), f"correct `labels` in {file}", record
+        root,
+        _parts(description, root),
+        _space(file, description),
+        f"put it there, or correct `labels` in {file}",
+        record,
     )
 
 
