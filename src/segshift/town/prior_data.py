@@ -77,11 +77,12 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
     paths = [folder / f"{name}.npy" for name in ("images", "labels", "mixes")]
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        images, labels, mixes = (
+        arrays: list[np.ndarray] = [
             np.empty((n, h, w, 3), np.uint8),
             np.empty((n, h, w), np.uint8),
             np.empty(n, np.int64),
-        )
+        ]
+        images, labels, mixes = arrays
         jobs = [(config.seed, i, h, w) for i in range(n)]
         with (
             ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool,
@@ -92,7 +93,7 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
             for i, (mix, image, label) in enumerate(drawn):
                 mixes[i], images[i], labels[i] = mix, image, label
                 bar.advance()
-        for path, array in zip(paths, (images, labels, mixes), strict=True):
+        for path, array in zip(paths, arrays, strict=True):
             with atomic(path) as temporary:
                 np.save(temporary, array)
     return tuple(np.load(path, mmap_mode="r") for path in paths)
