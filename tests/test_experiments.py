@@ -133,7 +133,7 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
         )
     labels = tmp_path / "acdc" / "gt"
     labels.rename(tmp_path / "not unpacked")
-    with pytest.raises(InputError, match="no frame of .* has a label"):
+    with pytest.raises(InputError, match=r"no frame of .* has a label"):
         experiments.run_experiment(experiments.fill(e, there), tmp_path / "out")
     (tmp_path / "not unpacked").rename(labels)
     built = []

@@ -203,7 +203,7 @@ def test_images_without_labels_are_transferred_and_layouts_come_where_asked_for(
         "        return np.repeat(layout[..., None], 3, 2)\n"
         "build = Asking"
     )
-    with pytest.raises(InputError, match="no frame of .* has a label"):
+    with pytest.raises(InputError, match=r"no frame of .* has a label"):
         stage.transfer(own(asking, source=f"cityscapes:{bare}:test"), tmp_path / "asked")
     config = own(asking, short_side=32, output_size="source")
     out = stage.transfer(config, tmp_path / "asked")

@@ -229,7 +229,7 @@ def test_settings_out_of_range_are_refused(change, message, config, tmp_path):
 def test_without_labels_the_layout_must_be_switched_off(config, tmp_path, model):
     root = trees.cityscapes(tmp_path / "bare", IDS[:2], SIZE, split="test", labelled=False)
     bare = replace(config, source=f"cityscapes:{root}:test")
-    with pytest.raises(InputError, match="no frame of .* has a label"):
+    with pytest.raises(InputError, match=r"no frame of .* has a label"):
         stage.transfer(bare, tmp_path / "out")
     out = stage.transfer(replace(bare, control=False), tmp_path / "out")
     assert len(manifest(out)) == 2 and "controlnet" not in manifest(out)[0]["weights"]

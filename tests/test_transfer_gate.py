@@ -282,7 +282,7 @@ def test_a_label_is_copied_with_void_in_its_own_format(layout, tmp_path):
 
 def test_without_labels_there_is_nothing_to_judge(gated, tmp_path):
     root = trees.cityscapes(tmp_path / "bare", IDS, SIZE, split="test", labelled=False)
-    with pytest.raises(InputError, match="no frame of .* has a label"):
+    with pytest.raises(InputError, match=r"no frame of .* has a label"):
         stage.transfer(replace(gated, source=f"cityscapes:{root}:test", control=False), tmp_path / "out")
 
 

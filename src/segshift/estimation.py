@@ -389,10 +389,11 @@ def _widened(
     told: dict[str, float | None], deviation: float, at_least: float = 0.0
 ) -> dict[str, float | None]:
     """A value with its interval, and in it the generator's error."""
-    if None in told.values():
+    value, low, high = told["value"], told["low"], told["high"]
+    if value is None or low is None or high is None:
         return told
-    low, high = bootstrap.widened(told["value"], told["low"], told["high"], deviation)
-    return {"value": told["value"], "low": max(at_least, low), "high": min(1.0, high)}
+    low, high = bootstrap.widened(value, low, high, deviation)
+    return {"value": value, "low": max(at_least, low), "high": min(1.0, high)}
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -402,7 +403,7 @@ def _print(result: dict[str, Any]) -> None:
         value = f"{100 * told['value']:{sign}.1f}"
         return (
             value
-            if told["low"] is None
+            if told["low"] is None or told["high"] is None
             else f"{value} ({100 * told['low']:{sign}.1f} to {100 * told['high']:{sign}.1f})"
         )
 

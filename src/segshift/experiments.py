@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -49,7 +50,7 @@ T = TypeVar("T")
 Scores = dict[tuple[str, Select], dict[str, list[float]]]
 """By row and selection rule: mIoU % by target, one for each seed."""
 
-_STAGES = {
+_STAGES: dict[str, tuple[type, Callable[..., Path]]] = {
     "town": (TownConfig, writer.town),
     "transfer": (TransferConfig, transfer.transfer),
     "train": (TrainConfig, train.train),
@@ -115,7 +116,7 @@ def fill(value: T, names: dict[str, str], keep: tuple[str, ...] = ()) -> T:
         return str(names[match[1]])
 
     return TypeAdapter(type(value)).validate_python(
-        tuples(replace_in(asdict(value) if is_dataclass(value) else value))
+        tuples(replace_in(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value))
     )
 
 
@@ -165,9 +166,8 @@ def _look(experiment: Experiment) -> None:
     """Whether the user's data sets are there, and the weights that encoders start from, which are downloaded
     here: all that a later stage would miss, before the first one has taken its days. Raises: InputError."""
     trainings = [row.train for row in experiment.rows]
-    given = [config.source for config in experiment.transfers.values()] + [
-        target.data for target in experiment.targets
-    ]
+    given: list[str | None] = [config.source for config in experiment.transfers.values()]
+    given += [target.data for target in experiment.targets]
     for t in trainings:
         given += [t.source, *t.more_sources, t.validation, *t.transferred_validation, *t.oracle_validation]
     unlabelled = [name for t in trainings for name in (t.target, *t.transferred)]
@@ -195,9 +195,11 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
     train.train(config, folder)
     shown = [str(folder)]
     chosen = [target for target in targets if not row.targets or target.name in row.targets]
-    steps_of, alike = checkpoints.chosen_steps(folder), {}
+    steps_of = checkpoints.chosen_steps(folder)
+    alike: dict[int | None, list[Select]] = {}
     for rule in checkpoints.rules(config):
         alike.setdefault(steps_of.get(rule), []).append(rule)  # rules that choose the same step, by it
+    jobs: list[tuple[tuple[Select, ...], Target, tuple[int, int] | None]]
     jobs = [(tuple(rules), target, None) for rules, target in product(alike.values(), chosen)]
     jobs += [(("last",), chosen[0], sampling) for sampling in row.samplings]
     for rules, target, sampling in jobs:

@@ -357,9 +357,8 @@ NO_LOSS = frozenset(Logged.__annotations__)
 
 def _with_finite_losses(line: Logged) -> Logged:
     for name, value in line.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        finite = number and abs(value) < 1e300  # nan is not less
-        _require(name in NO_LOSS or finite, f"{name} is no finite number")
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        _require(name in NO_LOSS or finite, f"{name} is no finite number")  # nan is not less
     return line
 
 

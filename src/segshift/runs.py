@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from datetime import timedelta
@@ -204,7 +204,7 @@ def read_config(path: Path, kind: type[T], stage: str | None = None) -> T:
     unknown = saved["config"].keys() - {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if not unknown:
         try:
-            return _adapter(kind).validate_python(tuples(saved["config"]))
+            return _adapter(kind).validate_python(tuples(saved["config"]))  # type: ignore[arg-type]
         except ValidationError as error:
             unknown = {f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()}
         except InputError as error:
@@ -246,7 +246,7 @@ def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
     return lines
 
 
-def write_lines(path: Path, lines: list[dict]) -> None:
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines atomically."""
     with atomic(path) as temporary:
         temporary.write_text(
@@ -254,7 +254,7 @@ def write_lines(path: Path, lines: list[dict]) -> None:
         )
 
 
-def write_failures(out: Path, failed: Iterable[dict]) -> None:
+def write_failures(out: Path, failed: Iterable[Mapping[str, Any]]) -> None:
     """Write what `failures` reads, by id; no file where nothing failed."""
     if lines := sorted(failed, key=lambda line: line["id"]):
         write_lines(out / "failures.jsonl", lines)
@@ -286,8 +286,33 @@ class _Rate(ProgressColumn):
         return Text(f"{made / seconds:.1f}/s" if made > 0 and seconds >= 1 else "-/s", style="cyan")
 
 
+class Bar:
+    """The bar of one task; in a job's log, which nobody watches, a line every LOG_EVERY seconds."""
+
+    def __init__(self, shown: Progress, task: Task) -> None:
+        self.shown, self.task, self.told = shown, task, time.monotonic()
+
+    def describe(self, what: str) -> None:
+        self.shown.update(self.task.id, description=what)
+
+    def advance(self, by: int = 1) -> None:
+        """`by` items more are done."""
+        task = self.task
+        self.shown.advance(task.id, by)
+        if not self.shown.console.is_terminal and time.monotonic() - self.told >= LOG_EVERY:
+            self.told = time.monotonic()
+            left = (
+                ""
+                if task.time_remaining is None
+                else f", {timedelta(seconds=round(task.time_remaining))} left"
+            )
+            self.shown.console.print(
+                f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}", highlight=False
+            )
+
+
 @contextmanager
-def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
+def progress(what: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     """A progress bar with rate and ETA; call `.advance()` on the yielded object after every item."""
     columns = (
         TextColumn("{task.description}"),
@@ -296,33 +321,9 @@ def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as bar:
-        bar.add_task(what, total=total, completed=done, done=done)
-        bar.advance = _advance(bar)
-        yield bar
-
-
-def _advance(bar: Progress) -> Callable[..., None]:
-    """`bar.advance` of its one task; where nobody watches, as in a job's log, it says a line every LOG_EVERY
-    seconds.
-    """
-    [task], advance, told = bar.tasks, bar.advance, time.monotonic()
-
-    def step(by: int = 1) -> None:
-        nonlocal told
-        advance(task.id, by)
-        if not bar.console.is_terminal and time.monotonic() - told >= LOG_EVERY:
-            told = time.monotonic()
-            left = (
-                ""
-                if task.time_remaining is None
-                else f", {timedelta(seconds=round(task.time_remaining))} left"
-            )
-            bar.console.print(
-                f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}", highlight=False
-            )
-
-    return step
+    with Progress(*columns) as shown:
+        shown.add_task(what, total=total, completed=done, done=done)
+        yield Bar(shown, shown.tasks[0])
 
 
 def cpus() -> int:

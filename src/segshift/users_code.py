@@ -49,7 +49,8 @@ def imported(what: str, name: str) -> tuple[Callable[..., Any], str, Path | None
         f"expected <module>:<factory>, importable from {place} or installed",
     ):
         found = importlib.import_module(module)
-        file = Path(found.__file__) if getattr(found, "__file__", None) else None
+        where = getattr(found, "__file__", None)  # a folder without __init__.py has none
+        file = Path(where) if where else None
         if folder and file and Path(folder).resolve() not in (file.parent / "_").resolve().parents:
             raise InputError(
                 f"{what} '{short}' is expected in {folder}, and Python has another module '{module}' in "

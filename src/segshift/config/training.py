@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import AfterValidator, Field
@@ -85,7 +85,9 @@ def _foreign(name: str | None = None, encoder: str | None = None) -> NetworkConf
             `module:factory`, ...; None takes the run's own network.
         encoder: Its encoder, for segmentation-models-pytorch and refinenet.
     """
-    given = {key: value for key, value in (("name", name), ("encoder", encoder)) if value is not None}
+    given: dict[str, Any] = {
+        key: value for key, value in (("name", name), ("encoder", encoder)) if value is not None
+    }
     return NetworkConfig(**given) if given else None
 
 

@@ -43,6 +43,12 @@ class Frame:
     image: Path
     label: Path | None
 
+    @property
+    def truth(self) -> Path:
+        """The label map of a frame that has one."""
+        assert self.label is not None
+        return self.label
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -55,10 +61,10 @@ class Dataset:
     subset: str
     frames: tuple[Frame, ...]
     space: LabelSpace
-    transferred: bool = False
+    transferred: bool
     """True for a tree that `segshift transfer` wrote (manifest.jsonl at its root): images may be smaller than
     labels there."""
-    tree: Layout | None = None
+    tree: Layout
     """Where everything lies under `root`."""
     left_out: tuple[tuple[str, str], ...] = ()
     """(frame id, reason) of what is no frame: labels without an image, frames of a published list that are
@@ -149,7 +155,7 @@ def _list(root: Path, part: Part) -> tuple[list[Frame], list[tuple[str, str]]]:
     images = part.find(root, part.images)
     labels = part.find(root, part.labels) if part.labels else {}
     if part.ids is not None:
-        listed = {(id,) for id in part.ids}
+        listed: set[tuple[str, ...]] = {(id,) for id in part.ids}
         images = {stars: path for stars, path in images.items() if stars in listed}
         labels = {stars: path for stars, path in labels.items() if stars in listed}
         bare = sorted(listed - images.keys())
@@ -171,7 +177,7 @@ def _uneven(found: Iterable[Frame]) -> list[tuple[str, str]]:
 
     def compare(frame: Frame) -> str | None:
         try:
-            (h, w), (label_h, label_w) = image_size(frame.image), image_size(frame.label)
+            (h, w), (label_h, label_w) = image_size(frame.image), image_size(frame.truth)
         except InputError as error:
             if getattr(error.__cause__, "errno", None) is not None:
                 raise  # a disk that does not answer says nothing about the frame
@@ -383,7 +389,7 @@ def read_label(frame: Frame, space: LabelSpace) -> np.ndarray:
 
 def read_ids(frame: Frame, space: LabelSpace) -> np.ndarray:
     """The data set's own values [H, W], not train ids. Raises: InputError, as `read_label`."""
-    ids = _read_ids(frame.label, space)
+    ids = _read_ids(frame.truth, space)
     unknown = space.unknown(ids, truth=True)
     if unknown:
         raise InputError(
@@ -402,25 +408,25 @@ def write_void(frame: Frame, space: LabelSpace, void: np.ndarray, path: Path) ->
     """
     ids, value = read_ids(frame, space), space.ignored_ids[0]
     ids = np.where(void, value, ids).astype(np.uint16 if max(value, int(ids.max())) > 255 else np.uint8)
-    copy = Image.fromarray(ids)
-    with open_picture(frame.label) as picture:
+    copy: Image.Image | np.ndarray = Image.fromarray(ids)
+    with open_picture(frame.truth) as picture:
         indices, palette = one_channel(picture), picture.getpalette("RGB")
         colours = None if indices is not None or space.red_channel else np.asarray(picture.convert("RGB"))
-    if palette is not None and value < 256:
+    if indices is not None and palette is not None and value < 256:
         indices = np.where(void, np.uint8(value), indices)
         if np.array_equal(_from_palette(indices, palette, space), ids):
             copy = Image.fromarray(indices)
             copy.putpalette(palette + [0] * (768 - len(palette)))
     elif indices is None and space.red_channel:
-        copy = _decode(frame.label)
+        copy = _decode(frame.truth)
         copy[void, 2] = value
     elif colours is not None:
         colour = next((colour for colour, id in space.file_colours if id in space.ignored_ids), None)
         if colour is not None:
-            copy = Image.fromarray(np.where(void[..., None], np.uint8(colour), colours))
+            copy = Image.fromarray(np.where(void[..., None], np.array(colour, np.uint8), colours))
     with runs.atomic(path) as temporary:
         if isinstance(copy, np.ndarray):  # Pillow writes no 16-bit colour
-            temporary.write_bytes(cv2.imencode(".png", copy)[1])
+            temporary.write_bytes(cv2.imencode(".png", copy)[1].tobytes())
         else:
             copy.save(temporary, format="PNG")
 
@@ -449,7 +455,7 @@ def _decode(path: Path) -> np.ndarray:
 def _from_palette(indices: np.ndarray, palette: list[int], space: LabelSpace) -> np.ndarray:
     """The indices, which are the ids in the published files. Where classes have other colours than theirs,
     as in files saved again with another palette, the ids of the colours."""
-    colours = dict(space.file_colours)
+    colours: dict[tuple[int, ...], int] = dict(space.file_colours)
     own = {id: colour for colour, id in space.file_colours if id not in space.ignored_ids}
     drawn = {i: tuple(palette[3 * i : 3 * i + 3]) for i in np.unique(indices).tolist()}
     published = all(own.get(i, colour) == colour for i, colour in drawn.items())

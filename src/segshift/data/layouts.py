@@ -340,14 +340,14 @@ class Description(BaseModel, extra="forbid", strict=True):
 class _Loader(yaml.SafeLoader):
     """Plain YAML: aliases, which can multiply a small file, anchors, tags and repeated keys are errors."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
             problem = "an anchor (&), an alias (*) or a tag (!), which a description cannot have"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = set()
         for key, _ in node.value:
@@ -415,7 +415,7 @@ def _wrong(error: ValidationError) -> str:
     first = max(error.errors(), key=lambda one: len(one["loc"]))
     if not first["loc"]:
         return str(first["ctx"]["error"])
-    field = first["loc"][0]
+    field = str(first["loc"][0])
     quotes = " (a name needs quotes)" if first["type"] == "string_type" else ""
     expected = Description.model_fields[field].description
     return f"`{field}` holds {reprlib.repr(first['input'])}, expected {expected}{quotes}"
@@ -432,9 +432,9 @@ def _parts(description: Description, root: Path) -> tuple[Part, ...]:
         subsets = dict.fromkeys(subsets, Path(os.path.realpath(root)).name)
 
     def part(name: str, domain: str) -> Part:
-        patterns = (description.images, description.labels)
-        own = (pattern and pattern.replace("{subset}", name) for pattern in patterns)
-        return Part(name, domain, *own, join=True)
+        images = description.images.replace("{subset}", name)
+        labels = description.labels and description.labels.replace("{subset}", name)
+        return Part(name, domain, images, labels, join=True)
 
     return tuple(part(name, domain) for name, domain in subsets.items())
 
@@ -444,7 +444,8 @@ def _space(file: Path, description: Description) -> LabelSpace:
     meanings = description.meanings
     drawn = {name: _colour(value) for name, value in meanings.items() if isinstance(value, list)}
     void = [_colour(value) for value in description.ignore if isinstance(value, list)]
-    values = tuple(range(len(drawn)) if drawn else meanings.values())
+    numbers = tuple(value for value in meanings.values() if isinstance(value, int))
+    values = tuple(range(len(drawn))) if drawn else numbers
     ignored = tuple(value for value in description.ignore if isinstance(value, int)) or (IGNORE,)
     colours = {name: _shade(i, len(meanings)) for i, name in enumerate(meanings)} | drawn
     colours |= {name: _colour(value) for name, value in description.colours.items()}
@@ -467,7 +468,9 @@ def _colour(value: Sequence[int]) -> Colour:
 
 def _shade(index: int, count: int) -> Colour:
     """A colour of its own for each class that the user gave none."""
-    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(index / count, 0.8, 0.9 if index % 2 else 0.6))
+    return _colour(
+        [round(255 * v) for v in colorsys.hsv_to_rgb(index / count, 0.8, 0.9 if index % 2 else 0.6)]
+    )
 
 
 def _onto_cityscapes(own: LabelSpace, pairs: dict[str, str]) -> LabelSpace:

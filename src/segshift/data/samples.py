@@ -71,12 +71,12 @@ class Pictures:
 
     def label(self, frame: Frame) -> Tensor:
         """[H, W] uint8 train ids at the size. Raises: InputError when it cannot be read."""
-        if (known := self.memory.get(frame.label)) is not None:
+        if (known := self.memory.get(frame.truth)) is not None:
             return known
         read = torch.from_numpy(
-            self.table[frames.read_label(frame, self.others.get(frame.label, self.space))]
+            self.table[frames.read_label(frame, self.others.get(frame.truth, self.space))]
         )
-        return self._remember(frame.label, transforms.resize_label(read, self.size))
+        return self._remember(frame.truth, transforms.resize_label(read, self.size))
 
     def _remember(self, path: Path, value: Tensor) -> Tensor:
         if self.keep:
@@ -85,7 +85,7 @@ class Pictures:
 
 
 def _has_own_label(frame: Frame, transferred: Frame) -> bool:
-    return transferred.label is not None and transferred.label.resolve() != frame.label.resolve()
+    return transferred.label is not None and transferred.label.resolve() != frame.truth.resolve()
 
 
 class RareClasses:
@@ -146,6 +146,7 @@ class Samples(Dataset):
 
     def target(self, k: int) -> Frame:
         """Target frame of sample k: every len(targets) samples are one permutation of all target frames."""
+        assert self.targets is not None
         chosen, _ = self.targets
         epoch, place = divmod(k, len(chosen))
         return chosen[_permutation(len(chosen), transforms.key_seed(self.seed, "target"), epoch)[place]]

@@ -35,11 +35,11 @@ from functools import cached_property
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from segshift.config import GateConfig
 from segshift.data import transforms
 from segshift.data.labels import IGNORE, LabelSpace
+from segshift.methods.base import Method
 from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
 from segshift.scoring import metrics
@@ -226,10 +226,8 @@ def judge(
 class Gate:
     """The reference network f with its thresholds."""
 
-    def __init__(
-        self, config: GateConfig, network: nn.Module, size: tuple[int, int], space: LabelSpace
-    ) -> None:
-        """network: with `predict(images)`, as a trained method has. size: height and width that it sees."""
+    def __init__(self, config: GateConfig, network: Method, size: tuple[int, int], space: LabelSpace) -> None:
+        """network: a trained method. size: height and width that it sees."""
         self.config, self.network, self.size, self.space = config, network, size, space
         self.limits = Thresholds(frame=0.0, region=0.0)
         """Everything passes, until they are measured."""

@@ -171,7 +171,7 @@ class Worker:
         started = perf_counter()
         prepared = self.generator.prepare(samples, rows)
         batch = Batch(
-            samples, prepared, [self.gate.look(s.image, s.label) if self.gate else None for s in samples]
+            samples, prepared, [self.gate.look(s.image, s.truth) if self.gate else None for s in samples]
         )
         for goal in self.goals:
             chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]

@@ -54,6 +54,12 @@ class Source:
     """Cityscapes' own ids [H, W] that the train ids were made from; None in the default mode and for other
     data."""
 
+    @property
+    def truth(self) -> np.ndarray:
+        """`label`, where it was asked for."""
+        assert self.label is not None
+        return self.label
+
 
 class FrameError(InputError):
     """One frame cannot be made. It is listed as failed, and the others go on."""

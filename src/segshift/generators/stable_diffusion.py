@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from segshift.config import DiffusionConfig, TransferConfig
@@ -49,7 +49,7 @@ class StableDiffusion(DiffusionFamily):
     scheduler: DDIMScheduler
     """Only its tables are used: `alphas_cumprod` and the kind of prediction."""
     tokenizer: PreTrainedTokenizerBase | None = None
-    text_encoder: nn.Module | None = None
+    text_encoder: PreTrainedModel | None = None
     defaults: Defaults = field(default_factory=Defaults)
     hashes: dict[str, str] = field(default_factory=dict)
 

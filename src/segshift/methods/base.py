@@ -32,6 +32,10 @@ Batch = dict[str, Tensor]
 class Method(nn.Module):
     """A method of adaptation; each overrides what it needs."""
 
+    sampling_steps: int
+    draws: int
+    """DDIM steps of a draw, and draws of a mask: of a method that draws something alone."""
+
     def __init__(self, excluded: Sequence[int] = ()):
         """`excluded`: train ids outside the class set (16 or 13 classes), which are never predicted."""
         super().__init__()

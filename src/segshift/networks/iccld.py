@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -54,7 +55,7 @@ class Encoder(nn.Module):
         download.
         """
         super().__init__()
-        self.model = _backbone(name, pretrained)
+        self.model: Any = _backbone(name, pretrained)
         stages = list(self.model.feature_info)
         strides = [stage["reduction"] for stage in stages]
         self.patch = strides[0] if len(set(strides)) == 1 and len(strides) >= len(STRIDES) else None
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
         return [_resize(m, [side // s for side in size]) for m, s in zip(maps, STRIDES, strict=True)]
 
 
-def _backbone(name: str, pretrained: bool) -> nn.Module:
+def _backbone(name: str, pretrained: bool) -> Any:
     """A timm model without its classifier, which takes images of any size."""
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
@@ -106,6 +107,10 @@ class RunningNorm(nn.Module):
     normalised by them as by constants: no gradient passes through them. So a frame's latent does not depend
     on its neighbours in the batch, and the decoder and the diffusion are trained on what they will be given.
     """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
 
     def __init__(self, channels: int):
         super().__init__()

@@ -72,6 +72,7 @@ class RefineBlock(nn.Module):
     def forward(self, features: Tensor, coarser: Tensor | None) -> Tensor:
         x = self.fuse_fine(self.adapt(features))
         if coarser is not None:
+            assert self.fuse_coarse is not None
             coarser = self.fuse_coarse(coarser)
             x = x + F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=False)
         return self.out(self.pool(x))

@@ -29,6 +29,9 @@ STRIDE = 32
 class Segmenter(nn.Module):
     """A network with its normalisation, padding and feature layer."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -70,12 +73,13 @@ class Segmenter(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass. Raises: InputError where the network cannot."""
-        if not hasattr(self.network, "checkpoint_gradients"):
+        recompute = getattr(self.network, "checkpoint_gradients", None)
+        if recompute is None:
             raise InputError(
                 f"--gradient-checkpointing needs a network that can recompute its activations, and "
                 f"{type(self.network).__name__} cannot: leave it out, or take --network.name iccld"
             )
-        self.network.checkpoint_gradients()
+        recompute()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to logits [B, C, H, W]."""

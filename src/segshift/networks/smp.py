@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -35,7 +36,7 @@ def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     return segmenter(network, config, classes)
 
 
-def segmenter(network: nn.Module, config: NetworkConfig, classes: int) -> Segmenter:
+def segmenter(network: Any, config: NetworkConfig, classes: int) -> Segmenter:
     """A network on an encoder of segmentation-models-pytorch behind the interface."""
     network = network.to(memory_format=torch.channels_last)  # 3 to 9 % faster on a CPU, more on a GPU
     stride = math.lcm(STRIDE, network.encoder.output_stride)

@@ -41,7 +41,7 @@ def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
     return None if about["missing_keys"] or about["mismatched_keys"] else loaded.state_dict()
 
 
-def _read(name: str, classes: int, pretrained: bool) -> nn.Module:
+def _read(name: str, classes: int, pretrained: bool) -> PreTrainedModel:
     try:
         with nullcontext() if Path(name).is_dir() else hub.access():
             if pretrained:

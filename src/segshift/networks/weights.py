@@ -80,8 +80,8 @@ def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> No
     Raises: InputError when the file is missing, unreadable, or of another network.
     """
     tensors = read_tensors(path)
-    own = segmenter.network.state_dict()
-    own = own.keys() - _counters(own).keys()
+    state = segmenter.network.state_dict()
+    own = state.keys() - _counters(state).keys()
     for prefix in ("segmenter.network.", "module.", "network."):
         if not own <= tensors.keys() and any(key.startswith(prefix) for key in tensors):
             tensors = {

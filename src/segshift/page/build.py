@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,7 +80,7 @@ class Model:
     """`about` without the checkpoint."""
     seed: Path | None = None
     """The folder `seed-<n>` of an experiment, of a run in it."""
-    row: str | None = None
+    row: str = ""
     """Its row in the experiment's table."""
 
     @property
@@ -98,7 +98,7 @@ class Column:
     about: str
     data: str
     classes: tuple[str, ...]
-    scores: dict[str, dict] = field(default_factory=dict)
+    scores: dict[str, records.Scores] = field(default_factory=dict)
     """By key of the model: one part of its metrics.json (miou, pixel_accuracy, iou, confusion, calibration,
     ...).
     """
@@ -125,9 +125,11 @@ class Column:
 
     def difference(self, model: Model, first: Model | None, name: str | None = None) -> float | None:
         """Points of mIoU, or of a class' IoU, of a model over the first; None where one of them has none."""
-        scores = [first and self.scores.get(m.key) for m in (model, first)]
-        values = [s and (s["iou"][name] if name else s["miou"]) for s in scores]
-        return None if None in values else 100 * (values[0] - values[1])
+        if first is None or not {model.key, first.key} <= self.scores.keys():
+            return None
+        scores = (self.scores[model.key], self.scores[first.key])
+        ours, theirs = (s["iou"][name] if name else s["miou"] for s in scores)
+        return None if ours is None or theirs is None else 100 * (ours - theirs)
 
 
 @dataclass
@@ -175,10 +177,11 @@ class Group:
         that choose the same checkpoint in every seed, and the same to gain over, share a line."""
         by_rule: dict[tuple[Path, str, str], dict[str, list[Model]]] = {}
         for model in self.models:
-            for rule in model.rules if model.seed else ():
-                by_rule.setdefault((model.seed.parent, model.row, model.details), {}).setdefault(
-                    rule, []
-                ).append(model)
+            if model.seed is None:
+                continue
+            seeds_of = by_rule.setdefault((model.seed.parent, model.row, model.details), {})
+            for rule in model.rules:
+                seeds_of.setdefault(rule, []).append(model)
         lines: dict[tuple, list[str]] = {}
         for key, found in by_rule.items():
             seeds = max(map(len, found.values()))
@@ -204,13 +207,16 @@ class Group:
         """mIoU %, or IoU % of a class, and gain, mean ± standard deviation over seeds; with their number
         where some lack it.
         """
-        home = pairs[0][0].seed.parent
+        first = pairs[0][0].seed
+        assert first is not None
+        home = first.parent
         seeds = len({model.seed for model in self.models if model.seed and model.seed.parent == home})
         gains = [gain for pair in pairs if (gain := column.difference(*pair, name)) is not None]
         found = ((column.values([model for model, _ in pairs], name), ""), (gains, "+"))
-        return tuple(
+        own, over = (
             spread(v, sign) + (f" (n = {len(v)})" if 0 < len(v) < seeds else "") for v, sign in found
         )
+        return own, over
 
     def risks(self, column: Column) -> list[tuple[str, Markup]]:
         """Line charts of the error rate against the share of pixels kept, a chart a map, a curve a model."""
@@ -268,7 +274,7 @@ def _recognise(path: Path) -> Folder:
     stage = saved["stage"]
     if stage not in _STAGES:
         raise InputError(f"{path} holds a run of stage '{stage}': name folders of {', '.join(_STAGES)}")
-    config = runs.read_config(file, _STAGES[stage], stage)
+    config: Any = runs.read_config(file, _STAGES[stage], stage)
     try:
         if isinstance(config, EvaluateConfig | PredictConfig):
             frames.split(config.data)
@@ -318,19 +324,21 @@ def _groups(evaluations: list[Folder]) -> list[Group]:
         classes = tuple(result["classes"])
         key = (result["data"]["space"], classes)
         group = groups.setdefault(key, Group(classes, result["colours"]))
-        made = result["model"] or {"selection": "predictions from elsewhere"}
+        made: Mapping[str, Any] = result["model"] or {"selection": "predictions from elsewhere"}
         about = predictions.how(made)
         run = Path(home).resolve()
         seed = run.parent if re.fullmatch(r"seed-\d+", run.parent.name) else None
         rules = tuple(made.get("rules") or [made["selection"]])
-        row = seed and _NAMES.get(run.name, run.name)
+        row = _NAMES.get(run.name, run.name) if seed else ""
         model = Model(f"{run} {about}", name, about, rules, predictions.details(made), seed, row)
         if model not in group.models:
             group.models.append(model)
         # its frames kept their source's domain
         tree = f"{Path(folder.config.data.split(':')[1]).name}, transferred"
         moved = result["data"]["transferred"] and len(result["domains"]) == 1
-        parts = {tree if moved else domain: (scores, domain) for domain, scores in result["domains"].items()}
+        parts: dict[str, tuple[records.Scores, str | None]] = {
+            tree if moved else domain: (scores, domain) for domain, scores in result["domains"].items()
+        }
         if len(parts) > 1:
             parts["all"] = (result, None)
         for title, (scores, domain) in parts.items():
@@ -368,7 +376,9 @@ def _scores(evaluation: Folder) -> records.Metrics:
 
 def _evaluated(group: Group, pictures: Pictures) -> Gallery:
     """Every frame that was evaluated, with every model's prediction."""
-    firsts = [first and group.models.index(first) for first in map(group.first, group.models)]
+    firsts = [
+        None if first is None else group.models.index(first) for first in map(group.first, group.models)
+    ]
     shown = Gallery(
         "predictions", "mIoU", group.classes, list(map(group.called, group.models)), firsts=firsts
     )
@@ -455,7 +465,7 @@ def _domain(lines: list[dict]) -> dict:
     return {"prompt": lines[0]["prompt"], "strength": strength, "told": ", ".join(told)}
 
 
-def _same(result: dict, domain: str) -> tuple:
+def _same(result: Mapping[str, Any], domain: str) -> tuple:
     """What an estimate and the evaluation that is its truth have in common."""
     model = result["model"]
     return model["weights"], model.get("sampling"), tuple(result["classes"]), domain

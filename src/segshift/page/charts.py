@@ -53,7 +53,7 @@ def heat(file: Path) -> np.ndarray:
     """A 16-bit map of [0, 1] as a picture [H, W, 3]: dark where it is 0, through red to bright yellow where
     it is 1.
     """
-    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    values: np.ndarray | None = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise InputError(f"cannot read the map {file}: predict again with --uncertainty into a new folder")
     return cv2.cvtColor(

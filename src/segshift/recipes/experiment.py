@@ -60,5 +60,7 @@ def judged(
 ) -> tuple[Row, ...]:
     """The rows with these validation sets, so that their table has a line for every selection rule. `oracle`
     are the targets themselves, with labels."""
-    sets = {"transferred_validation": transferred, "oracle_validation": oracle}
-    return tuple(replace(row, train=replace(row.train, **sets)) for row in rows)
+    return tuple(
+        replace(row, train=replace(row.train, transferred_validation=transferred, oracle_validation=oracle))
+        for row in rows
+    )

@@ -8,20 +8,21 @@ numbers are the paper's, for comparison alone: nothing here is known to reproduc
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from segshift.config import ICCLDConfig, NetworkConfig, TownConfig, TrainConfig
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.runs import slug
 
-Changes = dict[str, object]
+Changes = dict[str, Any]
 """Fields of a TrainConfig and what they become."""
 Samplings = tuple[tuple[int, int], ...]
 """(DDIM steps, draws) each."""
 
 
 def steps(
-    source: TrainConfig, target: str, second: Changes, *, name: str = "", **changes: object
+    source: TrainConfig, target: str, second: Changes, *, name: str = "", **changes: Any
 ) -> tuple[Row, Row]:
     """Step 1 and step 2 ("full") from a source-only training.
 
@@ -49,6 +50,7 @@ def ablation_rows(
     oracle = replace(source, source=target, size=source.target_size or source.size, validation=None)
 
     def longer(config: TrainConfig) -> TrainConfig:
+        assert config.steps and full.train.steps
         return replace(config, steps=config.steps + full.train.steps)
 
     return (
@@ -144,7 +146,9 @@ def _to_cityscapes() -> tuple[Experiment, ...]:
 def _to_acdc() -> tuple[Experiment, ...]:
     source = _training("cityscapes:{cityscapes}:train", (512, 1024), "cityscapes:{cityscapes}:val")
     each = {d: Target(d, f"acdc:{{acdc}}:{d}/val") for d in ("night", "fog", "rain", "snow")}
-    made = {d: (f"acdc:{{acdc}}:{d}/train", (target,)) for d, target in each.items()}
+    made: dict[str, tuple[str, tuple[Target, ...]]] = {
+        d: (f"acdc:{{acdc}}:{d}/train", (target,)) for d, target in each.items()
+    }
     made["all"] = ("acdc:{acdc}:train", (*each.values(), Target("all", "acdc:{acdc}:val")))
     return tuple(
         _published(f"iccld-cityscapes-acdc-{name}", source, target, targets, _PUBLISHED["acdc"])

@@ -12,6 +12,7 @@ from segshift.config import (
     TransferConfig,
     ZoDiConfig,
 )
+from segshift.methods.zodi import Similarity
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import JITTER, TOWN_DOMAINS, town_target, town_training, town_transfer
 from segshift.runs import slug
@@ -145,7 +146,11 @@ def _town_ablations() -> Experiment:
         "DDIM inversion": replace(transfer, inversion="ddim"),
         "reference mode": replace(transfer, mode="reference"),
     }
-    similarities = {"no similarity loss": "none", "SimSiam head": "simsiam", "BYOL head": "byol"}
+    similarities: dict[str, Similarity] = {
+        "no similarity loss": "none",
+        "SimSiam head": "simsiam",
+        "BYOL head": "byol",
+    }
     rows = (
         source,
         replace(zodi, name="ZoDi"),

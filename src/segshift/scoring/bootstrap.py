@@ -119,7 +119,7 @@ def resampled(
         )
         summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
-    return np.stack([scores(*matrices, share) for *matrices, share in zip(*summed, shares, strict=True)])
+    return np.stack([scores(s, o, t, share) for s, o, t, share in zip(*summed, shares, strict=True)])
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

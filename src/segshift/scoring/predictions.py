@@ -9,7 +9,7 @@ label files hold them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,10 @@ def write(file: Path, train_ids: np.ndarray, space: LabelSpace) -> None:
     done, data = cv2.imencode(".png", space.to_file(train_ids), settings)
     assert done
     with runs.atomic(file) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(data.tobytes())
 
 
-def how(model: dict[str, Any] | None) -> str:
+def how(model: Mapping[str, Any] | None) -> str:
     """What model.json beside predictions says of them: the rule that selected the checkpoint, how it was
     sampled, and input size, window and seed where those were chosen."""
     if model is None:
@@ -83,6 +83,6 @@ def selection(rules: Sequence[str]) -> str:
     return "checkpoint: " + ", ".join(CHECKPOINTS.get(rule, rule) for rule in rules)
 
 
-def details(model: dict[str, Any]) -> str:
+def details(model: Mapping[str, Any]) -> str:
     """What `how` says, without the checkpoint."""
     return ", ".join(filter(None, (model.get("sampling"), model.get("input"))))

@@ -51,7 +51,7 @@ class Report:
     classes: tuple[ClassCount, ...]
     """By train id."""
     void_pixels: int
-    failures: tuple[dict, ...]
+    failures: tuple[runs.Failure, ...]
     """{"id", "error"} of every fault. A frame may have several."""
 
 
@@ -179,12 +179,12 @@ def _print(report: Report) -> None:
             f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False
         )
     broken = report.frames - report.unlabelled - report.labelled
-    counts = [f"{report.frames} frames", f"{broken} without a readable label" if broken else ""]
+    summary = [f"{report.frames} frames", f"{broken} without a readable label" if broken else ""]
     if report.unlabelled == report.frames:
-        counts.append("no labels: an unlabelled set")
+        summary.append("no labels: an unlabelled set")
     elif report.unlabelled:
-        counts.append(f"{report.unlabelled} in subsets without labels")
-    console.print(", ".join(filter(None, counts)))
+        summary.append(f"{report.unlabelled} in subsets without labels")
+    console.print(", ".join(filter(None, summary)))
     for line in report.failures[:20]:
         console.print(f"{line['id']}: {line['error']}", style="red", markup=False, highlight=False)
     if len(report.failures) > 20:

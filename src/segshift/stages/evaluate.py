@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -93,7 +94,7 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
         "colours": {
             data.space.names[c]: "#{:02x}{:02x}{:02x}".format(*data.space.colours[c]) for c in chosen
         },
-        **_scores(sum(totals.values()), names),
+        **_scores(np.sum([*totals.values()], axis=0), names),
         **_trust(reduce(_sum, trust.values())),
         "domains": {
             domain: _scores(matrix, names) | _trust(trust[domain]) for domain, matrix in totals.items()
@@ -111,7 +112,7 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
 def _class_set(config: EvaluateConfig, data: Dataset) -> tuple[int, ...]:
     """Train ids to score: those of the class set that the data set labels at all."""
     if config.classes is None:
-        chosen = range(data.space.classes)
+        chosen = tuple(range(data.space.classes))
     elif data.space.names != labels.CITYSCAPES.names:
         raise runs.InputError(
             f"{data.name} has the classes of '{data.space.name}', expected Cityscapes' 19 for --classes "
@@ -157,7 +158,7 @@ def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list
 
 def _matrix(config: EvaluateConfig, frame: Frame, file: Path, space: LabelSpace) -> np.ndarray:
     """The confusion matrix of one frame and its prediction in `file`."""
-    label, pred = predictions.read_plain(frame.label), predictions.read_plain(file)
+    label, pred = predictions.read_plain(frame.truth), predictions.read_plain(file)
     if label is not None and pred is not None:
         # The fast way: count the files' own values, and map and check 256 of them instead of every pixel.
         counts = metrics.joint_counts(*_sized(config, frame, label, pred))
@@ -184,7 +185,10 @@ def _sized(
         return label, pred
     height, width = PUBLISHED_SIZE
     # NEAREST_EXACT takes the pixels that Pillow's NEAREST takes.
-    return tuple(cv2.resize(a, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for a in (label, pred))
+    label, pred = (
+        cv2.resize(a, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for a in (label, pred)
+    )
+    return label, pred
 
 
 def _histograms(
@@ -228,7 +232,7 @@ def _trust(histograms: dict[str, np.ndarray]) -> dict:
     curves = {
         name: calibration.risk_coverage(h, confidence=name == "confidence") for name, h in histograms.items()
     }
-    told = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
+    told: dict[str, Any] = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
     if "confidence" in histograms:
         told["calibration"] = calibration.reliability(histograms["confidence"])
     return told

@@ -77,7 +77,9 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     device = pick(config.device)
     network = network.to(device)
 
-    lines = {line["id"]: line for line in _predicted(out) if (out / line["file"]).exists()}
+    lines: dict[str, records.Prediction] = {
+        line["id"]: line for line in _predicted(out) if (out / line["file"]).exists()
+    }
     runs.write_lines(out / "predictions.jsonl", list(lines.values()))  # without a line that a kill cut short
     todo = [frame for frame in data.frames if frame.id not in lines]
     failed: list[dict[str, str]] = []
@@ -85,7 +87,7 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
     def read(frame: Frame) -> tuple[Frame, Tensor, tuple[int, int]] | InputError:
         try:
             image = torch.from_numpy(frames.read_image(frame.image)).permute(2, 0, 1)
-            native = frames.image_size(frame.label) if frame.label else tuple(image.shape[1:])
+            native = frames.image_size(frame.label) if frame.label else (image.shape[1], image.shape[2])
         except InputError as error:
             failed.append({"id": frame.id, "error": str(error)})
             return error
@@ -107,7 +109,7 @@ def predict(config: PredictConfig, out: str | Path) -> Path:
                     _write_maps(data, frame, out, {name: value[i] for name, value in maps.items()}, native)
                 predictions.write(file, _classes(frame_logits, native), data.space)
                 confidence = maps["confidence"][i].mean().item()
-                line = {
+                line: records.Prediction = {
                     "id": frame.id,
                     "file": str(file.relative_to(out)),
                     "confidence": round(confidence, 6),
@@ -140,7 +142,7 @@ def load_network(
         network = networks.build(
             replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True
         )
-        told = {
+        told: dict[str, Any] = {
             "run": config.run,
             "method": None,
             "network": asdict(config.network),
@@ -336,7 +338,7 @@ def _write_maps(
         )
         assert done
         with runs.atomic(frames.place(data, frame, out / "uncertainty" / name)) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(content.tobytes())
 
 
 @torch.inference_mode()

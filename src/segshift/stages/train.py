@@ -96,20 +96,22 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         player: accelerator.prepare_optimizer(_optimizer(config, method.parameter_groups(player)))
         for player in method.networks
     }
+    crop, steps = config.crop, config.steps
+    assert crop is not None and steps is not None
     best = _resume(out, start, method, optimizers, accelerator, data) if start else {}
     keeper = _Keeper(config, out, method, optimizers, accelerator, data, best)
     samples = batches.Samples(
         data.pairs,
         data.pictures(data.source),
-        crop=config.crop,
+        crop=crop,
         jitter=config.jitter,
         seed=config.seed,
-        targets=data.target and (data.target.frames, data.pictures(data.target, config.target_size)),
+        targets=(data.target.frames, data.pictures(data.target, config.target_size)) if data.target else None,
         rare=_rare_classes(config, data),
     )
     schedule = batches.Schedule(
         start,
-        config.steps,
+        steps,
         config.batch_size,
         config.accumulate,
         accelerator.process_index,
@@ -120,7 +122,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         output.claim()
         checkpoints.describe(out, data.source.space, accelerator.device)
     show = (
-        runs.progress(f"train {config.method} on {accelerator.device.type}", config.steps, done=start)
+        runs.progress(f"train {config.method} on {accelerator.device.type}", steps, done=start)
         if first
         else nullcontext()
     )
@@ -132,10 +134,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
             keeper.after(step, line)
             if bar is not None:
                 total = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
-                bar.update(
-                    bar.task_ids[0],
-                    description=f"train {config.method} on {accelerator.device.type}, loss {total:.3f}",
-                )
+                bar.describe(f"train {config.method} on {accelerator.device.type}, loss {total:.3f}")
                 bar.advance()
 
         loop.fit(
@@ -144,10 +143,10 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
             iter(_loader(samples, config, accelerator, batch_sampler=schedule)),
             accelerator,
             start=start,
-            steps=config.steps,
+            steps=steps,
             accumulate=config.accumulate,
             seed=config.seed,
-            factor=lambda step: loop.learning_rate(step, config.steps, config.warmup, config.poly_power),
+            factor=lambda step: loop.learning_rate(step, steps, config.warmup, config.poly_power),
             frames_of=lambda step: samples.ids(
                 range(step * config.batch_size, (step + 1) * config.batch_size)
             ),
@@ -168,6 +167,7 @@ def _check(config: TrainConfig) -> None:
             f"--select {config.select} needs a validation set: name one as {option(field)}, or take "
             "--select last"
         )
+    assert config.size is not None and config.crop is not None
     for size in (config.size, config.target_size or config.size):
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
             raise InputError(
@@ -250,6 +250,7 @@ class _Data:
         more = [*self.validation.values(), *([self.target] if self.target else [])]
         images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in more)
         labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
+        assert self.config.size is not None
         pixels = self.config.size[0] * self.config.size[1]
         readers = (
             max(1, self.config.workers) * execution.current().local_count
@@ -458,7 +459,10 @@ class _Keeper:
         judged: dict[str, list[float | None]] = {}
         for name, told in found.items():
             judged.setdefault(name.split("/")[0], []).append(told["miou"])
-        scores = {rule: None if None in values else float(np.mean(values)) for rule, values in judged.items()}
+        scores = {
+            rule: None if None in values else float(np.mean(np.array(values, float)))
+            for rule, values in judged.items()
+        }
         self.write({"step": step, "score": scores.get(self.config.select), "validation": found})
         for rule, score in scores.items():
             if score is not None and score > self.best.get(rule, -1.0):

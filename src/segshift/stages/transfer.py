@@ -29,12 +29,13 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -137,7 +138,7 @@ def _mend_labels(
     by_id = {frame.id: frame for frame in chosen if frame.label}
     for slug, id in sorted(finished):
         if id in by_id and not (path := frames.place(dataset, by_id[id], out / slug, "label")).exists():
-            _place_label(config, by_id[id].label, path)
+            _place_label(config, by_id[id].truth, path)
 
 
 def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) -> None:
@@ -232,12 +233,14 @@ def _check_images(
             )
 
 
-def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) -> tuple[Gate, dict]:
+def _gate(
+    config: TransferConfig, dataset: Dataset, worker: Worker, path: Path
+) -> tuple[Gate, Mapping[str, Any]]:
     """The gate, and what gate.json tells of its thresholds: those of `path`, or measured on source frames.
 
     Raises: InputError, also when `path` was measured with other weights.
     """
-    if config.gate.reference is None:
+    if config.gate is None or config.gate.reference is None:
         raise InputError(
             "a gate without a reference network: name a run of method source_only in --gate.reference"
         )
@@ -265,7 +268,9 @@ def _gate(config: TransferConfig, dataset: Dataset, worker: Worker, path: Path) 
             "--gate.reference"
         )
     weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
+    assert trained.size is not None
     judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)
+    told: Mapping[str, Any]
     if path.exists():
         told = _measured(path, worker, space)
         if told["weights"] != weights:
@@ -304,14 +309,15 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
     """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain,
     from first draws of some of them: every process measures the same."""
     began = perf_counter()
-    scores, lowest, agreements, pilot = [], [], [], []
+    scores, lowest, agreements = [], [], []
+    pilot: list[tuple[Sample, gate.Seen]] = []
     by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
-    for frame in by_key[: config.gate.sample]:
+    for frame in by_key[: judge.config.sample]:
         try:
             sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals], labelled=True)
         except InputError:
             continue  # listed as a failure when its turn comes
-        seen = judge.look(sample.image, sample.label)
+        seen = judge.look(sample.image, sample.truth)
         verdict = gate.judge(
             seen,
             judge.predict(worker.reconstruct(sample.image), seen.label.shape),
@@ -327,7 +333,8 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
         raise InputError(
             f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check"
         )
-    limits = gate.thresholds(np.array(scores), np.array(lowest), config.gate.quantile, config.gate.fraction)
+    asked = judge.config
+    limits = gate.thresholds(np.array(scores), np.array(lowest), asked.quantile, asked.fraction)
     by_class, names = np.array(agreements).T, dataset.space.names
     kept = {slug: k.round(4).tolist() for slug, k in _kept(worker, judge, pilot).items()}
     return {
@@ -386,10 +393,11 @@ def _transfer(
     for frame in dataset.frames:
         if not wanted.get(frame.id):
             continue
-        if isinstance(sizes[frame.id], InputError):
-            fail(frame, sizes[frame.id])
+        found = sizes[frame.id]
+        if isinstance(found, InputError):
+            fail(frame, found)
         else:
-            groups.setdefault(sizes[frame.id], deque()).append(frame)
+            groups.setdefault(found, deque()).append(frame)
     all_sizes = list(sizes.values())
     for size, queue in groups.items():
         rows = min(
@@ -411,12 +419,13 @@ def _transfer(
                 if isinstance(made, Failed):
                     fail(frame, made.error, 1)
                     continue
-                decision, sha256 = worker.gate.decision(made.verdict) if worker.gate else "kept", None
-                if decision == "ignored":
+                verdict, sha256 = made.verdict, None
+                decision = worker.gate.decision(verdict) if worker.gate and verdict else "kept"
+                if verdict and decision == "ignored":
                     frames.write_void(
                         frame,
                         dataset.space,
-                        made.verdict.failing,
+                        verdict.failing,
                         frames.place(dataset, frame, root, "label"),
                     )
                     frame = replace(frame, label=None)  # it is there already

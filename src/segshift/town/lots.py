@@ -121,7 +121,7 @@ def fence(street: Site, side: int, x: float, z0: float, z1: float) -> None:
             th.tree(c, rng, x + side * dx, z, green, size, dx > 4.8)
         bars = grid(z0, z1, 0, height, int((z1 - z0) / 0.45), 1, 0.5 if pickets else 0.3, 1)
         if pickets:  # a fifth corner between the upper two
-            tips = bars[:, 2:].mean(1, keepdims=True) + np.float32((0, 0.18))
+            tips = bars[:, 2:].mean(1, keepdims=True) + np.array((0, 0.18), np.float32)
             bars = np.concatenate((bars[:, :3], tips, bars[:, 3:]), 1)
         c.x(x, box(z0, z1, 0, height - 0.15), Look(FENCE, tone(green, 0.62), material=LEAVES))
         c.x(x, bars, Look(FENCE, bar, up=0.15))

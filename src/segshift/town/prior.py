@@ -26,6 +26,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -350,7 +351,9 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
         out = prior(*(tensor.to(device) for tensor in (z_t, t, tokens, layout, keep)))
         return F.mse_loss(out.float(), v.to(device))
 
-    return _steps("prior", prior, config.lr, config.steps, config, out, loss_of)
+    average = _steps("prior", prior, config.lr, config.steps, config, out, loss_of)
+    assert isinstance(average, Prior)
+    return average
 
 
 SCHEDULE = dict(
@@ -385,9 +388,8 @@ def save(folder: Path, vae: AutoencoderKL, prior: Prior, tokenizer: CLIPTokenize
         "controlnet": "ControlNetModel",
         "scheduler": "DDIMScheduler",
     }
-    index = {"_class_name": "StableDiffusionControlNetPipeline"} | {
-        k: ["diffusers", v] for k, v in classes.items()
-    }
+    index: dict[str, Any] = {"_class_name": "StableDiffusionControlNetPipeline"}
+    index |= {k: ["diffusers", v] for k, v in classes.items()}
     index |= {
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

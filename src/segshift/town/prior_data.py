@@ -79,7 +79,8 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
     kinds = ((np.uint8, (n, h, w, 3)), (np.uint8, (n, h, w)), (np.int64, (n,)))
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        images, labels, mixes = (np.empty(shape, dtype) for dtype, shape in kinds)
+        arrays = [np.empty(shape, dtype) for dtype, shape in kinds]
+        images, labels, mixes = arrays
         jobs = [(config.seed, i, h, w) for i in range(n)]
         with (
             ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool,
@@ -90,7 +91,7 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
             for i, (mix, image, label) in enumerate(drawn):
                 mixes[i], images[i], labels[i] = mix, image, label
                 bar.advance()
-        for path, array in zip(paths, (images, labels, mixes), strict=True):
+        for path, array in zip(paths, arrays, strict=True):
             with atomic(path) as temporary:
                 np.save(temporary, array)
     images, labels, mixes = (read_array(path, *kind) for path, kind in zip(paths, kinds, strict=True))

@@ -109,7 +109,7 @@ def draw(world: World, seed: int, height: int = 128, width: int = 256) -> Layers
     street = Street(world, rng, c, lane, seed)
     street.paint()
     looks = c.looks
-    rows = {
+    rows: dict[str, np.ndarray] = {
         "label": np.array([k.label for k in looks], np.uint8),
         "colour": np.clip(np.array([k.colour for k in looks], np.float32), 0, 1),
         "emission": np.array([k.emission for k in looks], np.float32),

@@ -281,7 +281,7 @@ def _glow(colour: np.ndarray, layers: Layers, z, fog: bool) -> None:
 def _flakes(image: np.ndarray, rng, white: float) -> None:
     """Falling snow in three sizes, in place."""
     h, w = image.shape[:2]
-    layer = np.zeros((h, w), np.float32)
+    layer: np.ndarray = np.zeros((h, w), np.float32)
     for share, radius in ((1 / 260, 0.5), (1 / 700, 0.9), (1 / 2600, 1.4)):
         n = int(rng.poisson(share * 128 * 128 * w / h))
         r = max(1, round(radius * h / 128))
@@ -295,7 +295,7 @@ def _flakes(image: np.ndarray, rng, white: float) -> None:
 def _streaks(image: np.ndarray, rng, white: float) -> None:
     """Falling rain as short slanted lines, in place."""
     h, w = image.shape[:2]
-    layer = np.zeros((h, w), np.float32)
+    layer: np.ndarray = np.zeros((h, w), np.float32)
     n, slant = int(rng.poisson(35 * w / h)), float(rng.uniform(-0.25, 0.25))
     length = rng.uniform(0.04, 0.11, n) * h
     u, v = rng.random(n) * w, rng.random(n) * h

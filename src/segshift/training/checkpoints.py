@@ -121,6 +121,7 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
                 f"{run} was trained with {option(f'network.{field.name}')} {there}, got {here}: give the "
                 "same network"
             )
+    assert trained.steps is not None
     if last_step(run) < trained.steps:
         raise InputError(
             f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command "
@@ -132,7 +133,7 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
 
 def rules(config: TrainConfig) -> tuple[Select, ...]:
     """The selection rules that a run can follow: those whose validation sets it has."""
-    sets = {
+    sets: dict[Select, Any] = {
         "source": config.validation,
         "transferred": config.transferred_validation,
         "oracle": config.oracle_validation,
@@ -195,7 +196,8 @@ def chosen_steps(run: Path) -> dict[Select, int]:
     """Steps done at the checkpoint of every selection rule that has chosen one."""
     config = runs.read_config(run / "config.json", TrainConfig)
     best = (rule for rule in rules(config)[1:] if _best(run, rule, config.select).exists())
-    return {"last": last_step(run)} | {rule: best_record(run, rule)["step"] for rule in best}
+    steps: dict[Select, int] = {"last": last_step(run)}
+    return steps | {rule: best_record(run, rule)["step"] for rule in best}
 
 
 def describe(run: Path, space: LabelSpace, device: torch.device) -> None:
@@ -252,9 +254,7 @@ def save(run: Path, step: int, method: Method, state: dict[str, Any]) -> None:
             old.unlink(missing_ok=True)
 
 
-def save_best(
-    run: Path, step: int, method: Method, score: float | None, rule: Literal["best"] | Select = "best"
-) -> None:
+def save_best(run: Path, step: int, method: Method, score: float | None, rule: str = "best") -> None:
     """Write the best checkpoint of a rule (`best`: the run's own). Raises: InputError when the disk is
     full."""
     # One entry: safetensors writes several in an order that changes from call to call.

@@ -109,6 +109,6 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     kernel = (kernel / kernel.sum(1, keepdim=True))[..., None, None, None]  # [B, taps, 1, 1, 1]
     height, width = images.shape[-2:]
     rows = F.pad(images, (0, 0, radius, radius), mode="replicate")
-    x = sum(kernel[:, i] * rows[:, :, i : i + height] for i in range(len(steps)))
+    x = sum((kernel[:, i] * rows[:, :, i : i + height] for i in range(len(steps))), torch.zeros(()))
     columns = F.pad(x, (radius, radius, 0, 0), mode="replicate")
-    return sum(kernel[:, i] * columns[..., i : i + width] for i in range(len(steps)))
+    return sum((kernel[:, i] * columns[..., i : i + width] for i in range(len(steps))), torch.zeros(()))

@@ -82,8 +82,8 @@ from segshift.data.labels import IGNORE
 from segshift.methods.base import Batch, Method, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
 from segshift.methods.iccld.classmix import augment, mixed, pseudo_label
-from segshift.methods.iccld.self_training import SelfTraining, average_of, pad_label
-from segshift.networks.iccld import LATENT_STRIDE, Decoder, Denoiser, Discriminator
+from segshift.methods.iccld.self_training import SelfTraining, average_of, latent_network, pad_label
+from segshift.networks.iccld import LATENT_STRIDE, Decoder, Denoiser, Discriminator, LatentSegmenter
 from segshift.networks.segmenter import Segmenter
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -166,6 +166,8 @@ class Trained(nn.Module):
 class AdversarialDiffusion(Method):
     """Step 2. Players: eps_theta (with D where it is unfrozen), then the discriminator."""
 
+    abar: Tensor
+
     def __init__(self, step1: SelfTraining, config: ICCLDConfig):
         """The networks of step 1's teacher and its class set are taken over; its student and settings are
         not.
@@ -173,7 +175,7 @@ class AdversarialDiffusion(Method):
         super().__init__(step1.excluded)
         self.adapted, self.config = step1.teacher.module, config
         self.sampling_steps, self.draws = (1 if config.prediction == "v_prediction" else 10), 1
-        network = self.segmenter.network
+        network = self.network
         denoiser = Denoiser(network.latent_channels, config.unet_channels, config.unet_layers)
         decoder = copy.deepcopy(network.decoder).requires_grad_(True) if config.unfreeze_decoder else None
         self.trained = Trained(denoiser, decoder).to(memory_format=torch.channels_last)
@@ -200,6 +202,10 @@ class AdversarialDiffusion(Method):
         return self.adapted.segmenter
 
     @property
+    def network(self) -> LatentSegmenter:
+        return latent_network(self.segmenter)
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
         players: dict[str, nn.Module] = {"denoiser": self.trained}
         return players if self.discriminator is None else players | {"discriminator": self.discriminator}
@@ -217,6 +223,7 @@ class AdversarialDiffusion(Method):
         if player == "discriminator":
             if prepared.denoised is None:
                 prepared.denoised = self._denoised(prepared, False)
+            assert self.discriminator is not None
             return {"discriminator": discriminator_loss(self.discriminator(prepared.denoised))}
         return self._diffusion(prepared) | self._adversary(prepared, step)
 
@@ -278,14 +285,14 @@ class AdversarialDiffusion(Method):
 
     def _decode(self, trained: Trained, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
-        return (trained.decoder or self.segmenter.network.decoder)(z, skips, size)
+        return (trained.decoder or self.network.decoder)(z, skips, size)
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Views:
         """batch: source and target [B, 3, H, W], label [B, H, W] of the source. All players see the
         same mix."""
         x_s, y_s, x_t = batch["source"], batch["label"], batch["target"]
-        network, prepare = self.segmenter.network, self.segmenter.prepare
+        network, prepare = self.network, self.segmenter.prepare
         count, (height, width) = len(x_s), y_s.shape[-2:]
         x = prepare(torch.cat([x_s, x_t]))
         size = x.shape[-2:]
@@ -300,6 +307,7 @@ class AdversarialDiffusion(Method):
         label = pad_label(torch.cat([y_s, y_mix]), size)
         weight = pad_label(torch.cat([torch.ones_like(w), w]), size, value=0)
         if self.config.diffused == "label":
+            assert self.adapted.label_encoder is not None
             z_0, condition = self.adapted.label_encoder(torch.cat([label, pad_label(y_t, size)])), images
             position = F.avg_pool2d((weight * (label != IGNORE))[:, None], LATENT_STRIDE)
         else:
@@ -332,11 +340,13 @@ class AdversarialDiffusion(Method):
 
     def _masks(self, images: Tensor, seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         """log of the draws' mean probability [B, C, H, W], and the mean of their entropies [B, H, W]."""
-        total, within = None, 0
+        total: Tensor | None = None
+        within = torch.zeros((), device=images.device)
         for logits in self._draws(images, [0] * len(images) if seeds is None else seeds):
             log_p = self.restrict(logits).float().log_softmax(1)
             total = log_p if total is None else torch.logaddexp(total, log_p)
             within = within + self.entropy(log_p.exp()) / self.draws
+        assert total is not None
         return (total - torch.tensor(float(self.draws)).log()), within
 
     def _draws(self, images: Tensor, seeds: Sequence[int]) -> Iterator[Tensor]:
@@ -345,7 +355,7 @@ class AdversarialDiffusion(Method):
         """
         height, width = images.shape[-2:]
         x = self.segmenter.prepare(images)
-        z_x, skips = self.segmenter.network.encode(x)
+        z_x, skips = self.network.encode(x)
         rngs = [transforms.generator(seed, "draw", draw) for draw in range(self.draws) for seed in seeds]
         z_T = torch.stack([torch.randn(z_x.shape[1:], generator=rng) for rng in rngs]).to(z_x)
         for z in self._denoise(z_T, z_x.repeat(self.draws, 1, 1, 1)).chunk(self.draws):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,24 +27,34 @@ from segshift.networks.iccld import HEAD_LR, STRIDES, LabelEncoder, LatentSegmen
 from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 
+M = TypeVar("M", bound=nn.Module)
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 THING_SHARE = 0.75
 """Least share of a cell that one thing class covers, for the feature distance (DAFormer)."""
 
 
-def average_of(network: nn.Module, momentum: float) -> AveragedModel:
+class Average(AveragedModel, Generic[M]):
+    """The average of an M."""
+
+    module: M
+
+
+def average_of(network: M, momentum: float) -> Average[M]:
     """average = a average + (1 - a) network, a = min(1 - 1 / (step + 1), momentum), buffers included; frozen.
 
     Counts, such as batch norm's of batches, are copied. Update it once a step.
     """
 
-    def follow(average: list[Tensor], network: list[Tensor], steps: Tensor) -> None:
+    def follow(average: Tensors, network: Tensors, steps: Tensor | int) -> None:
         a = min(1 - 1 / (int(steps) + 1), momentum)
         if average[0].is_floating_point():
             torch._foreach_lerp_(average, network, 1 - a)
         else:
             torch._foreach_copy_(average, network)
 
-    return AveragedModel(network, multi_avg_fn=follow, use_buffers=True).requires_grad_(False).eval()
+    average: Average[M] = Average(network, multi_avg_fn=follow, use_buffers=True)
+    return average.requires_grad_(False).eval()
 
 
 def pad_label(label: Tensor, size: Sequence[int], value: float = IGNORE) -> Tensor:
@@ -76,6 +87,16 @@ def hide_blocks(images: Tensor, block: int, ratio: float, fill: Tensor) -> Tenso
     return torch.where(hidden, fill, images)
 
 
+def latent_network(segmenter: Segmenter) -> LatentSegmenter:
+    """E and D. Raises: InputError when the network has no latent."""
+    if not isinstance(segmenter.network, LatentSegmenter):
+        raise InputError(
+            f"ICCLD decodes from a latent and the network is a {type(segmenter.network).__name__}: take "
+            "--network.name iccld, with any backbone of timm as --network.encoder"
+        )
+    return segmenter.network
+
+
 class Student(nn.Module):
     """What step 1 trains: E and D, and E_y where labels are diffused."""
 
@@ -100,13 +121,8 @@ class SelfTraining(Method):
         on the learning rate of everything but the encoder. Raises: InputError when the network has no latent.
         """
         super().__init__(excluded)
-        if not isinstance(segmenter.network, LatentSegmenter):
-            raise InputError(
-                f"ICCLD decodes from a latent and the network is a {type(segmenter.network).__name__}: take "
-                "--network.name iccld, with any backbone of timm as --network.encoder"
-            )
+        network = latent_network(segmenter)
         self.segmenter, self.config, self.things, self.head_lr = segmenter, config, tuple(things), head_lr
-        network = segmenter.network
         labels = config.diffused == "label"
         self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if labels else None
         self.teacher = average_of(self._student(), config.momentum)
@@ -145,7 +161,7 @@ class SelfTraining(Method):
                 hide_blocks(augment(x_t, c.augmentation), c.masked_block, c.masked_ratio, self.segmenter.mean)
             )
         x = self.segmenter.prepare(torch.cat(images))
-        network, (height, width), count = self.segmenter.network, y_s.shape[-2:], len(x_s)
+        network, (height, width), count = latent_network(self.segmenter), y_s.shape[-2:], len(x_s)
         maps = network.encoder(x)
         z, skips = network.fuse(maps)
         logits = network.decode(z, skips, x.shape[-2:])[..., :height, :width].chunk(len(images))

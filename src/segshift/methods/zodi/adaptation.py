@@ -116,6 +116,7 @@ class ZoDi(Method):
                 "name one in --network.feature-layer, or train with --zodi.similarity none"
             )
         if form in ("simsiam", "byol"):
+            assert segmenter.feature_channels is not None
             self.projector = head(segmenter.feature_channels, 4 * HEAD_CHANNELS)
             self.predictor = head(HEAD_CHANNELS, HEAD_CHANNELS)
         if form == "byol":
@@ -144,7 +145,7 @@ class ZoDi(Method):
             "source": cross_entropy(logits, y),
             "transferred": cross_entropy(logits_transferred, prepared.get("transferred_label", y)),
         }
-        if self.form != "none":
+        if features is not None and features_transferred is not None:
             loss = self._similarity(pooled(features), pooled(features_transferred), x, x_transferred)
             terms["similarity"] = self.weight * loss
         return terms

@@ -206,6 +206,7 @@ def invert(
             z = schedule.noised(x0, eps, there)
         return z
     start = model.point(sampling.strength, _size(z0))
+    assert noises is not None
     n = noises(0).to(z0)
     z_noisy = schedule.noised(z0, n, start)
     if sampling.inversion == "none":
@@ -240,7 +241,11 @@ def denoise(
             z, here, text, hint, sampling.control_strength, negative=negative, guidance=sampling.guidance
         )
         s = schedule.sigma(here, there, sampling.eta)
-        z = schedule.step(x0, eps, there, s, noises(i).to(z) if s > 0 else None)
+        n = None
+        if s > 0:
+            assert noises is not None
+            n = noises(i).to(z)
+        z = schedule.step(x0, eps, there, s, n)
     return z
 
 
@@ -355,7 +360,7 @@ class ZoDi(Generator):
     def _layout(self, source: Source, size: tuple[int, int]) -> np.ndarray:
         reference = self.config.mode == "reference"
         return layout(
-            source.label, self.space, size, self.palette, reference=reference, label_ids=source.label_ids
+            source.truth, self.space, size, self.palette, reference=reference, label_ids=source.label_ids
         )
 
     def generate(
@@ -389,6 +394,7 @@ class ZoDi(Generator):
         )
         noises = [noise(self.config.seed, batch.sources[i].id, "movement", 0, z0.shape[1:]) for i in index]
         hint = None if batch.hint is None else take(batch.hint, index)
+        assert self.empty is not None
         gap = denoising_gap(
             self.model,
             z0,
