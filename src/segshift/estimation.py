@@ -336,7 +336,7 @@ def _trainings(run: Path) -> list[TrainConfig]:
     while run.is_dir():
         if run.resolve() in found:
             raise InputError(
-                f"{run}/config.json names as from_run a run that started from this one: restore that file"
+                f"{run}/config.json names as from_run a run that started from it: restore that file"
             )
         config = found[run.resolve()] = runs.read_config(run / "config.json", TrainConfig)
         if config.from_run is None:
