@@ -1,11 +1,17 @@
-"""ZoDi on the town: source only, source + jitter, ZoDi and a training on the target's labels, on five
-targets.
+"""ZoDi on the town, beside its controls and a training on the target's labels, on five targets.
 
     python benchmarks/zodi.py runs/zodi
 
 Every row by every selection rule that it has a validation set for: the last checkpoint, the best on source
 validation, the best on transferred validation, and the best on the target's labels, which is not attainable.
-A network for all targets is chosen by the mean over them. Writes OUT/zodi.md and OUT/zodi.json (every figure,
+A network for all targets is chosen by the mean over them.
+
+The controls train as ZoDi does, with equal steps and images, on other pictures in place of its own:
+    noise            Gaussian noise with the mean and deviation of each of ZoDi's pictures (`noise`)
+    weather filters  the source under classical filters (`weather`)
+    ZoDi + filters   each frame's picture by ZoDi or by the filters, one or the other by chance
+
+Writes OUT/zodi.md and OUT/zodi.json (every figure,
 machine, versions, date). Running it again continues.
 """
 
@@ -18,7 +24,7 @@ from typing import Literal
 import tyro
 from settings import Trainings, protocol, scores_of, write_results
 
-from segshift.config import TownConfig
+from segshift.config import TownConfig, TransferConfig
 from segshift.experiments import Scores, by_checkpoint, run_experiment
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
@@ -26,7 +32,14 @@ from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json
 from segshift.scoring.metrics import spread
 
-NAMES = ("source only", "source + jitter", "ZoDi", "oracle")
+PICTURES = {
+    "noise": ("noise-{domain}",),
+    "weather filters": ("filters",),
+    "ZoDi": ("transferred",),
+    "ZoDi + filters": ("transferred", "filters"),
+}
+"""Rows that train as ZoDi does, and the folders of transfers that their pictures are from."""
+NAMES = ("source only", "source + jitter", *PICTURES, "oracle")
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,8 @@ class Benchmark(Trainings):
 
     mode: Literal["default", "reference"] = "default"
     """Mode of the transfer."""
+    rows: tuple[str, ...] = NAMES
+    """Rows of the table to train."""
 
 
 def experiment(b: Benchmark) -> Experiment:
@@ -46,12 +61,14 @@ def experiment(b: Benchmark) -> Experiment:
         "transferred": tuple(map(transferred_val, b.domains)),
     }
     rows = judged((source, jitter), **everywhere)
-    for domain, row in zip(b.domains, zodi, strict=True):
-        rows += judged(
-            (replace(row, targets=(domain,)),),
-            oracle=(town_target(domain),),
-            transferred=(transferred_val(domain),),
-        )
+    for name, folders in PICTURES.items():
+        for domain, row in zip(b.domains, zodi, strict=True):
+            trees = tuple(f"cityscapes:{{out}}/{f.format(domain=domain)}/{domain}:train" for f in folders)
+            rows += judged(
+                (Row(f"{name} {domain}", replace(row.train, transferred=trees), (domain,)),),
+                oracle=(town_target(domain),),
+                transferred=(transferred_val(domain),),
+            )
     for domain in b.domains:
         rows += (
             Row(
@@ -60,14 +77,25 @@ def experiment(b: Benchmark) -> Experiment:
                 targets=(domain,),
             ),
         )
+    ours = replace(town_transfer(*b.domains), mode=b.mode)
+    noise = {
+        f"noise-{domain}": TransferConfig(
+            source=f"cityscapes:{{out}}/transferred/{domain}:train", to=(domain,), generator="noise:build"
+        )
+        for domain in b.domains
+    }
     return Experiment(
         name="zodi benchmark",
         town=TownConfig(),
         transfers={
-            "transferred": replace(town_transfer(*b.domains), mode=b.mode),
+            "transferred": ours,
             "transferred-val": replace(town_transfer(*b.domains, split="val"), mode=b.mode),
+            "filters": replace(town_transfer(*b.domains), generator="weather:build"),
+            **noise,
         },
-        rows=rows,
+        rows=tuple(
+            row for row in rows if any(row.name in (n, f"{n} {d}") for n in b.rows for d in b.domains)
+        ),
         targets=tuple(Target(domain, town_target(domain)) for domain in b.domains),
         seeds=b.seeds,
     )
@@ -84,8 +112,9 @@ def table(scores: Scores) -> str:
     for (row, rules), found in by_checkpoint(scores).items():
         values = " | ".join(spread(found[d]) for d in domains)
         lines.append(f"| {row} | {rules} | {values} | {mean(mean(found[d]) for d in domains):.1f} |")
-    source, *ours, oracle = ({d: mean(scores[name, "last"][d]) for d in domains} for name in NAMES)
-    for name, row in zip(NAMES[1:3], ours, strict=True):
+    there = [name for name in NAMES if (name, "last") in scores]
+    source, *ours, oracle = ({d: mean(scores[name, "last"][d]) for d in domains} for name in there)
+    for name, row in zip(there[1:-1], ours, strict=True):
         gap = [100 * (row[d] - source[d]) / (oracle[d] - source[d]) for d in domains]
         lines.append(
             f"| gap closed, {name} | last | {' | '.join(f'{g:.0f} %' for g in gap)} | {mean(gap):.0f} % |"

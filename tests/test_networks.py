@@ -396,3 +396,13 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
         with pytest.raises(InputError, match=name) as caught:
             build(own(weights=str(tmp_path / name)), 5)
         assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_encoder_without_batch_counters_loads(tmp_path):
+    """As files of other programs are; the counters only matter to a momentum that we do not use."""
+    config = NetworkConfig(name="unet", encoder="resnet18", pretrained=False)
+    torch.manual_seed(1)
+    encoder = build(config, 3).encoder.state_dict()
+    torch.save({k: v for k, v in encoder.items() if not k.endswith("num_batches_tracked")}, tmp_path / "e.pt")
+    loaded = build(replace(config, weights=str(tmp_path / "e.pt")), 3).encoder.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.items())

@@ -31,8 +31,14 @@ def own_names(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
     """The encoder's tensors where the file names them as the encoder does; others, as a classifier's, are
     left out.
     """
-    own = encoder.state_dict().keys()
-    return {key: tensors[key] for key in own} if own <= tensors.keys() else None
+    own = encoder.state_dict()
+    known = _counters(own) | tensors
+    return {key: known[key] for key in own} if own.keys() <= known.keys() else None
+
+
+def _counters(own: Tensors) -> Tensors:
+    """Batch norm's counts of batches, which files of other programs may lack: ours stay as they are."""
+    return {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
 
 
 def timm_names(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
@@ -74,7 +80,8 @@ def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> No
     Raises: InputError when the file is missing, unreadable, or of another network.
     """
     tensors = read_tensors(path)
-    own = segmenter.network.state_dict().keys()
+    own = segmenter.network.state_dict()
+    own = own.keys() - _counters(own).keys()
     for prefix in ("segmenter.network.", "module.", "network."):
         if not own <= tensors.keys() and any(key.startswith(prefix) for key in tensors):
             tensors = {
@@ -130,6 +137,7 @@ def read_pickled(path: Path) -> Any:
 def load_tensors(module: nn.Module, tensors: Tensors, path: Path) -> None:
     """`load_state_dict`. Raises: InputError for tensors of another network, or not finite ones."""
     own = module.state_dict()
+    tensors = _counters(own) | tensors
     missing = sorted(own.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - own.keys())
     other = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
