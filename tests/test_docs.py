@@ -13,6 +13,7 @@ from typing import get_type_hints
 import estimate
 import gate
 import memory
+import photographs
 import pytest
 import recipe
 import settings
@@ -175,6 +176,7 @@ TABLES = {
     "estimate-night": estimate.tables,
     "memory": lambda told: memory.table(told["peaks"]),
     "gate": lambda told: gate.table(settings.scores_of(told["scores"]), told["transfers"]),
+    "photographs": lambda told: recipe.table(photographs.HEAD, told["day"]),
     "zodi": lambda told: zodi.table(settings.scores_of(told["scores"])),
 }
 """What makes a table of the figures; of all others recipe.tables."""

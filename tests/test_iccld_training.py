@@ -387,6 +387,27 @@ def test_rare_class_sampling_reads_what_check_wrote(data: Path, tmp_path: Path):
         train(rare, tmp_path / "without")
 
 
+def test_rare_class_sampling_needs_statistics_with_pixels(data: Path, tmp_path: Path):
+    rare = step1(data, rare_classes=str(tmp_path / "check"), steps=1)
+    with pytest.raises(InputError, match=r"does not count the classes of 5 frames .*: run segshift check on"):
+        train(rare, tmp_path / "never-checked")
+    check(CheckConfig(data=rare.source), tmp_path / "check")
+    lines = runs.read_lines(tmp_path / "check" / "classes.jsonl")
+    empty = [line | {"pixels": [0] * len(line["pixels"])} for line in lines]
+    runs.write_lines(tmp_path / "check" / "classes.jsonl", empty)
+    with pytest.raises(InputError, match=r"classes.jsonl counts no pixel of any class .*: .*leave rare"):
+        train(rare, tmp_path / "void")
+
+
+def test_a_target_of_one_image_is_trained_on_in_both_steps(data: Path, tmp_path: Path):
+    one = trees.cityscapes(tmp_path / "one", training.IDS[:1], labelled=False)
+    target = f"cityscapes:{one}:train"
+    run = train(step1(data, target=target, steps=2), tmp_path / "step1")
+    second = train(step2(data, run, target=target, steps=2), tmp_path / "step2")
+    for lines in map(training.logged, (run, second)):
+        assert len(lines) == 2 and all(np.isfinite(value) for line in lines for value in line.values())
+
+
 def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: Path, tmp_path: Path):
     run = train(step2(data, first, steps=2), tmp_path / "run")
     plain = PredictConfig(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
+import noise
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ from transferring import (  # noqa: F401
 
 from segshift import __main__ as command_line
 from segshift import outputs, runs
-from segshift.config import GateConfig, NetworkConfig, TrainConfig, ZoDiConfig
+from segshift.config import GateConfig, NetworkConfig, TrainConfig, TransferConfig, ZoDiConfig
 from segshift.data import frames
 from segshift.data import samples as batches
 from segshift.data.labels import CITYSCAPES, LabelSpace
@@ -37,6 +38,7 @@ from segshift.engine.worker import Worker
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 from segshift.stages import transfer as stage
+from segshift.stages.train import train
 from segshift.training import checkpoints
 
 IDS = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313")
@@ -343,3 +345,50 @@ def test_gate_options_on_the_command_line_need_a_reference(gated, tmp_path, caps
     assert made == [None, GateConfig("run", tries=5)]
     assert command_line.main([*arguments, "--gate.tries", "5"]) == 2
     assert "no reference network: add --gate.reference" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory) -> TransferConfig:
+    """Frames whose classes have a colour each, and a gate by a network that was trained to tell them."""
+    root = tmp_path_factory.mktemp("coloured")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        label = rng.choice([0, 8, 13], (4, 8)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+        name = f"aachen_{i:06d}_000019"
+        picture = np.array(CITYSCAPES.colours, np.uint8)[label]
+        trees.save(root / f"data/leftImg8bit/train/aachen/{name}_leftImg8bit.png", picture)
+        file = root / f"data/gtFine/train/aachen/{name}_gtFine_labelIds.png"
+        trees.save(file, CITYSCAPES.to_file(label))
+    told = TrainConfig(
+        source=f"cityscapes:{root}/data:train",
+        method="source_only",
+        network=NetworkConfig(name="networks:two_convs", pretrained=False),
+        size=(64, 128),
+        crop=(64, 64),
+        jitter=(0, 0, 0, 0),
+        steps=30,
+        optimizer="adamw",
+        lr=0.02,
+        workers=0,
+        device="cpu",
+        select="last",
+    )
+    judge = GateConfig(str(train(told, root / "run")), tries=1)
+    return TransferConfig(source=told.source, generator="noise:build", gate=judge)
+
+
+def test_a_generator_of_noise_is_warned_of_by_the_classes_that_it_loses(coloured, tmp_path, caplog):
+    out = stage.transfer(coloured, tmp_path / "out")
+    told = runs.read_json(out / "gate.json")
+    assert all(told["source_agreement"][name] > 0.9 for name in ("road", "vegetation", "car"))
+    (warning,) = [line for line in caplog.messages if "the gate does not judge" in line]
+    lost = [name for name in ("road", "vegetation", "car") if told["kept_agreement"]["night"][name] < 0.5]
+    assert len(lost) > 1 and f"night: the gate does not judge {', '.join(lost)}, of which" in warning
+    assert "look at some pictures" in warning
+
+
+def test_of_a_generator_that_keeps_the_layout_there_is_no_warning(coloured, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(noise, "noise", lambda image, layout, domain, seed: image)
+    out = stage.transfer(coloured, tmp_path / "out")
+    assert not [line for line in caplog.messages if "the gate" in line]
+    assert {line["gate"]["decision"] for line in manifest(out)} == {"kept"}

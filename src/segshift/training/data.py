@@ -109,4 +109,9 @@ def rare_classes(config: TrainConfig, data: TrainingData) -> samples.RareClasses
         )
     table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
     table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0
+    if not table.any():
+        raise InputError(
+            f"{path} counts no pixel of any class that is trained on: run segshift check again on labels "
+            "that hold some, or leave rare_classes out"
+        )
     return samples.RareClasses(table, config.rare_temperature)
