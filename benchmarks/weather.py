@@ -38,15 +38,30 @@ def snow(strength: float) -> A.BasicTransform:
     return A.RandomSnow(snow_point_range=(0.5 * strength, 0.8 * strength), brightness_coeff=1 + strength, p=1)
 
 
+class Darken(A.ImageOnlyTransform):
+    """A curve that takes darks down most and blue least, another one for each image."""
+
+    def __init__(self, strength: float):
+        super().__init__(p=1)
+        self.strength = strength
+
+    def get_params(self) -> dict[str, float]:
+        draw = self.py_random.uniform
+        return {
+            "gamma": 1 + draw(0, 1.1) * self.strength,
+            "loss": draw(0.2, 0.9) * self.strength,
+            "tint": draw(0, 0.3) * self.strength,
+        }
+
+    def apply(self, img: np.ndarray, gamma: float, loss: float, tint: float, **_: object) -> np.ndarray:
+        level = 255 * (1 - loss) * np.linspace(0, 1, 256) ** gamma
+        curves = [level * (1 - tint * share) for share in (1, 0.7, 0)]
+        return cv2.LUT(img, np.stack(curves, 1).round().astype(np.uint8)[None])
+
+
 def night(strength: float) -> A.BasicTransform:
-    """A curve that keeps lights and takes the rest down, blue last."""
-
-    def darken(image: np.ndarray, **_: object) -> np.ndarray:
-        level = np.linspace(0, 1, 256) ** (1 + strength)
-        curves = [255 * (1 - loss * strength) * level for loss in (0.6, 0.55, 0.4)]
-        return cv2.LUT(image, np.stack(curves, 1).round().astype(np.uint8)[None])
-
-    return A.Lambda(image=darken, p=1)
+    """Darker by a random curve, and noise."""
+    return A.Compose([Darken(strength), A.GaussNoise((0.0, 0.05 * strength), p=1)])
 
 
 def game(strength: float) -> A.BasicTransform:
