@@ -16,6 +16,7 @@ from PIL import Image
 from training import config as training_config
 
 from segshift import experiments, outputs, runs
+from segshift import networks as segmentation_networks
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
 from segshift.data import frames
@@ -302,6 +303,17 @@ def test_a_domain_that_was_trained_on_is_known_by_its_prompt_too(home: Path, tmp
     assert [domain["trained_on"] for domain in told["domains"].values()] == [True, False]
 
 
+def test_runs_that_start_from_each_other_are_wrong_input(home: Path, tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run, start in ((one, two), (two, one)):
+        training_run(home, run, from_run=str(start), transferred=())
+    for start in (two, one):
+        saved = (one / "config.json").read_text()
+        (one / "config.json").write_text(saved.replace(str(two), str(start)))
+        with pytest.raises(InputError, match=r"one/config\.json names as from_run a run that"):
+            estimate(config(home, run=str(one), network=None), tmp_path / "out")
+
+
 def test_a_class_that_few_frames_show_has_no_interval(home: Path, tmp_path: Path, capsys):
     rare, day = 18, shutil.copytree(home / "day", tmp_path / "day", symlinks=True)
     for path in sorted(day.rglob("*_gtFine_labelIds.png"))[bootstrap.FEWEST_OF_CLASS - 1 :]:
@@ -318,6 +330,15 @@ def test_a_class_that_few_frames_show_has_no_interval(home: Path, tmp_path: Path
             and told["road"]["low"] is not None
         )
     assert night["corrected"]["miou"]["low"] is not None and "(- to" not in capsys.readouterr().out
+
+
+def test_the_network_is_built_once_for_all_sets(home: Path, tmp_path: Path, monkeypatch):
+    built, build = [], segmentation_networks.build
+    monkeypatch.setattr(
+        segmentation_networks, "build", lambda *what, **how: built.append(what) or build(*what, **how)
+    )
+    estimate(config(home), tmp_path / "out")
+    assert len(built) == 1
 
 
 def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, tmp_path: Path):

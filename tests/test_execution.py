@@ -1,7 +1,11 @@
 """Rank, share and device come from one room, and an executor is one file and one line."""
 
+import os
 import runpy
+import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -62,6 +66,22 @@ def test_the_example_divides_a_transfer(tmp_path: Path, prior: Path, monkeypatch
         for out in (alone, tmp_path / "two")
     ]
     assert found[0] == found[1] and len(runs.read_lines(tmp_path / "two/night/manifest.jsonl")) == len(IDS)
+
+
+def _blocked() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_never_see_ctrl_c_and_it_is_not_lost_while_they_start(start: str):
+    before = signal.getsignal(signal.SIGINT)
+    with ProcessPoolExecutor(1, get_context(start)) as pool:
+        with pytest.raises(KeyboardInterrupt), execution.starting_workers():
+            found = pool.submit(_blocked)
+            os.kill(os.getpid(), signal.SIGINT)
+            reached = True
+        assert reached and found.result(timeout=120)
+    assert signal.getsignal(signal.SIGINT) == before and not _blocked()
 
 
 def test_workers_are_started_from_any_thread():

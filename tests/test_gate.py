@@ -37,7 +37,7 @@ def test_the_reference_sees_rgb_in_0_to_1_at_its_own_size():
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(1))
 
-        def predict(self, images):
+        def predict(self, images, seeds=None):
             seen.append(images)
             return images - 0.5
 
@@ -56,7 +56,7 @@ def test_a_reference_whose_logits_are_not_finite_is_refused():
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(1))
 
-        def predict(self, images):
+        def predict(self, images, seeds=None):
             return images * float("nan")
 
     judge = gate.Gate(GateConfig("run"), Lost(), (8, 16), CITYSCAPES)

@@ -7,38 +7,35 @@ import torch.nn.functional as F
 from iccld_parts import CLASSES, batch, fit, losses, reached, step1, step2, terms_of
 
 from segshift.config import ICCLDConfig, StrongAugmentation
+from segshift.generators import schedule
+from segshift.generators.schedule import Points
 from segshift.methods.iccld.diffusion import (
     AdversarialDiffusion,
     adversarial_loss,
-    diffuse,
     diffusion_loss,
     discriminator_loss,
     estimate_loss,
-    implied,
-    wanted,
 )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_perfect_prediction_implies_the_clean_latent_and_its_noise(prediction):
     z_0, eps = torch.randn(2, 3, 4, 4, 4)
-    abar = torch.tensor([0.9, 0.5, 0.1]).view(3, 1, 1, 1)
-    z_t = diffuse(z_0, eps, abar)
-    found = implied(wanted(z_0, eps, abar, prediction), z_t, abar, prediction)
-    for value, expected in zip(found, (z_0, eps), strict=True):
+    points = Points.of(torch.tensor([0.9, 0.5, 0.1]).view(3, 1, 1, 1))
+    output = schedule.target(prediction, z_0, eps, points)
+    found = schedule.eps_and_x0(prediction, output, schedule.noised(z_0, eps, points), points)
+    for value, expected in zip(found, (eps, z_0), strict=True):
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_formulas_and_schedule_are_diffusers(prediction):
     method = step2(prediction=prediction)
-    schedule = method.schedule
+    ddim, points = method.schedule, Points.of(method.abar[[10, 700]])
     z_0, eps, t = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([10, 700])
-    z_t = diffuse(z_0, eps, method.abar[t])
-    torch.testing.assert_close(z_t, schedule.add_noise(z_0, eps, t))
-    torch.testing.assert_close(
-        wanted(z_0, eps, method.abar[t], "v_prediction"), schedule.get_velocity(z_0, eps, t)
-    )
+    torch.testing.assert_close(schedule.noised(z_0, eps, points), ddim.add_noise(z_0, eps, t))
+    v = schedule.target("v_prediction", z_0, eps, points)
+    torch.testing.assert_close(v, ddim.get_velocity(z_0, eps, t))
     assert (method.abar[-1] < 1e-6) == (prediction == "v_prediction")
     method.schedule.register_to_config(prediction_type=prediction, clip_sample=False)
     method.sampling_steps = 5
@@ -46,9 +43,9 @@ def test_formulas_and_schedule_are_diffusers(prediction):
     z, condition = torch.randn(2, 1, 4, 4, 4)
     with torch.no_grad():
         ours = method._denoise(z, condition)
-        schedule.set_timesteps(5)
-        for step in schedule.timesteps:
-            z = schedule.step(
+        ddim.set_timesteps(5)
+        for step in ddim.timesteps:
+            z = ddim.step(
                 method._output(method.average.module, z, condition, step[None]), step, z
             ).prev_sample
     torch.testing.assert_close(ours, z, atol=1e-4, rtol=1e-3)

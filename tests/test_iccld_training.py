@@ -26,6 +26,7 @@ from segshift.data.labels import CITYSCAPES
 from segshift.methods.iccld.diffusion import AdversarialDiffusion
 from segshift.methods.iccld.self_training import SelfTraining
 from segshift.runs import InputError
+from segshift.scoring import inference
 from segshift.stages.check import check
 from segshift.stages.predict import predict
 from segshift.stages.train import train
@@ -323,13 +324,13 @@ def test_source_only_learns_its_heads_as_step_1_does(data: Path):
 def test_the_oracles_frames_are_judged_at_the_size_that_targets_are_predicted_at(
     data: Path, tmp_path: Path, monkeypatch
 ):
-    sizes, whole = set(), batches.Whole.__init__
+    sizes, whole = set(), inference.infer
 
-    def recorded(self, frames, pictures):
-        sizes.add(pictures.size)
-        whole(self, frames, pictures)
+    def recorded(method, images):
+        sizes.add(tuple(images.shape[2:]))
+        return whole(method, images)
 
-    monkeypatch.setattr(batches.Whole, "__init__", recorded)
+    monkeypatch.setattr(inference, "infer", recorded)
     day = f"cityscapes:{data}/day:train"
     train(step1(data, validation=day, oracle_validation=(day,), target_size=(48, 96), steps=1), tmp_path)
     assert sizes == {(32, 64), (48, 96)}
@@ -394,7 +395,7 @@ def test_rare_class_sampling_needs_statistics_with_pixels(data: Path, tmp_path: 
     lines = runs.read_lines(tmp_path / "check" / "classes.jsonl")
     empty = [line | {"pixels": [0] * len(line["pixels"])} for line in lines]
     runs.write_lines(tmp_path / "check" / "classes.jsonl", empty)
-    with pytest.raises(InputError, match=r"classes.jsonl counts no pixel of any class .*: .*leave rare"):
+    with pytest.raises(InputError, match=r"classes.jsonl counts no pixel of any class .*: .*leave --rare"):
         train(rare, tmp_path / "void")
 
 
@@ -426,7 +427,7 @@ def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: P
     assert max(spread) > 0
     for wrong, message in (
         ({"draws": 0}, "draws is 0"),
-        ({"sampling_steps": 1001}, "--sampling-steps is 1001, expected 1 to 1000"),
+        ({"sampling_steps": 1001}, "--sampling-steps is 1001: expected 1 to 1000"),
     ):
         with pytest.raises(InputError, match=message):
             predict(replace(plain, **wrong), tmp_path / "none")
@@ -440,7 +441,7 @@ def test_a_sliding_window_covers_every_pixel(data: Path, first: Path, tmp_path: 
     assert files
     for file in files:
         assert (cv2.imread(str(whole / file), -1) == cv2.imread(str(full / file), -1)).all()
-    with pytest.raises(InputError, match="draws no noise"):
+    with pytest.raises(InputError, match="trained by method self_training, which has no --draws"):
         predict(replace(plain, draws=2), tmp_path / "drawn")
 
 

@@ -18,8 +18,7 @@ from segshift.config import EvaluateConfig, NetworkConfig, PredictConfig, TrainC
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES, CLASS_SETS
 from segshift.runs import InputError
-from segshift.scoring import predictions
-from segshift.stages import predict as stage
+from segshift.scoring import inference, predictions
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
 from segshift.training import checkpoints
@@ -140,7 +139,7 @@ def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
     config = PredictConfig(str(trained(tmp_path / "run", day)), day, device="cpu", uncertainty=True)
     whole = predict(config, tmp_path / "whole")
     rows: list[int] = []
-    monkeypatch.setattr(stage, "_scores", small_device.for_one_image(stage._scores, rows))
+    monkeypatch.setattr(inference, "_scores", small_device.for_one_image(inference._scores, rows))
     out = predict(config, tmp_path / "out")
     assert rows == [3, 1, 2, 1, 1]
     for path in whole.rglob("*.png"):
@@ -148,7 +147,7 @@ def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
             cv2.imread(str(root / path.relative_to(whole)), -1).astype(int) for root in (out, whole)
         )
         assert abs(ours - theirs).max() <= ("uncertainty" in str(path))  # of 65535
-    monkeypatch.setattr(stage, "_scores", small_device.for_none)
+    monkeypatch.setattr(inference, "_scores", small_device.for_none)
     with pytest.raises(InputError, match=r"too little memory for one image of \(32, 64\): give a --window"):
         predict(config, tmp_path / "none")
     with pytest.raises(InputError, match="--batch-size is 0: expected 1 or more"):

@@ -23,13 +23,14 @@ def test_cityscapes_gets_the_published_settings(tmp_path: Path):
 def test_photographs_keep_their_shape_and_small_sets_train_shorter(tmp_path: Path):
     home = trees.folder(tmp_path / "mine", [f"{i}" for i in range(5)], (360, 480))
     trees.folder(tmp_path / "mine", ["odd"], (300, 300))
-    config, told = sizes.chosen(TrainConfig(source=f"folder:{home}:train"))
+    source = frames.load(f"folder:{home}:train")
+    config, told = sizes.chosen(TrainConfig(source=f"folder:{home}:train"), source)
     assert (config.size, config.crop, config.steps) == ((360, 480), (256, 352), 2_000)
     assert told is not None and "--size 360 480, --crop 256 352, --steps 2000" in told and "6 frames" in told
     assert sizes.steps_for(305, 4) == 7_625
-    given = TrainConfig(source="cityscapes:/nowhere", size=(64, 64), crop=(32, 32), steps=1)
-    assert sizes.chosen(given) == (given, None)
-    part, told = sizes.chosen(TrainConfig(source=f"folder:{home}:train", size=(64, 64), steps=7))
+    given = TrainConfig(source=f"folder:{home}:train", size=(64, 64), crop=(32, 32), steps=1)
+    assert sizes.chosen(given, source) == (given, None)
+    part, told = sizes.chosen(TrainConfig(source=f"folder:{home}:train", size=(64, 64), steps=7), source)
     assert part.crop == (64, 64)
     assert told is not None and "--crop" in told and "--size" not in told and "--steps" not in told
 

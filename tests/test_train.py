@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from segshift.config import NetworkConfig, ZoDiConfig
 from segshift.data import samples as batches
 from segshift.methods.zodi.adaptation import ZoDi
 from segshift.runs import InputError
+from segshift.stages import train as stage
 from segshift.stages.train import train
 from segshift.training import checkpoints
 
@@ -262,3 +265,13 @@ def test_two_folders_write_the_same_classes_with_other_values(tmp_path, monkeypa
     label = trees.train_ids("b")
     expected = np.where(label == 255, 255, np.array([1, 0, 2])[np.minimum(label, 18) % 3])
     assert np.array_equal(seen["b"].numpy(), expected)
+
+
+def test_data_workers_leave_ctrl_c_to_the_training(data, tmp_path, monkeypatch):
+    def record(worker):
+        blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        (tmp_path / f"worker{worker}").write_text(str(blocked))
+
+    monkeypatch.setattr(stage, "_one_thread", record)
+    train(config(data, steps=2, workers=2), tmp_path / "run")
+    assert [path.read_text() for path in sorted(tmp_path.glob("worker*"))] == ["True", "True"]

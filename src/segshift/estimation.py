@@ -42,6 +42,7 @@ from segshift.generators import Domain
 from segshift.runs import InputError
 from segshift.scoring import bootstrap
 from segshift.stages import evaluate, predict, transfer
+from segshift.stages.predict import Predictor
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +79,9 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
     out = output.path
     _warn_of_training_frames(Path(config.run), data)
     config = replace(config, size=_size(config, data))
-    predict.load_network(_prediction(config, config.source), data)  # a wrong one costs no transfer
+    predictor = predict.load(_prediction(config, config.source), data)  # a wrong one costs no transfer
     output.claim()
-    source = _score(config, config.source, out / "source", {})
+    source = _score(config, predictor, config.source, out / "source", {})
 
     seeds = range(config.seed, config.seed + config.draws)
     tree = Path(config.transferred) if config.transferred else out / "transferred"
@@ -89,7 +90,7 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
         for prompt in (name, config.own_prompt):  # the own domain once for each strength, and kept
             if (prompt, goal.strength) not in sets:
                 sets[prompt, goal.strength] = [
-                    _transferred(config, data, prompt, goal.strength, s, tree, out) for s in seeds
+                    _transferred(config, predictor, data, prompt, goal.strength, s, tree, out) for s in seeds
                 ]
     scored = runs.read_json(out / "source" / "evaluation" / "metrics.json", records.METRICS)
     result = _result(config, data, goals, source, sets, scored)
@@ -168,7 +169,14 @@ def _transfer_config(config: EstimateConfig) -> TransferConfig:
 
 
 def _transferred(
-    config: EstimateConfig, data: Dataset, prompt: str, strength: float, seed: int, tree: Path, out: Path
+    config: EstimateConfig,
+    predictor: Predictor,
+    data: Dataset,
+    prompt: str,
+    strength: float,
+    seed: int,
+    tree: Path,
+    out: Path,
 ) -> Scored:
     """Transfer the source frames to one domain with one seed, or find that done, and score the network on
     them.
@@ -195,7 +203,8 @@ def _transferred(
         "weights": lines[0]["weights"],
         "images_sha256": digest,
     }
-    return _score(config, ":".join(filter(None, (data.layout, str(folder), data.subset))), out / name, what)
+    made = ":".join(filter(None, (data.layout, str(folder), data.subset)))
+    return _score(config, predictor, made, out / name, what)
 
 
 def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
@@ -210,10 +219,12 @@ def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
     )
 
 
-def _score(config: EstimateConfig, data: str, folder: Path, told: dict[str, Any]) -> Scored:
+def _score(
+    config: EstimateConfig, predictor: Predictor, data: str, folder: Path, told: dict[str, Any]
+) -> Scored:
     """Predict and evaluate one set of frames. Raises: InputError, also when a frame cannot be read."""
     predictions, evaluation = folder / "predictions", folder / "evaluation"
-    predict.predict(_prediction(config, data), predictions)
+    predict.predict(_prediction(config, data), predictions, predictor)
     if failed := runs.failures(predictions):
         raise InputError(failed[0]["error"])
     classes = config.classes
@@ -316,11 +327,19 @@ def _result(
 
 
 def _trainings(run: Path) -> list[TrainConfig]:
-    """Of a run and of those that it started from; none for a file of weights."""
-    if not run.is_dir():
-        return []
-    config = runs.read_config(run / "config.json", TrainConfig)
-    return [config, *(_trainings(Path(config.from_run)) if config.from_run else ())]
+    """Of a run and of those that it started from; none for a file of weights. Raises: InputError where they
+    go round in a circle."""
+    found: dict[Path, TrainConfig] = {}
+    while run.is_dir():
+        if run.resolve() in found:
+            raise InputError(
+                f"{run}/config.json names as from_run a run that started from it: restore that file"
+            )
+        config = found[run.resolve()] = runs.read_config(run / "config.json", TrainConfig)
+        if config.from_run is None:
+            break
+        run = Path(config.from_run)
+    return list(found.values())
 
 
 def _trained_on(run: Path) -> set[str]:

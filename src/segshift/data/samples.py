@@ -181,23 +181,6 @@ class Samples(Dataset):
         return sample
 
 
-class Whole(Dataset):
-    """Whole validation frames: image [3, H, W] float in [0, 1] and label [H, W] at one size."""
-
-    def __init__(self, chosen: Sequence[Frame], pictures: Pictures):
-        self.chosen, self.pictures = chosen, pictures
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> Batch | InputError:
-        frame = self.chosen[index]
-        try:
-            return {"image": self.pictures.image(frame).float() / 255, "label": self.pictures.label(frame)}
-        except InputError as error:
-            return error
-
-
 class Schedule:
     """Which samples this process takes: a list of k for each micro-batch, from step `start` on."""
 

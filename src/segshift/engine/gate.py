@@ -40,9 +40,8 @@ from segshift.config import GateConfig
 from segshift.data import transforms
 from segshift.data.labels import IGNORE, LabelSpace
 from segshift.methods.base import Method
-from segshift.networks.segmenter import require_finite
 from segshift.runs import InputError
-from segshift.scoring import metrics
+from segshift.scoring import inference, metrics
 
 SEEN = 0.5
 """A region is judged where f is expected to agree with at least this share of it: what it does not see it
@@ -227,30 +226,24 @@ class Gate:
     """The reference network f with its thresholds."""
 
     def __init__(self, config: GateConfig, network: Method, size: tuple[int, int], space: LabelSpace) -> None:
-        """network: a trained method. size: height and width that it sees."""
+        """network: in evaluation mode. size: height and width that it sees."""
         self.config, self.network, self.size, self.space = config, network, size, space
         self.limits = Thresholds(frame=0.0, region=0.0)
         """Everything passes, until they are measured."""
         self.kept: dict[str, np.ndarray] = {}
         """k_c [C] by domain."""
 
-    @torch.inference_mode()
     def predict(self, picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """f's train ids [H, W] uint8 on a picture [h, w, 3] uint8, enlarged to the label's `shape` by nearest
         neighbour. One picture at a time: what it says does not depend on others.
 
-        Raises: InputError for logits that are not finite.
+        Raises: torch.OutOfMemoryError; InputError for logits that are not finite.
         """
-        image = transforms.resize_image(
-            torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1), self.size
-        )
-        device = next(self.network.parameters()).device
-        logits = self.network.predict(image[None].to(device).float() / 255)
-        require_finite(logits)
-        classes = logits[0].argmax(0)
-        return cv2.resize(
-            classes.to(torch.uint8).cpu().numpy(), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-        )
+        image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        image = transforms.resize_image(image, self.size)[None]
+        logits, _ = inference.infer(self.network, image.to(next(self.network.parameters()).device))
+        [pred] = inference.classes(logits, self.size)
+        return cv2.resize(pred, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
     def look(self, image: np.ndarray, label: np.ndarray) -> Seen:
         """What f makes of a source image [H, W, 3] uint8 with its label, train ids [H, W] uint8."""

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from segshift.execution import local, torchrun
 from segshift.execution.base import Process as Process
@@ -58,12 +59,19 @@ STAGES_FIRST = (
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Processes that are started in this block ignore Ctrl-C: the one that started them ends them."""
+    """Processes that are started in this block never see Ctrl-C: the one that started them ends them, and a
+    Ctrl-C that comes meanwhile reaches it at the end of the block."""
     if threading.current_thread() is not threading.main_thread():  # where no signal arrives
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # started in the block, it would unblock the signal
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))  # by way of another thread
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which new processes inherit
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)

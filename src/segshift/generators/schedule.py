@@ -28,14 +28,33 @@ class Point(NamedTuple):
     b: float
 
 
-def noised(x0: Tensor, n: Tensor, point: Point) -> Tensor:
+class Points(NamedTuple):
+    """One point for each latent of a batch: scales [B, 1, 1, 1]."""
+
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def of(cls, abar: Tensor) -> Points:
+        """a = sqrt(abar_t), b = sqrt(1 - abar_t)."""
+        return cls(abar.sqrt(), (1 - abar).sqrt())
+
+
+def noised(x0: Tensor, n: Tensor, point: Point | Points) -> Tensor:
     """z_t = a x0 + b n."""
     return point.a * x0 + point.b * n
 
 
-def eps_and_x0(prediction: Prediction, o: Tensor, z: Tensor, point: Point) -> tuple[Tensor, Tensor]:
+def target(prediction: Prediction, x0: Tensor, n: Tensor, point: Point | Points) -> Tensor:
+    """What a network is trained to predict at z = a x0 + b n."""
+    if prediction == "epsilon":
+        return n
+    return point.a * n - point.b * x0 if prediction == "v_prediction" else n - x0
+
+
+def eps_and_x0(prediction: Prediction, o: Tensor, z: Tensor, point: Point | Points) -> tuple[Tensor, Tensor]:
     """The noise and the clean latent that an output implies at z = a x0 + b eps."""
-    _, a, b = point
+    a, b = point.a, point.b
     if prediction == "epsilon":
         return o, (z - b * o) / a
     if prediction == "v_prediction":

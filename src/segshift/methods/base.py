@@ -32,9 +32,9 @@ Batch = dict[str, Tensor]
 class Method(nn.Module):
     """A method of adaptation; each overrides what it needs."""
 
-    sampling_steps: int
-    draws: int
-    """DDIM steps of a draw, and draws of a mask: of a method that draws something alone."""
+    prediction_options: tuple[str, ...] = ()
+    """Options of `segshift predict` that the method takes: `sampling_steps` and `draws`, of a network that
+    samples its prediction."""
 
     def __init__(self, excluded: Sequence[int] = ()):
         """`excluded`: train ids outside the class set (16 or 13 classes), which are never predicted."""
@@ -105,6 +105,14 @@ class Method(nn.Module):
         """
         logits = self.predict(images, seeds)
         return logits, {"entropy": self.entropy(logits.float().softmax(1))}
+
+    def set_prediction(self, **options: int) -> None:
+        """Predict with these values of `prediction_options`. Raises: InputError for one out of range."""
+
+    @property
+    def sampling(self) -> str | None:
+        """How the prediction is sampled, as tables say it; None where nothing is drawn."""
+        return None
 
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Probabilities [B, C, H, W] to their entropy [B, H, W] over its largest value, in [0, 1]."""

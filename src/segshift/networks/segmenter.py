@@ -215,15 +215,3 @@ def _features(output: object) -> Tensor:
             "tokens, D], or a list of them: name another layer in --network.feature-layer"
         )
     return output
-
-
-def require_finite(logits: Tensor) -> None:
-    """Raises: InputError when the largest of some pixel's logits [B, C, H, W] is not finite.
-
-    -inf is right for classes outside the class set, but not for all classes of a pixel.
-    """
-    if not logits.amax(1).isfinite().all():
-        raise InputError(
-            "the network's logits are not finite, though its weights are: predict with another checkpoint, "
-            "or train again with a lower --lr"
-        )

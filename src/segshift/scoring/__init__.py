@@ -1,1 +1,1 @@
-"""Scores: metrics, calibration, prediction files, and the statistics of the estimate."""
+"""Scores: inference, metrics, calibration, prediction files, and the statistics of the estimate."""

@@ -8,17 +8,15 @@ stopped; on one CPU the result is bitwise that of a run which was not.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -28,18 +26,19 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from segshift import execution, outputs, records, runs
-from segshift.config import TrainConfig
-from segshift.data import frames, transforms
+from segshift.config import Select, TrainConfig
+from segshift.data import frames
 from segshift.data import samples as batches
-from segshift.data.frames import Dataset
 from segshift.execution.device import pick
 from segshift.methods import METHODS
 from segshift.methods.base import Method
 from segshift.outputs import Output
 from segshift.runs import InputError
-from segshift.scoring import metrics
 from segshift.settings import option
-from segshift.training import checkpoints, loop, sizes
+from segshift.training import checkpoints, loop, sizes, validation
+from segshift.training import data as training_data
+from segshift.training.data import TrainingData
+from segshift.training.validation import Validation
 
 _log = logging.getLogger(__name__)
 
@@ -55,20 +54,21 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     Raises: InputError for settings that do not fit together, data that does not, and losses that are not
     finite.
     """
-    config, told = sizes.chosen(config)
+    source = frames.load(config.source)
+    config, told = sizes.chosen(config, source)
     _check(config)
     output = outputs.open_output(
         out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0
     )
     accelerator = _accelerator(config)
-    data = _open(config)
+    data = training_data.read(config, source)
     if told is not None and accelerator.is_main_process:
         Console(soft_wrap=True, highlight=False).print(told, markup=False)
     with _alone(output.path) if accelerator.is_main_process else nullcontext():
         return _train(config, output, accelerator, data)
 
 
-def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: _Data) -> Path:
+def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: TrainingData) -> Path:
     out = output.path
     start = broadcast_object_list([checkpoints.last_step(out)])[0]
     if start != (here := checkpoints.last_step(out)):
@@ -98,8 +98,13 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     }
     crop, steps = config.crop, config.steps
     assert crop is not None and steps is not None
-    best = _resume(out, start, method, optimizers, accelerator, data) if start else {}
-    keeper = _Keeper(config, out, method, optimizers, accelerator, data, best)
+    best: dict[Select, float] = _resume(out, start, method, optimizers, accelerator, data) if start else {}
+    pictures = {
+        name: data.pictures(dataset, validation.size_of(name, config))
+        for name, dataset in data.validation.items()
+    }
+    validated = Validation(data.validation, pictures, data.kept, accelerator, best)
+    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, data.digest())
     samples = batches.Samples(
         data.pairs,
         data.pictures(data.source),
@@ -107,7 +112,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         jitter=config.jitter,
         seed=config.seed,
         targets=(data.target.frames, data.pictures(data.target, config.target_size)) if data.target else None,
-        rare=_rare_classes(config, data),
+        rare=training_data.rare_classes(config, data),
     )
     schedule = batches.Schedule(
         start,
@@ -121,6 +126,17 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     if first:  # everything that can be wrong has been looked at
         output.claim()
         checkpoints.describe(out, data.source.space, accelerator.device)
+    with execution.starting_workers():
+        micro_batches = iter(
+            DataLoader(
+                samples,
+                batch_sampler=schedule,
+                num_workers=config.workers,
+                collate_fn=batches.collate,
+                worker_init_fn=_one_thread,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+        )
     show = (
         runs.progress(f"train {config.method} on {accelerator.device.type}", steps, done=start)
         if first
@@ -140,7 +156,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         loop.fit(
             method,
             optimizers,
-            iter(_loader(samples, config, accelerator, batch_sampler=schedule)),
+            micro_batches,
             accelerator,
             start=start,
             steps=steps,
@@ -161,12 +177,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
 def _check(config: TrainConfig) -> None:
     """Raises: InputError for settings that do not fit together."""
     _check_method(config)
-    if config.select not in checkpoints.rules(config):
-        field = "validation" if config.select == "source" else f"{config.select}_validation"
-        raise InputError(
-            f"--select {config.select} needs a validation set: name one as {option(field)}, or take "
-            "--select last"
-        )
+    validation.check(config)
     assert config.size is not None and config.crop is not None
     for size in (config.size, config.target_size or config.size):
         if any(c > s for c, s in zip(config.crop, size, strict=True)):
@@ -226,109 +237,6 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Everything that is read, checked."""
-
-    config: TrainConfig
-    source: Dataset
-    pairs: list[batches.Pair]
-    target: Dataset | None
-    validation: dict[str, Dataset]
-    """By name: source, `transferred/<its folder>/<its subset>`, `oracle/<the same>`."""
-    trained: tuple[Dataset, ...]
-    """Source, more sources, transferred trees, target."""
-    kept: tuple[int, ...]
-
-    def frames(self) -> str:
-        """A digest of what is trained on: the ids of every data set's frames, in order."""
-        return hashlib.sha256(
-            repr([[frame.id for frame in d.frames] for d in self.trained]).encode()
-        ).hexdigest()
-
-    def pictures(self, dataset: Dataset, size: transforms.Size | None = None) -> batches.Pictures:
-        more = [*self.validation.values(), *([self.target] if self.target else [])]
-        images = sum(len(pair[1]) + 1 for pair in self.pairs) + sum(len(d.frames) for d in more)
-        labels = len(self.pairs) + sum(len(d.frames) for d in self.validation.values())
-        assert self.config.size is not None
-        pixels = self.config.size[0] * self.config.size[1]
-        readers = (
-            max(1, self.config.workers) * execution.current().local_count
-        )  # each with a cache of its own
-        keep = pixels * (3 * images + labels) * readers < batches.CACHE_BYTES
-        others = {
-            f.label: d.space for d in self.trained if d.space != dataset.space for f in d.frames if f.label
-        }
-        return batches.Pictures(size or self.config.size, dataset.space, self.kept, keep, others)
-
-
-def _open(config: TrainConfig) -> _Data:
-    """Raises: InputError for data that is incomplete or does not fit together."""
-    source = frames.load(config.source)
-    validation = {"source": frames.load(config.validation)} if config.validation else {}
-    for rule, names in (("transferred", config.transferred_validation), ("oracle", config.oracle_validation)):
-        for dataset in map(frames.load, names):
-            key = f"{rule}/{dataset.root.name}/{dataset.subset}".rstrip("/")
-            if key in validation:
-                raise InputError(
-                    f"two validation sets are called '{key}': name each once, and rename one of two "
-                    "folders of a name"
-                )
-            validation[key] = dataset
-    more = [frames.load(name) for name in config.more_sources]
-    target = frames.load(config.target) if config.target else None
-    for dataset in (source, *more, *validation.values(), *([target] if target else [])):
-        if dataset.space.names != source.space.names:
-            raise InputError(
-                f"{dataset.name} has the classes of '{dataset.space.name}' and {source.name} those of "
-                f"'{source.space.name}', expected the same: map one onto the other in its dataset.yaml"
-            )
-        if dataset is not target:
-            frames.require_labels(dataset)
-            frames.require_sizes(dataset)
-    trained = frames.images_of((source, *more))
-    for name, dataset in validation.items():
-        if seen := len(frames.images_of((dataset,)) & trained):
-            _log.warning(
-                "%d of %d frames of %s are trained on too: scores on %s mean nothing",
-                seen,
-                len(dataset.frames),
-                dataset.name,
-                name,
-            )
-    transferred = [frames.load(name) for name in config.transferred]
-    pairs = batches.pair_up(source, transferred)
-    pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
-    read = (source, *more, *transferred, *([target] if target else []))
-    return _Data(config, source, pairs, target, validation, read, checkpoints.class_set(config, source.space))
-
-
-def _rare_classes(config: TrainConfig, data: _Data) -> batches.RareClasses | None:
-    """Raises: InputError when the statistics are missing or of other frames."""
-    if config.rare_classes is None:
-        return None
-    path = Path(config.rare_classes) / "classes.jsonl"
-    counts = {line["id"]: line["pixels"] for line in runs.read_lines(path, records.ClassPixels)}
-    unknown = [
-        pair[0].id for pair in data.pairs if len(counts.get(pair[0].id, ())) != data.source.space.classes
-    ]
-    if unknown:
-        raise InputError(
-            f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run "
-            "segshift check on "
-            f"{config.source} into that folder; it counts one data set, so --more-sources must have the same "
-            "frames"
-        )
-    table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
-    table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0
-    if not table.any():
-        raise InputError(
-            f"{path} counts no pixel of any class that is trained on: run segshift check again on labels "
-            "that hold some, or leave rare_classes out"
-        )
-    return batches.RareClasses(table, config.rare_temperature)
-
-
 def _optimizer(config: TrainConfig, groups: list[tuple[list[torch.nn.Parameter], float]]) -> Optimizer:
     """`groups`: parameters, and the factor on `lr` that they learn with."""
     made_of = [
@@ -345,15 +253,15 @@ def _resume(
     method: Method,
     optimizers: dict[str, Optimizer],
     accelerator: Accelerator,
-    data: _Data,
-) -> dict[str, float]:
+    data: TrainingData,
+) -> dict[Select, float]:
     """Load the checkpoint of `step`; returns the best score so far of every selection rule.
 
     Raises: InputError, also when the frames are not those that the run began with: the same step would draw
     others.
     """
     state = checkpoints.load(out, step, method)
-    if state.get("frames") != data.frames():
+    if state.get("frames") != data.digest():
         raise InputError(
             f"{out} began with other frames than are there now ({len(data.pairs)} labelled"
             + (f", {len(data.target.frames)} of the target" if data.target else "")
@@ -364,19 +272,6 @@ def _resume(
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     return state["best"]
-
-
-def _loader(
-    samples: torch.utils.data.Dataset, config: TrainConfig, accelerator: Accelerator, **how: Any
-) -> DataLoader:
-    return DataLoader(
-        samples,
-        num_workers=config.workers,
-        collate_fn=batches.collate,
-        worker_init_fn=_one_thread,
-        pin_memory=accelerator.device.type == "cuda",
-        **how,
-    )
 
 
 def _one_thread(_worker: int) -> None:
@@ -393,17 +288,12 @@ class _Keeper:
         method: Method,
         optimizers: dict[str, Optimizer],
         accelerator: Accelerator,
-        data: _Data,
-        best: dict[str, float],
+        validated: Validation,
+        digest: str,
     ):
+        """digest: of the frames that are trained on."""
         self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
-        self.accelerator, self.data, self.best = accelerator, data, best
-        self.judges: dict[str, DataLoader] = {}
-        for name, dataset in data.validation.items():
-            share = dataset.frames[accelerator.process_index :: accelerator.num_processes]
-            size = config.target_size if name.startswith("oracle/") else None  # as it is predicted
-            whole = batches.Whole(share, data.pictures(dataset, size))
-            self.judges[name] = _loader(whole, config, accelerator, batch_size=4)
+        self.accelerator, self.validation, self.digest = accelerator, validated, digest
 
     @contextmanager
     def log(self, start: int) -> Iterator[None]:
@@ -425,7 +315,7 @@ class _Keeper:
         """Log a step; validate and save where it is time."""
         self.write(line)
         last = step == self.config.steps
-        judging = bool(self.judges) and (last or step % self.config.validate_every == 0)
+        judging = bool(self.validation.sets) and (last or step % self.config.validate_every == 0)
         saving = last or step % self.config.checkpoint_every == 0
         if judging or saving:
             self._require_finite(step)
@@ -438,8 +328,8 @@ class _Keeper:
                     player: optimizer.state_dict() for player, optimizer in self.optimizers.items()
                 },
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "best": self.best,
-                "frames": self.data.frames(),
+                "best": self.validation.best,
+                "frames": self.digest,
             }
             if self.config.select == "last":
                 checkpoints.save_best(self.out, step, self.method, None)
@@ -455,47 +345,12 @@ class _Keeper:
                 )
 
     def _validate(self, step: int) -> None:
-        found = {name: self._judge(name) for name in self.judges}
-        judged: dict[str, list[float | None]] = {}
-        for name, told in found.items():
-            judged.setdefault(name.split("/")[0], []).append(told["miou"])
-        scores = {
-            rule: None if None in values else float(np.mean(np.array(values, float)))
-            for rule, values in judged.items()
-        }
+        found, scores = self.validation.scores(self.method)
         self.write({"step": step, "score": scores.get(self.config.select), "validation": found})
-        for rule, score in scores.items():
-            if score is not None and score > self.best.get(rule, -1.0):
-                self.best[rule] = score
-                if self.accelerator.is_main_process:
-                    name = "best" if rule == self.config.select else rule
-                    checkpoints.save_best(self.out, step, self.method, score, name)
-
-    @torch.inference_mode()
-    def _judge(self, name: str) -> dict[str, Any]:
-        """mIoU and IoU by class, in [0, 1], of whole images at the training size, or the target's: to choose
-        by, not to report.
-        """
-        space, classes = self.data.source.space, self.data.source.space.classes
-        matrix = np.zeros((classes, classes + 1), np.int64)
-        self.method.eval()
-        for batch in self.judges[name]:
-            batch = batches.checked(batch)
-            with self.accelerator.autocast():
-                logits = self.method.predict(batch["image"].to(self.accelerator.device))
-            predicted = logits.argmax(1).byte().cpu().numpy()
-            for pred, label in zip(predicted, batch["label"].numpy(), strict=True):
-                matrix += metrics.confusion_matrix(pred, label, classes)
-        self.method.train()
-        total = (
-            self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum").cpu().numpy()
-        )
-        scored = [c for c in self.data.kept if c not in self.data.validation[name].space.absent]
-        total = metrics.restrict(total, scored)
-        iou = {
-            space.names[c]: metrics.plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)
-        }
-        return {"miou": metrics.plain(metrics.miou(total)), "iou": iou}
+        for rule, score in self.validation.improved(scores):
+            if self.accelerator.is_main_process:
+                name = "best" if rule == self.config.select else rule
+                checkpoints.save_best(self.out, step, self.method, score, name)
 
 
 @contextmanager

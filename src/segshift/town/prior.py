@@ -39,6 +39,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from segshift.config import PriorConfig
 from segshift.data.labels import CITYSCAPES
 from segshift.execution.device import pick
+from segshift.generators import schedule
+from segshift.generators.schedule import Points
 from segshift.networks.weights import load_tensors, read_tensors
 from segshift.outputs import begin
 from segshift.runs import InputError, atomic, progress, write_json
@@ -345,8 +347,8 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
         keep = torch.from_numpy((rng.random((config.batch, 1, 1, 1)) > 0.08).astype(np.float32))
         t = torch.randint(0, 1000, (config.batch,), generator=generator)
         n = offset_noise(z.shape, generator)
-        a = abar[t].view(-1, 1, 1, 1)
-        z_t, v = a.sqrt() * z + (1 - a).sqrt() * n, a.sqrt() * n - (1 - a).sqrt() * z
+        points = Points.of(abar[t].view(-1, 1, 1, 1))
+        z_t, v = schedule.noised(z, n, points), schedule.target("v_prediction", z, n, points)
         z_t = z_t.contiguous(memory_format=torch.channels_last)
         out = prior(*(tensor.to(device) for tensor in (z_t, t, tokens, layout, keep)))
         return F.mse_loss(out.float(), v.to(device))

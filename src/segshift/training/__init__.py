@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints, and what it chooses by itself."""
+"""Training: what it reads, the loop, validation, checkpoints, and what it chooses by itself."""

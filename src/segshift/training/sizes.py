@@ -23,15 +23,14 @@ LOOKED_AT = 100
 """Frames whose size is read."""
 
 
-def chosen(config: TrainConfig) -> tuple[TrainConfig, str | None]:
+def chosen(config: TrainConfig, source: Dataset) -> tuple[TrainConfig, str | None]:
     """The configuration with size, crop and steps, and a sentence about those that are chosen; None where all
     were given.
 
-    Raises: InputError when the source cannot be read.
+    source: of `config`. Raises: InputError when no frame of it can be read.
     """
     if None not in (config.size, config.crop, config.steps):
         return config, None
-    source = frames.load(config.source)
     size = config.size or size_of(source)
     crop = config.crop or (crop_side(size[0]), crop_side(size[1]))
     steps = config.steps or steps_for(len(source.frames), config.batch_size)

@@ -70,7 +70,6 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,35 +78,18 @@ from torch import Tensor, nn
 
 from segshift.data import transforms
 from segshift.data.labels import IGNORE
+from segshift.generators import schedule
+from segshift.generators.schedule import Points
 from segshift.methods.base import Batch, Method, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
 from segshift.methods.iccld.classmix import augment, mixed, pseudo_label
 from segshift.methods.iccld.self_training import SelfTraining, average_of, latent_network, pad_label
 from segshift.networks.iccld import LATENT_STRIDE, Decoder, Denoiser, Discriminator, LatentSegmenter
 from segshift.networks.segmenter import Segmenter
-
-Prediction = Literal["epsilon", "v_prediction"]
+from segshift.runs import InputError
 
 T = 1000
 """Length of the noise schedule."""
-
-
-def diffuse(z_0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
-    """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; abar [B, 1, 1, 1]."""
-    return abar.sqrt() * z_0 + (1 - abar).sqrt() * eps
-
-
-def wanted(z_0: Tensor, eps: Tensor, abar: Tensor, prediction: Prediction) -> Tensor:
-    """What eps_theta shall give: eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0."""
-    return eps if prediction == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * z_0
-
-
-def implied(output: Tensor, z_t: Tensor, abar: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """(zhat_0, its eps), as the output of eps_theta implies them."""
-    a, b = abar.sqrt(), (1 - abar).sqrt()
-    if prediction == "epsilon":
-        return (z_t - b * output) / a, output
-    return a * z_t - b * output, a * output + b * z_t
 
 
 def diffusion_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -232,12 +214,12 @@ class AdversarialDiffusion(Method):
         count = len(views.label)
         z_0, condition = views.z_0[:count], views.condition[:count]
         t = torch.randint(T, (count,), device=z_0.device)
-        eps, abar = torch.randn_like(z_0), self.abar[t]
-        z_t = diffuse(z_0, eps, abar)
+        eps, point = torch.randn_like(z_0), self._point(t)
+        z_t = schedule.noised(z_0, eps, point)
         output = self._output(self.trained, z_t, condition, t)
-        zhat_0, _ = implied(output, z_t, abar, self.config.prediction)
+        _, zhat_0 = schedule.eps_and_x0(self.config.prediction, output, z_t, point)
         logits = self._decode(self.trained, zhat_0, views.skips, views.label.shape[-2:])
-        target = wanted(z_0, eps, abar, self.config.prediction)
+        target = schedule.target(self.config.prediction, z_0, eps, point)
         terms = {}
         for name, part in (("source", slice(count // 2)), ("mixed", slice(count // 2, count))):
             position = views.position[part]
@@ -266,22 +248,24 @@ class AdversarialDiffusion(Method):
         the source's, which has nothing to pass for."""
         z_0, count = views.z_0, len(views.z_0) // 3
         t = torch.randint(T // 2, (len(z_0),), device=z_0.device)
-        abar = self.abar[t]
-        z_t = diffuse(z_0, torch.randn_like(z_0), abar)
+        point = self._point(t)
+        z_t = schedule.noised(z_0, torch.randn_like(z_0), point)
         outputs = []
         for part, gradient in ((slice(count), False), (slice(count, None), graph)):
             with torch.set_grad_enabled(gradient):
                 outputs.append(self._output(self.trained, z_t[part], views.condition[part], t[part]))
-        return implied(torch.cat(outputs), z_t, abar, self.config.prediction)[0]
+        return schedule.eps_and_x0(self.config.prediction, torch.cat(outputs), z_t, point)[1]
+
+    def _point(self, t: Tensor | int) -> Points:
+        """The points at t [B], or at one t for all latents."""
+        return Points.of(self.abar[t])
 
     def _output(self, trained: Trained, z_t: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         """What eps_theta predicts. v counts from the condition, v = F_theta - sqrt(1 - abar_t) z_x: from pure
         noise an F_theta of 0 gives zhat_0 = z_x, so that the diffusion starts at step 1 and learns what to
         change in it."""
         output = trained.denoiser(z_t, condition, t)
-        return (
-            output if self.config.prediction == "epsilon" else output - (1 - self.abar[t]).sqrt() * condition
-        )
+        return output if self.config.prediction == "epsilon" else output - self._point(t).b * condition
 
     def _decode(self, trained: Trained, z: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """D(z, skips) [B, C, H, W], by the trained decoder where there is one."""
@@ -323,6 +307,19 @@ class AdversarialDiffusion(Method):
         self.average.update_parameters(self.trained)
 
     # --------------------------------------------------------------------- prediction
+
+    prediction_options = ("sampling_steps", "draws")
+
+    def set_prediction(self, **options: int) -> None:
+        if (steps := options.get("sampling_steps", 1)) > T:
+            raise InputError(f"--sampling-steps is {steps}: expected 1 to {T}, the steps of the schedule")
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    @property
+    def sampling(self) -> str:
+        steps, draws = "s" * (self.sampling_steps > 1), "s" * (self.draws > 1)
+        return f"{self.sampling_steps} DDIM step{steps}, {self.draws} draw{draws}"
 
     def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         return self._masks(images, seeds)[0]
@@ -371,6 +368,6 @@ class AdversarialDiffusion(Method):
             output = self._output(
                 self.average.module, z, condition, torch.full((len(z),), t, device=z.device)
             )
-            zhat_0, eps = implied(output, z, self.abar[t], self.config.prediction)
-            z = zhat_0 if then is None else diffuse(zhat_0, eps, self.abar[then])
+            eps, zhat_0 = schedule.eps_and_x0(self.config.prediction, output, z, self._point(t))
+            z = zhat_0 if then is None else schedule.noised(zhat_0, eps, self._point(then))
         return z
