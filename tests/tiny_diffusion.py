@@ -86,6 +86,11 @@ def text(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(told))
 
 
+def index(folder: Path, name: str) -> None:
+    """model_index.json of a pipeline; the libraries read its parts, segshift its `_class_name`."""
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name, "unet": ["diffusers", "..."]}))
+
+
 def stable_diffusion(folder: Path) -> Path:
     """As the hub's Stable Diffusion 1.5: epsilon, 4 channels, 8x, a scheduler that is not DDIM, fp16 beside
     fp32.
@@ -100,6 +105,7 @@ def stable_diffusion(folder: Path) -> Path:
         folder / "scheduler"
     )
     text(folder)
+    index(folder, "StableDiffusionPipeline")
     return folder
 
 
@@ -117,4 +123,5 @@ def prior(folder: Path) -> Path:
     told = {"guidance": 2.0, "steps": 4, "eta": 1.0, "short_side": 64, "palette": "cityscapes"}
     (folder / "segshift.json").write_text(json.dumps(told))
     text(folder)
+    index(folder, "StableDiffusionControlNetPipeline")
     return folder

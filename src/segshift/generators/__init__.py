@@ -1,25 +1,58 @@
-"""Generators: one file each, and their table.
+"""Generators and families of diffusion models: one file each, and their tables.
 
-To add one: a file with `load(config: TransferConfig) -> Generator | DiffusionFamily`, and its line below.
+To add a generator: a file with `load(config: TransferConfig) -> Generator`, and its line in GENERATORS. To
+add a family of diffusion models: a file with a `CARD`, `load(config: TransferConfig) -> DiffusionFamily` and
+`parameters(home: Path) -> int`, and its line in FAMILIES.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
-from segshift.config import TransferConfig
-from segshift.generators.base import DiffusionFamily, Domain, FrameError, Generator, Source
+from segshift.config import DiffusionConfig, TransferConfig
+from segshift.generators.base import (
+    STRENGTHS,
+    Card,
+    DiffusionFamily,
+    Domain,
+    FrameError,
+    Generator,
+    Source,
+)
 from segshift.runs import InputError
 
-__all__ = ["GENERATORS", "DiffusionFamily", "Domain", "FrameError", "Generator", "Source", "load"]
+__all__ = [
+    "FAMILIES",
+    "GENERATORS",
+    "Card",
+    "DiffusionFamily",
+    "Domain",
+    "FrameError",
+    "Generator",
+    "Source",
+    "family",
+    "load",
+    "strengths",
+]
 
 GENERATORS = {
-    "stable-diffusion": "segshift.generators.stable_diffusion",
+    "diffusion": "",  # --diffusion.model: a family's
     "custom": "segshift.generators.custom",  # --generator module:factory
 }
 """The file of each kind; it is imported when it is used."""
 
-DEFAULT = "stable-diffusion"
+DEFAULT = "diffusion"
+
+FAMILIES = {
+    "StableDiffusion": "segshift.generators.stable_diffusion",
+}
+"""The file of each family, by what the `_class_name` in model_index.json begins with."""
+
+_VARIANTS = re.compile(r"(ControlNet(Union)?)?(Img2Img)?Pipeline")
+"""Ends of the `_class_name`s that stand for the same parts."""
 
 
 def load(config: TransferConfig) -> Generator | DiffusionFamily:
@@ -28,4 +61,28 @@ def load(config: TransferConfig) -> Generator | DiffusionFamily:
     if kind not in GENERATORS or (kind == "custom" and not config.custom_generator):
         kinds = ", ".join(kind for kind in GENERATORS if kind != "custom")
         raise InputError(f"--generator is '{config.generator}': expected {kinds} or <module>:<factory>")
-    return import_module(GENERATORS[kind]).load(config)
+    module = family(config.diffusion) if kind == "diffusion" else import_module(GENERATORS[kind])
+    return module.load(config)
+
+
+def family(config: DiffusionConfig) -> Any:
+    """The file of the family of `config.model`, by its model_index.json.
+
+    Raises: InputError for another kind of pipeline, or where that file cannot be read or fetched.
+    """
+    from segshift.generators import loading
+
+    path, name = loading.pipeline(config)
+    for stem, module in FAMILIES.items():
+        if name.startswith(stem) and _VARIANTS.fullmatch(name.removeprefix(stem)):
+            return import_module(module)
+    known = ", ".join(f"{stem}Pipeline" for stem in FAMILIES)
+    raise InputError(
+        f"{path} is of a {name}: expected a text-to-image model of one of the families {known} (segshift "
+        "models lists examples)"
+    )
+
+
+def strengths(config: TransferConfig) -> Mapping[str, float]:
+    """Default noise strengths of what `config` names. Raises: InputError."""
+    return STRENGTHS if config.custom_generator else family(config.diffusion).CARD.strengths

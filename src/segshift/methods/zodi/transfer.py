@@ -57,7 +57,16 @@ from segshift.data.labels import (
     LabelSpace,
 )
 from segshift.generators import schedule
-from segshift.generators.base import DiffusionFamily, Domain, Generator, Record, Source, resize, take
+from segshift.generators.base import (
+    STRENGTHS,
+    DiffusionFamily,
+    Domain,
+    Generator,
+    Record,
+    Source,
+    resize,
+    take,
+)
 from segshift.generators.movement import denoising_gap
 from segshift.runs import InputError
 
@@ -66,17 +75,13 @@ _log = logging.getLogger(__name__)
 # ----------------------------------------------------------------------- 3.1 zero-shot image transfer
 
 DOMAINS: dict[str, tuple[str, float]] = {
-    "night": ("driving at night", 0.90),
-    "snow": ("driving in snow", 0.65),
-    "rain": ("driving under rain", 0.65),
-    "fog": ("driving in fog", 0.60),
-    "game": ("driving in a game", 0.60),
+    "night": ("driving at night", STRENGTHS["night"]),
+    "snow": ("driving in snow", STRENGTHS["snow"]),
+    "rain": ("driving under rain", STRENGTHS["rain"]),
+    "fog": ("driving in fog", STRENGTHS["fog"]),
+    "game": ("driving in a game", STRENGTHS["game"]),
 }
 """Prompt and noise strength of the published target domains."""
-
-SENTENCE_STRENGTH = 0.75
-"""Noise strength of a target domain that the user describes in a sentence (ours: between night and
-weather)."""
 
 QUALITY = ", best quality"
 """Follows every prompt."""
