@@ -174,6 +174,19 @@ def layout(
     return table[cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)]
 
 
+def edges(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The borders between the classes of train ids [H, W] uint8, and void, in white on black: [h, w, 3] uint8.
+
+    A pixel is white where the next one to the right or below is of another class, so lines are one pixel
+    wide, and two where they run diagonally.
+    """
+    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    border = np.zeros(label.shape, np.uint8)
+    border[:, :-1] |= label[:, :-1] != label[:, 1:]
+    border[:-1] |= label[:-1] != label[1:]
+    return np.repeat(255 * border[..., None], 3, axis=2)
+
+
 def noise(seed: int, frame_id: str, domain: str, step: int, shape: tuple[int, ...]) -> Tensor:
     """Gaussian noise of one frame and step: a function of these arguments alone, on every machine and
     device."""
@@ -319,8 +332,13 @@ class ZoDi(Generator):
                 f"--steps is {self.sampling.steps}: expected 1 to {model.most_steps}, the time steps of "
                 f"{model.name}"
             )
-        if config.control:
+        if config.control and default.layout == "colours":
             self._check_palette()
+        elif config.control and config.mode == "reference":
+            raise InputError(
+                f"--mode reference draws the layout in colours, and the ControlNet of {model.name} takes "
+                "edges: take --mode default"
+            )
         self.negative = model.embed([NEGATIVE_PROMPT])
         self.empty = model.embed([""]) if config.gate else None
         self.texts = {domain.slug: model.embed([domain.prompt]) for domain in domains}
@@ -363,6 +381,8 @@ class ZoDi(Generator):
         return Encoded(sources, rows, z0, hint)
 
     def _layout(self, source: Source, size: tuple[int, int]) -> np.ndarray:
+        if self.model.defaults.layout == "edges":
+            return edges(source.truth, size)
         reference = self.config.mode == "reference"
         return layout(
             source.truth, self.space, size, self.palette, reference=reference, label_ids=source.label_ids
@@ -420,7 +440,8 @@ class ZoDi(Generator):
             "guidance": sampling.guidance,
             "eta": sampling.eta,
             "control_strength": sampling.control_strength,
-            "palette": self.palette,
+            "layout": self.model.defaults.layout,
+            "palette": self.palette if self.model.defaults.layout == "colours" else None,
             "working_size": size,
             "output_size": output_size,
             "dtype": self.config.diffusion.dtype,
