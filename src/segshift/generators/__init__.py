@@ -48,6 +48,7 @@ DEFAULT = "diffusion"
 
 FAMILIES = {
     "StableDiffusion": "segshift.generators.stable_diffusion",
+    "StableDiffusionXL": "segshift.generators.stable_diffusion_xl",
 }
 """The file of each family, by what the `_class_name` in model_index.json begins with."""
 

@@ -175,10 +175,10 @@ def layout(
 
 
 def edges(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The borders between the classes of train ids [H, W] uint8, and void, in white on black: [h, w, 3] uint8.
+    """The borders between the classes of train ids [H, W] uint8 in white on black: [h, w, 3] uint8.
 
-    A pixel is white where the next one to the right or below is of another class, so lines are one pixel
-    wide, and two where they run diagonally.
+    Void is a class here. A pixel is white where the next one to the right or below is of another class, so
+    lines are one pixel wide, and two where they run diagonally.
     """
     label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     border = np.zeros(label.shape, np.uint8)
