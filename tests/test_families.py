@@ -23,6 +23,7 @@ from diffusers import (
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, pictures, prior, source  # noqa: F401
 
 from segshift import generators, runs
+from segshift.__main__ import main
 from segshift.config import DiffusionConfig
 from segshift.data.labels import CITYSCAPES
 from segshift.generators import loading, schedule, stable_diffusion, stable_diffusion_xl
@@ -318,6 +319,41 @@ def test_pickled_weights_are_refused_and_missing_parts_named(home, tmp_path, con
     shutil.rmtree(folder / part)
     with pytest.raises(InputError, match=rf"no folder {folder / part}: "):
         load(told)
+
+
+# ------------------------------------------------------------------------------------------- segshift models
+
+
+def test_models_lists_every_family_with_what_it_takes(capsys):
+    assert main(["models"]) == 0
+    said = capsys.readouterr().out
+    for stem in generators.FAMILIES:
+        assert f"({stem}Pipeline)" in said
+    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD):
+        told = card.title, *card.models, *card.controlnets, card.layouts, card.licence
+        for text in told:
+            assert text in said
+    assert "2.66 GiB in float16 or bfloat16, 5.33 GiB in float32" in said  # 1.43 billion
+
+
+def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, family_config, capsys):
+    model = load(family_config)
+    parts = [model.unet, model.vae, model.controlnet, model.embed_layout, model.text_encoder]
+    parts += [model.text_encoder_2] if "text_encoder_2" in model.parts else []
+    count = sum(weight.numel() for part in parts for weight in part.parameters())
+    assert main(["models", str(home)]) == 0
+    said = capsys.readouterr().out
+    assert f"{2 * count / 2**20:.3g} MiB in float16 or bfloat16" in said
+    assert "colours (ade20k)" in said
+    assert all(part in said for part in (*model.parts, "controlnet"))
+
+
+def test_models_refuses_what_it_cannot_read(tmp_path, capsys):
+    folder = tiny_diffusion.stable_diffusion(tmp_path / "m")
+    (folder / "unet" / "config.json").unlink()
+    assert main(["models", str(folder)]) == 2 and "unet/config.json" in capsys.readouterr().err
+    pipeline(folder, "AudioLDM2Pipeline")
+    assert main(["models", str(folder)]) == 2 and "StableDiffusionXLPipeline" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------- Stable Diffusion XL

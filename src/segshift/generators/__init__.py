@@ -2,7 +2,7 @@
 
 To add a generator: a file with `load(config: TransferConfig) -> Generator`, and its line in GENERATORS. To
 add a family of diffusion models: a file with a `CARD`, `load(config: TransferConfig) -> DiffusionFamily` and
-`parameters(home: Path) -> int`, and its line in FAMILIES.
+`parameters(config: DiffusionConfig) -> dict[str, int]`, and its line in FAMILIES.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from segshift.config import DiffusionConfig, TransferConfig
 from segshift.generators.base import (
     STRENGTHS,
     Card,
+    Defaults,
     DiffusionFamily,
     Domain,
     FrameError,
@@ -33,6 +34,7 @@ __all__ = [
     "FrameError",
     "Generator",
     "Source",
+    "describe",
     "family",
     "load",
     "strengths",
@@ -71,12 +73,16 @@ def family(config: DiffusionConfig) -> Any:
 
     Raises: InputError for another kind of pipeline, or where that file cannot be read or fetched.
     """
+    return import_module(FAMILIES[_stem(config)])
+
+
+def _stem(config: DiffusionConfig) -> str:
     from segshift.generators import loading
 
     path, name = loading.pipeline(config)
-    for stem, module in FAMILIES.items():
+    for stem in FAMILIES:
         if name.startswith(stem) and _VARIANTS.fullmatch(name.removeprefix(stem)):
-            return import_module(module)
+            return stem
     known = ", ".join(f"{stem}Pipeline" for stem in FAMILIES)
     raise InputError(
         f"{path} is of a {name}: expected a text-to-image model of one of the families {known} (segshift "
@@ -87,3 +93,45 @@ def family(config: DiffusionConfig) -> Any:
 def strengths(config: TransferConfig) -> Mapping[str, float]:
     """Default noise strengths of what `config` names. Raises: InputError."""
     return STRENGTHS if config.custom_generator else family(config.diffusion).CARD.strengths
+
+
+def describe(what: str | DiffusionConfig) -> str:
+    """Lines on a family, by its key in FAMILIES, or on one model. Raises: InputError."""
+    if isinstance(what, str):
+        card: Card = import_module(FAMILIES[what]).CARD
+        return _lines(
+            f"{card.title} ({what}Pipeline)",
+            {
+                "--diffusion.model": ", ".join(card.models),
+                "--diffusion.controlnet": ", ".join(card.controlnets),
+                "layout": card.layouts,
+                "strength": ", ".join(f"{name} {share:g}" for name, share in card.strengths.items()),
+                "weights": f"{_memory(round(1e9 * card.parameters))}, with a ControlNet",
+                "licence": card.licence,
+            },
+        )
+    from segshift.generators import loading
+
+    module = family(what)
+    home = loading.home(what, {}, (loading.INDEX,))
+    count, chosen = module.parameters(what), loading.defaults(Defaults(), home, home / "controlnet")
+    return _lines(
+        f"{what.model}: {module.CARD.title}",
+        {
+            "layout": f"colours ({chosen.palette})" if chosen.layout == "colours" else "edges",
+            "weights": _memory(sum(count.values())),
+            "of these, in float16": ", ".join(f"{part} {_gib(2 * n)}" for part, n in count.items()),
+        },
+    )
+
+
+def _lines(title: str, told: dict[str, str]) -> str:
+    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in told.items())])
+
+
+def _memory(count: int) -> str:
+    return f"{_gib(2 * count)} in float16 or bfloat16, {_gib(4 * count)} in float32"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.3g} MiB"

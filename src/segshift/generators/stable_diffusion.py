@@ -224,6 +224,20 @@ class StableDiffusion(DiffusionFamily):
         )
 
     @classmethod
+    def parameters(cls, config: DiffusionConfig) -> dict[str, int]:
+        """Weights of each network of the model that `config` names, by its configuration; the ControlNet's
+        where one is in the same folder or named. Of a hub model no weights are fetched. Raises: InputError.
+        """
+        configs = tuple(f"{part}/config.json" for part in cls.parts)
+        home = loading.home(config, {}, configs)
+        kinds = {home / part: kind for part, kind in cls.parts.items()}
+        beside = home / "controlnet"
+        if config.controlnet or beside.is_dir():
+            place = cls._controlnet_home(config, home, torch.float32) if config.controlnet else beside
+            kinds[place] = cls._controlnet(place, torch.float32)
+        return {place.name: loading.parameters(kind, place) for place, kind in kinds.items()}
+
+    @classmethod
     def _controlnet_home(cls, config: DiffusionConfig, home: Path, dtype: torch.dtype) -> Path:
         usual = cls.card.controlnets[0]
         if config.controlnet is None:
@@ -281,7 +295,7 @@ class StableDiffusion(DiffusionFamily):
             )
 
 
-load_model = StableDiffusion.load
+load_model, parameters = StableDiffusion.load, StableDiffusion.parameters
 
 
 def load(config: TransferConfig) -> StableDiffusion:

@@ -49,7 +49,7 @@ CARD = Card(
     controlnets=("xinsir/controlnet-union-sdxl-1.0",),
     licence="CreativeML Open RAIL++-M: commercial use, with a list of forbidden uses; ControlNet: Apache 2.0",
     layouts="colours (ADE20K); a ControlNet-Union edges, too",
-    parameters=4.7,
+    parameters=4.72,
 )
 
 UNION_INDEX = {"colours": 5, "edges": 3}
@@ -175,7 +175,7 @@ def _width(pooled: int | None) -> str:
     return "no summary of the prompt" if pooled is None else f"a summary of {pooled}"
 
 
-load_model = StableDiffusionXL.load
+load_model, parameters = StableDiffusionXL.load, StableDiffusionXL.parameters
 
 
 def load(config: TransferConfig) -> StableDiffusionXL:
