@@ -33,10 +33,10 @@ class DiffusionConfig(Settings):
 
     model: ModelText = "town"
     """`town` (the embedded prior), a local diffusers folder, or a hub name such as
-    stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    stable-diffusion-v1-5/stable-diffusion-v1-5; `segshift models` lists the families."""
     controlnet: ModelText | None = None
-    """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or
-    lllyasviel/control_v11p_sd15_seg for a hub model."""
+    """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or its
+    family's usual one for a hub model."""
     revision: str | None = None
     """Commit of the model on the hub; None takes the pinned one where segshift knows it."""
     controlnet_revision: str | None = None
