@@ -166,6 +166,7 @@ def _transfer_config(config: EstimateConfig) -> TransferConfig:
         short_side=config.short_side,
         batch_size=config.batch_size,
         generator=config.generator,
+        ungated=config.generator == "editor",  # it is the network that is judged
         diffusion=config.diffusion,
     )
 

@@ -23,6 +23,7 @@ from segshift.engine import gate
 from segshift.engine.gate import Gate, Seen, Verdict
 from segshift.generators import DiffusionFamily, Domain, FrameError, Generator, Source
 from segshift.generators.base import SENTENCE, STRENGTHS, resize
+from segshift.generators.editor import instruction
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 
@@ -88,7 +89,8 @@ def targets(config: TransferConfig, strengths: Mapping[str, float] = STRENGTHS) 
             raise InputError(
                 f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})"
             )
-        found[slug] = Domain(slug, prompt + zodi.QUALITY, strength)
+        prompt = instruction(name) if config.generator == "editor" else prompt + zodi.QUALITY
+        found[slug] = Domain(slug, prompt, strength)
     if not found:
         raise InputError("no target domain: name at least one, as in --to night")
     return tuple(found.values())

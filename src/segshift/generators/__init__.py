@@ -42,6 +42,7 @@ __all__ = [
 
 GENERATORS = {
     "diffusion": "",  # --diffusion.model: a family's
+    "editor": "segshift.generators.editor",  # --generator.model
     "custom": "segshift.generators.custom",  # --generator module:factory
 }
 """The file of each kind; it is imported when it is used."""
@@ -92,7 +93,7 @@ def _stem(config: DiffusionConfig) -> str:
 
 def strengths(config: TransferConfig) -> Mapping[str, float]:
     """Default noise strengths of what `config` names. Raises: InputError."""
-    return STRENGTHS if config.custom_generator else family(config.diffusion).CARD.strengths
+    return family(config.diffusion).CARD.strengths if config.walks else STRENGTHS
 
 
 def describe(what: str | DiffusionConfig) -> str:

@@ -136,6 +136,25 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
 
 
+LONGEST_SIDE = 16_384
+"""Pixels of a picture's longer side at the working size."""
+
+
+def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64.
+
+    Raises: InputError for a picture so narrow that its other side passes LONGEST_SIDE.
+    """
+    scale = short_side / min(height, width)
+    size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
+    if max(size) > LONGEST_SIDE:
+        raise InputError(
+            f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it "
+            "first"
+        )
+    return size
+
+
 # ----------------------------------------------------------------------------------------- diffusion families
 
 SENTENCE = "sentence"

@@ -109,7 +109,7 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
     another class.
     """
     variant, file = weights(place, stem(kind), dtype)
-    _refuse_code(place / "config.json")
+    refuse_code(place / "config.json")
     named = _content(place / "config.json").get("_class_name", kind.__name__)
     if issubclass(kind, ModelMixin) and str(named).replace("Union", "") != kind.__name__.replace("Union", ""):
         raise InputError(f"{place} holds a {named}: expected a {kind.__name__}, of the same family")
@@ -172,7 +172,7 @@ def scheduler_and_tokenizers(
 ) -> tuple[DDIMScheduler, dict[str, PreTrainedTokenizerBase]]:
     """Those of a pipeline folder, tokenizers by folder. Raises: InputError when they cannot be read."""
     for name in names:
-        _refuse_code(home / name / "tokenizer_config.json")
+        refuse_code(home / name / "tokenizer_config.json")
     try:
         scheduler = DDIMScheduler.from_pretrained(home / "scheduler", local_files_only=True)
         tokenizers = {
@@ -196,7 +196,7 @@ def _content(path: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _refuse_code(path: Path) -> None:
+def refuse_code(path: Path) -> None:
     """Raises: InputError for a configuration that names Python files of its own."""
     if "auto_map" in _content(path):
         raise InputError(

@@ -66,6 +66,7 @@ from segshift.generators.base import (
     Source,
     resize,
     take,
+    working_size,
 )
 from segshift.generators.movement import denoising_gap
 from segshift.runs import InputError
@@ -121,25 +122,6 @@ class Sampling:
     def walked(self) -> int:
         """k, the number of grid points that are walked."""
         return int(self.strength * self.steps)
-
-
-LONGEST_SIDE = 16_384
-"""Pixels of a picture's longer side at the working size."""
-
-
-def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64.
-
-    Raises: InputError for a picture so narrow that its other side passes LONGEST_SIDE.
-    """
-    scale = short_side / min(height, width)
-    size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
-    if max(size) > LONGEST_SIDE:
-        raise InputError(
-            f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it "
-            "first"
-        )
-    return size
 
 
 def colour(name: str, palette: str) -> Colour | None:
