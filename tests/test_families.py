@@ -6,6 +6,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
 )
+from huggingface_hub.errors import GatedRepoError
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, pictures, prior, source  # noqa: F401
 
 from segshift import generators, runs
@@ -105,6 +107,16 @@ def test_of_a_hub_name_the_index_alone_is_fetched(tmp_path, monkeypatch):
     [name] = stable_diffusion.CARD.models
     assert generators.family(DiffusionConfig(model=name)) is stable_diffusion
     assert asked == [(name, loading.REVISIONS[name], ["model_index.json", "segshift.json"])]
+
+
+def test_a_licence_that_nobody_accepted_is_named_with_its_page(monkeypatch):
+    def gated(*args, **kwargs):
+        raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(loading, "snapshot_download", gated)
+    monkeypatch.setattr(loading.hub, "access", nullcontext)
+    with pytest.raises(InputError, match=r"some/model is given to those who .* do so at .*/some/model, then"):
+        generators.family(DiffusionConfig(model="some/model"))
 
 
 def test_the_embedded_prior_is_a_stable_diffusion():
@@ -348,6 +360,20 @@ def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, fa
     assert all(part in said for part in (*model.parts, "controlnet"))
 
 
+def test_models_fetches_no_weights(home, monkeypatch):
+    asked = []
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(home)
+
+    monkeypatch.setattr(loading, "snapshot_download", fetch)
+    monkeypatch.setattr(loading.hub, "access", nullcontext)
+    assert "MiB in float16" in generators.describe(DiffusionConfig(model="some/model"))
+    assert {"model_index.json", "unet/config.json"} <= set(asked)
+    assert all(pattern.endswith(".json") for pattern in asked)
+
+
 def test_models_refuses_what_it_cannot_read(tmp_path, capsys):
     folder = tiny_diffusion.stable_diffusion(tmp_path / "m")
     (folder / "unet" / "config.json").unlink()
@@ -411,6 +437,8 @@ def test_text_sizes_and_layout_act_as_in_diffusers(tmp_path, union):
 
 def test_a_union_is_told_what_it_is_given(tmp_path):
     folder = tiny_diffusion.stable_diffusion_xl(tmp_path / "m", tiny_diffusion.union)
+    path = folder / "controlnet" / "config.json"  # as published ones may call it
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "ControlNetModel"}))
     for layout, index in (("colours", 5), ("edges", 3)):
         (folder / "controlnet" / "segshift.json").write_text(json.dumps({"layout": layout}))
         model = stable_diffusion_xl.load_model(DiffusionConfig(model=str(folder), device="cpu"))

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, ModelMixin
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -93,6 +93,11 @@ def folder(
                 home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted]))
                 if all((home / file).exists() for file in wanted):
                     break
+    except GatedRepoError as error:
+        raise InputError(
+            f"{name} is given to those who accept its licence: do so at {constants.ENDPOINT}/{name}, then "
+            f"log in here (hf auth login), or point to a local copy with {option} /path"
+        ) from error
     except (OSError, HfHubHTTPError, HTTPError, HFValidationError) as error:
         raise InputError(
             f"cannot download {', '.join(wanted or more)} of {name} (revision {revision or 'main'}) from "
