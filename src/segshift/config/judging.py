@@ -17,6 +17,7 @@ from segshift.settings import (
     FolderText,
     PathText,
     PositiveShare,
+    PredictorText,
     RunText,
     Seed,
     Select,
@@ -41,8 +42,9 @@ class CheckConfig(Settings):
 class PredictConfig(Settings):
     """Write a network's predictions as label PNGs in the data set's official ids, at the label's size."""
 
-    run: RunText
-    """Run folder of `segshift train`, or a file of weights together with --network.name."""
+    run: PredictorText
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
+    network of yours that brings its weights, or a black box, which only predicts."""
     data: DataText
     """Data set as layout:path[:subset]."""
     checkpoint: Literal["best"] | Select = "best"
@@ -52,7 +54,7 @@ class PredictConfig(Settings):
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of the target where it has
-    one), for a weights file the image's own."""
+    one), for other networks the image's own."""
     window: Size | None = None
     """Height and width of a window that slides over the image at that size, half overlapping, logits
     averaged; None takes the whole image."""
@@ -97,8 +99,9 @@ class EstimateConfig(Settings):
     sentence.
     """
 
-    run: RunText
-    """Run folder of `segshift train`, or a file of weights together with --network.name."""
+    run: PredictorText
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
+    network of yours that brings its weights, or a black box, which only predicts."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""
@@ -127,9 +130,9 @@ class EstimateConfig(Settings):
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of its target, where it has
-    one), for a weights file that of the source frames, where they have one in common."""
+    one), for other networks that of the source frames, where they have one in common."""
     classes: Literal[13, 16, 19] | None = None
-    """Class set of Cityscapes to score; None takes the run's own, for a weights file every class of the data
+    """Class set of Cityscapes to score; None takes the run's own, for other networks every class of the data
     set.
     """
     mode: Literal["default", "reference"] = "default"

@@ -28,15 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segshift import execution, networks, outputs, records, runs
-from segshift.config import PredictConfig
+from segshift.config import NetworkConfig, PredictConfig
 from segshift.data import frames, transforms
 from segshift.data.frames import Dataset, Frame
 from segshift.execution.device import pick
 from segshift.methods.base import Method
 from segshift.methods.source_only.training import SourceOnly
+from segshift.networks.custom import BlackBox
 from segshift.runs import InputError
 from segshift.scoring import inference, predictions
-from segshift.settings import option
+from segshift.settings import RunFolder, option
 from segshift.training import checkpoints
 
 
@@ -135,26 +136,21 @@ def _predicted(out: Path) -> list[records.Prediction]:
 def load(config: PredictConfig, data: Dataset) -> Predictor:
     """What predicts, on the CPU. Raises: InputError when it does not fit the data set."""
     path = Path(config.run)
-    if path.is_file():
-        if config.network is None:
-            raise InputError(
-                f"{path} is a file of weights: name its network with --network.name and --network.encoder"
-            )
-        network = networks.build(
-            replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True
-        )
+    if not isinstance(config.run, RunFolder) or path.is_file():
+        network, what = _foreign(config)
+        segmenter = networks.build(network, data.space.classes, trained=True)
         record: dict[str, Any] = {
             "run": config.run,
             "method": None,
-            "network": asdict(config.network),
+            "network": asdict(config.network or network),
             "step": None,
             "rules": [],
-            "selection": f"weights {path.name}",
+            "selection": what,
             "sampling": None,
             "input": _input(config, False),
-            "weights": _hash(network),
+            "weights": _hash(segmenter),
         }
-        return Predictor(SourceOnly(network).eval(), config.size, record)
+        return Predictor(SourceOnly(segmenter).eval(), config.size, record)
     if config.network is not None:
         raise InputError(
             f"{path} is no file of weights: leave --network.name out to predict with the network of a run"
@@ -190,6 +186,24 @@ def load(config: PredictConfig, data: Dataset) -> Predictor:
     return Predictor(method, config.size or trained.target_size or trained.size, record)
 
 
+def _foreign(config: PredictConfig) -> tuple[NetworkConfig, str]:
+    """The network of a file of weights or of `module:factory`, and what tables say of it. Raises:
+    InputError."""
+    if not isinstance(config.run, RunFolder):
+        if config.network is not None:
+            raise InputError(
+                f"--run {config.run} names a network already: leave --network.name out, or give its file of "
+                "weights as --run"
+            )
+        return NetworkConfig(name=config.run), f"network {config.run.rpartition('/')[2]}"
+    path = Path(config.run)
+    if config.network is None:
+        raise InputError(
+            f"{path} is a file of weights: name its network with --network.name and --network.encoder"
+        )
+    return replace(config.network, pretrained=False, weights=str(path)), f"weights {path.name}"
+
+
 def _input(config: PredictConfig, draws: bool) -> str | None:
     """Where it is not the default: size, window, and the seed of what is drawn."""
     told = {"size": config.size, "window": config.window}
@@ -199,7 +213,10 @@ def _input(config: PredictConfig, draws: bool) -> str | None:
 
 
 def _hash(network: nn.Module) -> str:
+    """Of the weights; of a black box, whose weights cannot be seen, of the file that its factory is in."""
     digest = hashlib.sha256()
+    if isinstance(network, BlackBox) and network.file is not None:
+        digest.update(network.file.read_bytes())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
