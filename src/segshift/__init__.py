@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from segshift.config import ZoDiConfig as ZoDiConfig
     from segshift.estimation import estimate as estimate
     from segshift.experiments import run as run
+    from segshift.predictor import Prediction as Prediction
+    from segshift.predictor import Predictor as Predictor
+    from segshift.predictor import load as load
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
     from segshift.stages.evaluate import evaluate as evaluate
@@ -54,6 +57,9 @@ _PUBLIC = {
     "check": "segshift.stages.check",
     "estimate": "segshift.estimation",
     "evaluate": "segshift.stages.evaluate",
+    "Prediction": "segshift.predictor",
+    "Predictor": "segshift.predictor",
+    "load": "segshift.predictor",
     "predict": "segshift.stages.predict",
     "report": "segshift.stages.report",
     "run": "segshift.experiments",

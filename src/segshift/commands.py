@@ -80,7 +80,8 @@ def train(out: Out, config: Annotated[TrainConfig, Flat]) -> Path:
 
 
 def predict(out: Out, config: Annotated[PredictConfig, Flat]) -> Path:
-    """Write a network's predictions as label PNGs, in the data set's official ids."""
+    """Write a network's predictions as label PNGs: of a data set, of pictures without labels, or of a
+    video."""
     from segshift.stages import predict
 
     return predict.predict(config, out)

@@ -45,8 +45,11 @@ class PredictConfig(Settings):
     run: PredictorText
     """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
     network of yours that brings its weights, or a black box, which only predicts."""
-    data: DataText
+    data: DataText | None = None
     """Data set as layout:path[:subset]."""
+    images: FolderText | None = None
+    """Pictures without a data set instead: a picture, a folder, a glob in quotes, or a video. Overlays in the
+    classes' colours are written beside the label PNGs, of a video as an annotated video."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
     """
