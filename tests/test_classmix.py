@@ -1,4 +1,3 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +7,7 @@ from segshift.methods.iccld.classmix import (
     augment,
     blur,
     class_mask,
+    class_thresholds,
     jitter,
     mix,
     mixed,
@@ -53,28 +53,41 @@ def test_every_image_has_its_own_draw_and_every_class_its_chance():
     torch.testing.assert_close(taken, torch.full((16,), 0.5), atol=0.1, rtol=0)
 
 
-def test_pseudo_label_and_its_share_of_confident_pixels_are_each_images_own():
+def test_pixels_of_a_pseudo_label_count_from_the_threshold_of_their_class():
     p = torch.tensor([[0.97, 0.5], [0.99, 0.968]])  # of class 2, by image and pixel
     probabilities = torch.stack([(1 - p) / 2, (1 - p) / 2, p], 1)[..., None]
-    label, confidence, q = pseudo_label(probabilities, 0.968)
+    label, confidence, q = pseudo_label(probabilities, torch.tensor([0.1, 0.1, 0.968]))
     assert label.dtype == torch.uint8 and (label == 2).all()
     torch.testing.assert_close(confidence[..., 0], p)
-    assert q.tolist() == [0.5, 1.0]
-    assert pseudo_label(probabilities, 1.1)[2].tolist() == [0, 0]
+    assert q[..., 0].tolist() == [[1, 0], [1, 1]]
+    assert not pseudo_label(probabilities, torch.tensor([0.0, 0.0, 1.1]))[2].any()
 
 
-@pytest.mark.parametrize("by_pixel", [False, True])
-def test_image_label_and_weight_come_from_the_same_pixels(by_pixel):
+def test_the_surest_share_of_every_class_reaches_its_threshold():
+    torch.manual_seed(0)
+    label, confidence = torch.randint(0, 3, (2, 40, 50)).byte(), torch.rand(2, 40, 50)
+    confidence[label == 1] /= 4  # a class that the teacher is never sure of
+    before = torch.tensor([0.9, 0.9, 0.9, 0.7])
+    for share in (0.2, 0.5, 1.0):
+        found = class_thresholds(label, confidence, share, before)
+        assert found[3] == before[3]  # no pixel of it
+        for k in range(3):
+            reached = (confidence[label == k] >= found[k]).float().mean()
+            assert abs(reached - share) < 0.01, (share, k)
+    assert class_thresholds(label, confidence, 0.5, before)[1] < 0.25
+
+
+def test_image_label_and_weight_come_from_the_same_pixels():
     source, target = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     label = torch.full((2, 4, 4), 255, dtype=torch.uint8)
     label[0, 0], label[1, :, :2] = 3, 4
     pseudo = torch.full((2, 4, 4), 9, dtype=torch.uint8)
-    trust = torch.rand(2, 4, 4) if by_pixel else torch.tensor([0.25, 0.0]).view(2, 1, 1)
+    trust = torch.rand(2, 4, 4)
     images, mixed_label, weight = mixed(source, label, target, pseudo, trust, STILL)
     mask = label != 255
     torch.testing.assert_close(images[:, 0], (~mask).float())
     assert torch.equal(mixed_label, torch.where(mask, label, pseudo))
-    assert torch.equal(weight, torch.where(mask, torch.ones(2, 4, 4), trust.expand(2, 4, 4)))
+    assert torch.equal(weight, torch.where(mask, torch.ones(2, 4, 4), trust))
     assert torch.equal(mix(mask, label, pseudo), mixed_label)
 
 

@@ -257,7 +257,7 @@ def test_both_steps_learn_one_batch(reading):
         method, ICCLDConfig(diffused=reading, unet_channels=(8, 16), adversary_warmup=6)
     ).train()
     before = [terms_of(second, player, data) for player in second.networks]
-    fit(second, data, 30)
+    fit(second, data, 40)
     denoiser, discriminator = (terms_of(second, player, data) for player in second.networks)
     assert denoiser["diffusion_source"] < 0.9 * before[0]["diffusion_source"]
     assert denoiser["estimate_source"] < 0.95 * before[0]["estimate_source"]

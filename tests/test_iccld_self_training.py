@@ -80,7 +80,7 @@ def test_every_term_of_step_1_reaches_its_networks_and_no_teacher():
     assert step1(diffused="image").losses("segmenter", data, 0).keys() == {"source", "mixed"}
 
 
-def test_the_terms_of_step_1_are_those_of_the_formula_and_the_target_counts_by_q():
+def test_the_terms_of_step_1_are_those_of_the_formula_and_the_target_counts_by_confidence():
     method, data = step1().eval(), batch()
     terms = method.losses("segmenter", data, 0)
     torch.testing.assert_close(
@@ -89,8 +89,29 @@ def test_the_terms_of_step_1_are_those_of_the_formula_and_the_target_counts_by_q
     sure, unsure = (step1(threshold=threshold) for threshold in (0.0, 1.0))
     data["label"][:] = 255  # nothing of the source in the mix
     assert unsure.losses("segmenter", data, 0)["mixed"] == 0 < sure.losses("segmenter", data, 0)["mixed"]
-    weighted = step1(threshold=1.0, confidence_weighted=True)
-    assert weighted.losses("segmenter", data, 0)["mixed"] > 0
+
+
+def test_the_surest_pixels_of_a_class_count_once_its_threshold_is_known():
+    method, data = step1(threshold=1.0), batch()
+    data["label"][:] = 255
+    assert method.losses("segmenter", data, 0)["mixed"] == 0  # no threshold is known before the first batch
+    method.after_step(0)
+    assert (method.class_thresholds[method.predict(data["target"]).argmax(1).unique()] < 1).all()
+    assert method.losses("segmenter", data, 1)["mixed"] > 0
+
+
+def test_batch_norm_follows_the_target_alone():
+    def run(change):
+        method, data = step1(), batch()
+        for name in change:
+            data[name] = data[name] * 0.5
+        method.losses("segmenter", data, 0)
+        encoder = method.segmenter.network.encoder
+        return {k: v for k, v in encoder.state_dict().items() if "running" in k}
+
+    still, source, target = run(()), run(("source",)), run(("target",))
+    assert still and all(torch.equal(still[name], source[name]) for name in still)
+    assert any(not torch.equal(still[name], target[name]) for name in still)
 
 
 def test_void_and_one_class_alone_train_on():

@@ -113,12 +113,13 @@ class ICCLDConfig(MethodSettings):
     """The diffused variable: the latent of the label, given the image's; or the latent of the image, given
     that of a strongly augmented view."""
     threshold: Share = 0.968
-    """Step 1: confidence from which a pixel of a pseudo-label counts for its quality, in [0, 1] (DACS)."""
+    """Step 1: confidence from which a pixel of a pseudo-label counts whatever its class, in [0, 1] (DACS)."""
+    sure_share: Share = 0.5
+    """Step 1: this share of each class's pseudo-label counts too, its surest pixels, in [0, 1] (CBST): a
+    fixed threshold alone keeps the large classes and loses the small ones."""
     momentum: Momentum = 0.999
     """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1).
     """
-    confidence_weighted: bool = False
-    """Weight each pixel of a pseudo-label by its own confidence instead of the image's quality."""
     feature_distance: Weight = 0.0
     """Weight of the distance to the features of the encoder as it was at the start (DAFormer); 0 leaves it
     out.

@@ -1,19 +1,21 @@
 """ClassMix, and the strong augmentation of what it mixed.
 
 Olsson et al., "ClassMix: Segmentation-based data augmentation for semi-supervised learning", WACV 2021;
-pseudo-label weight: Tranheden et al., "DACS", WACV 2021; strengths of the augmentation: Hoyer et al.,
+thresholds by class: Zou et al., "CBST", ECCV 2018; strengths of the augmentation: Hoyer et al.,
 "DAFormer", CVPR 2022.
 
     x^s, y^s   source image [B, 3, H, W] in [0, 1] and label [B, H, W] train ids, 255 void
     x^t, p     target image, and the teacher's probabilities on it [B, C, H, W]
-    y^t, q     pseudo-label argmax p, and the share of pixels with max p over the threshold [B]
+    y^t        pseudo-label argmax p [B, H, W]
+    q          its pixels that count [B, H, W]: max p over the threshold of their class (`pseudo_label`)
     M          pixels of half the classes of y^s [B, H, W]
 
-    x^mix = M x^s + (1 - M) x^t, y^mix = M y^s + (1 - M) y^t, pixel weight M + (1 - M) q
+    x^mix = M x^s + (1 - M) x^t, y^mix = M y^s + (1 - M) y^t, weight of pixels M + (1 - M) q
 
 All on the batch's device, for all images of the batch at once; each image has its own draws, from torch's
-global generator of that device. Deviations: q is each image's own (DACS: the batch's); hue is turned around
-the grey axis of RGB, not in HSV; brightness, contrast, saturation and hue change in this order.
+global generator of that device. Deviations: thresholds follow the training, in CBST they are taken from the
+whole target set between two rounds; hue is turned around the grey axis of RGB, not in HSV; brightness,
+contrast, saturation and hue change in this order.
 """
 
 from __future__ import annotations
@@ -45,10 +47,23 @@ def class_mask(label: Tensor) -> Tensor:
     return chosen.gather(1, index).view_as(label)
 
 
-def pseudo_label(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """p [B, C, H, W] to y^t [B, H, W] uint8, max p [B, H, W], and q [B] in [0, 1]."""
+def pseudo_label(probabilities: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p [B, C, H, W] and a threshold for each class [C] to y^t [B, H, W] uint8, max p [B, H, W], and q
+    [B, H, W]: 1 where max p reaches the threshold of its class, or else 0.
+    """
     confidence, label = probabilities.max(1)
-    return label.byte(), confidence, (confidence >= threshold).float().mean((1, 2))
+    return label.byte(), confidence, (confidence >= thresholds[label]).float()
+
+
+def class_thresholds(label: Tensor, confidence: Tensor, share: float, before: Tensor) -> Tensor:
+    """The confidence [C] that the surest `share` of each class's pixels reach (CBST, eq. 6); `before` [C] for
+    a class without a pixel. label, confidence: as `pseudo_label` returns them.
+    """
+    found = before.clone()
+    for index in label.unique().tolist():
+        values = confidence[label == index]
+        found[index] = values.kthvalue(len(values) - int(share * (len(values) - 1)))[0]
+    return found
 
 
 def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -61,7 +76,7 @@ def mixed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x^mix [B, 3, H, W], strongly augmented, y^mix [B, H, W] and its pixel weights [B, H, W].
 
-    pseudo: y^t [B, H, W]. trust: the weight of its pixels [B, H, W], or q as [B, 1, 1].
+    pseudo: y^t [B, H, W]. trust: the weight of its pixels, q [B, H, W].
     """
     mask = class_mask(label)
     images = augment(mix(mask, source, target), strength)

@@ -16,7 +16,7 @@ paper's.
 | zhat_0 | z_0 as one prediction implies it | [B, K, h, w] |
 | abar_t | cumulated product of the noise schedule, t = 0 .. T - 1, T = 1000 | |
 | A | discriminator: zhat_0 to source / mixed / target | [B, 3, h', w'] |
-| q, a | weight of a pseudo-label, share that the teacher keeps | |
+| q, a | pixels of a pseudo-label that count, share that the teacher keeps | |
 
 What the paper is known to say (its abstracts and captions; its equations and settings are not known to us):
 - a network of E, D and a latent diffusion eps_theta between them, with connections from E to D;
@@ -24,7 +24,7 @@ What the paper is known to say (its abstracts and captions; its equations and se
 - step 1 adapts E and D with ClassMix; step 2 trains eps_theta against a discriminator that tells source,
   mixed and
   target; a second network follows the trained one as a moving average.
-What is ours: everything else, from relatives that say what they do: DACS (q, threshold), DAFormer
+What is ours: everything else, from relatives that say what they do: CBST (q), DACS (threshold), DAFormer
 (augmentation, teacher, learning rates, feature distance), MIC (masked consistency), SDSeg (zhat_0 pulled to
 z_0), ADVENT (weight of the adversary), LDMSeg and DDP (diffusing labels). So no number that this code reaches
 reproduces the paper's: 74.4 (GTA5 to Cityscapes) and 67.2 mIoU (SYNTHIA to Cityscapes) are the paper's alone.
@@ -51,8 +51,8 @@ Decisions where the paper leaves a choice:
 - One DDIM step from pure noise is the default: the mean of the masks. With "label" more steps draw one of
   them, which is
   sharper and scored lower; with "image" all draws are nearly one (LOG.md).
-- Step 1 runs all images of a step as one batch: batch statistics are those of source and mixed images
-  together.
+- In step 1 batch norm sees one domain at a time, and predicts with the target's statistics
+  (self_training.py).
 - D(z_y, skips) = y trains E_y and D; the skips are constants in it, for it knows the answer already.
 - With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with
   "image" the
@@ -282,9 +282,9 @@ class AdversarialDiffusion(Method):
         size = x.shape[-2:]
         z, skips = network.encode(x)
         logits = network.decode(z[count:], [skip[count:] for skip in skips], size)[..., :height, :width]
-        y_t, confidence, q = pseudo_label(self.restrict(logits).float().softmax(1), self.config.threshold)
-        trust = confidence if self.config.confidence_weighted else q[:, None, None]
-        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, trust, self.config.augmentation)
+        p = self.restrict(logits).float().softmax(1)
+        y_t, _, q = pseudo_label(p, self.adapted.thresholds.value.clamp(max=self.config.threshold))
+        x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, q, self.config.augmentation)
         z_mix, skips_mix = network.encode(prepare(x_mix))
 
         images = torch.cat([z[:count], z_mix, z[count:]])

@@ -4,8 +4,11 @@
     L = CE(f(x^s), y^s) + CE(f(x^mix), y^mix; w) + CE(D(E_y(y^s), skips), y^s),   f = D after E
 
 The last term where labels are diffused. Options of relatives, off by default: ImageNet feature distance
-(Hoyer et al., "DAFormer", CVPR 2022), masked image consistency (Hoyer et al., "MIC", CVPR 2023),
-confidence-weighted pixels.
+(Hoyer et al., "DAFormer", CVPR 2022), masked image consistency (Hoyer et al., "MIC", CVPR 2023).
+
+Batch norm in E sees one domain at a time, and its running statistics, which the teacher labels and predicts
+with, are the target's (Li et al., "Adaptive Batch Normalization", 2018). With statistics of both domains the
+teacher is sure and wrong in the target, and the student learns that (LOG.md).
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from typing import Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from segshift.data.labels import IGNORE
 from segshift.methods.base import Batch, Method, cross_entropy, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
-from segshift.methods.iccld.classmix import augment, mixed, pseudo_label
+from segshift.methods.iccld.classmix import augment, class_thresholds, mixed, pseudo_label
 from segshift.networks.iccld import HEAD_LR, STRIDES, LabelEncoder, LatentSegmenter, class_shares
 from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
@@ -97,12 +101,48 @@ def latent_network(segmenter: Segmenter) -> LatentSegmenter:
     return segmenter.network
 
 
-class Student(nn.Module):
-    """What step 1 trains: E and D, and E_y where labels are diffused."""
+class Thresholds(nn.Module):
+    """The confidence from which pseudo-labels of each class count [C], as the last batch has it."""
 
-    def __init__(self, segmenter: Segmenter, label_encoder: LabelEncoder | None):
+    def __init__(self, classes: int):
         super().__init__()
-        self.segmenter, self.label_encoder = segmenter, label_encoder
+        self.register_buffer("value", torch.ones(classes))
+
+    value: Tensor
+
+
+class Student(nn.Module):
+    """What step 1 trains: E and D, and E_y where labels are diffused. Its thresholds are a batch's own, and
+    their moving average is the teacher's.
+    """
+
+    def __init__(self, segmenter: Segmenter, label_encoder: LabelEncoder | None, thresholds: Thresholds):
+        super().__init__()
+        self.segmenter, self.label_encoder, self.thresholds = segmenter, label_encoder, thresholds
+
+
+class TargetStatistics:
+    """Batch norm of an encoder: it normalises by the batch in training, and its running statistics follow the
+    target's images alone.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        self.encoder = encoder
+        found = [m for m in encoder.modules() if isinstance(m, _BatchNorm)]
+        self.norms = [(norm, norm.momentum) for norm in found if norm.track_running_stats]
+        for norm, _ in self.norms:
+            norm.momentum = 0.0
+
+    @torch.no_grad()
+    def follow(self, target: Tensor) -> None:
+        """Move the running statistics towards those of target images [B, 3, H, W], normalised and padded."""
+        if not self.norms:
+            return
+        for norm, momentum in self.norms:
+            norm.momentum = momentum
+        self.encoder(target)
+        for norm, _ in self.norms:
+            norm.momentum = 0.0
 
 
 class SelfTraining(Method):
@@ -125,13 +165,15 @@ class SelfTraining(Method):
         self.segmenter, self.config, self.things, self.head_lr = segmenter, config, tuple(things), head_lr
         labels = config.diffused == "label"
         self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if labels else None
+        self.thresholds = Thresholds(segmenter.classes)
+        self.statistics = TargetStatistics(network.encoder)
         self.teacher = average_of(self._student(), config.momentum)
         self.reference = (
             copy.deepcopy(network.encoder).requires_grad_(False) if config.feature_distance else None
         )
 
     def _student(self) -> Student:
-        return Student(self.segmenter, self.label_encoder)
+        return Student(self.segmenter, self.label_encoder, self.thresholds)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -162,7 +204,9 @@ class SelfTraining(Method):
             )
         x = self.segmenter.prepare(torch.cat(images))
         network, (height, width), count = latent_network(self.segmenter), y_s.shape[-2:], len(x_s)
-        maps = network.encoder(x)
+        self.statistics.follow(self.segmenter.prepare(x_t))
+        by_domain = [network.encoder(part) for part in x.split(count)]
+        maps = [torch.cat(level) for level in zip(*by_domain, strict=True)]
         z, skips = network.fuse(maps)
         logits = network.decode(z, skips, x.shape[-2:])[..., :height, :width].chunk(len(images))
         terms = {
@@ -184,11 +228,19 @@ class SelfTraining(Method):
         return terms
 
     def _pseudo(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's y^t [B, H, W] and the weight of its pixels: q [B, 1, 1], or max p [B, H, W]."""
-        with torch.inference_mode():
-            found = pseudo_label(self.predict(target).float().softmax(1), self.config.threshold)
-        y_t, confidence, q = (part.clone() for part in found)  # clones may take part in a backward pass
-        return y_t, confidence if self.config.confidence_weighted else q[:, None, None]
+        """The teacher's y^t [B, H, W] and q [B, H, W]."""
+        with torch.no_grad():
+            p = self.predict(target).float().softmax(1)
+            y_t, confidence, q = pseudo_label(p, self.class_thresholds)
+            self.thresholds.value.copy_(
+                class_thresholds(y_t, confidence, self.config.sure_share, self.class_thresholds)
+            )
+        return y_t, q
+
+    @property
+    def class_thresholds(self) -> Tensor:
+        """The teacher's [C], at most `threshold`."""
+        return self.teacher.module.thresholds.value.clamp(max=self.config.threshold)
 
     def after_step(self, step: int) -> None:
         self.teacher.update_parameters(self._student())
