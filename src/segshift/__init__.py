@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from segshift.config import DiffusionConfig as DiffusionConfig
     from segshift.config import EstimateConfig as EstimateConfig
     from segshift.config import EvaluateConfig as EvaluateConfig
+    from segshift.config import ExportConfig as ExportConfig
     from segshift.config import GateConfig as GateConfig
     from segshift.config import ICCLDConfig as ICCLDConfig
     from segshift.config import NetworkConfig as NetworkConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
     from segshift.stages.evaluate import evaluate as evaluate
+    from segshift.stages.export import export as export
     from segshift.stages.predict import predict as predict
     from segshift.stages.report import report as report
     from segshift.stages.train import train as train
@@ -41,6 +43,7 @@ _PUBLIC = {
             "DiffusionConfig",
             "EstimateConfig",
             "EvaluateConfig",
+            "ExportConfig",
             "GateConfig",
             "ICCLDConfig",
             "NetworkConfig",
@@ -59,6 +62,7 @@ _PUBLIC = {
     "evaluate": "segshift.stages.evaluate",
     "Prediction": "segshift.predictor",
     "Predictor": "segshift.predictor",
+    "export": "segshift.stages.export",
     "load": "segshift.predictor",
     "predict": "segshift.stages.predict",
     "report": "segshift.stages.report",

@@ -20,6 +20,7 @@ from segshift.config import (
     CheckConfig,
     EstimateConfig,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
     PriorConfig,
     ReportConfig,
@@ -85,6 +86,19 @@ def predict(out: Out, config: Annotated[PredictConfig, Flat]) -> Path:
     from segshift.stages import predict
 
     return predict.predict(config, out)
+
+
+def export(
+    out: Annotated[
+        Positional[str],
+        tyro.conf.arg(metavar="OUT", help="File to write, new: .onnx, or .pt2 of torch.export."),
+    ],
+    config: Annotated[ExportConfig, Flat],
+) -> Path:
+    """Write a trained network as one ONNX or .pt2 file, and compare it with the run on frames."""
+    from segshift.stages import export
+
+    return export.export(config, out)
 
 
 def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
@@ -173,7 +187,21 @@ def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[Prio
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (demo, town, check, transfer, train, predict, evaluate, estimate, report, recipes, run, prior)
+    for f in (
+        demo,
+        town,
+        check,
+        transfer,
+        train,
+        predict,
+        evaluate,
+        estimate,
+        export,
+        report,
+        recipes,
+        run,
+        prior,
+    )
 }
 
 

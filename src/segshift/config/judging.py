@@ -80,6 +80,35 @@ class PredictConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Settings):
+    """Write a trained network as one file that runs without segshift, and compare it with the run."""
+
+    run: PredictorText
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory` of
+    a network of yours that brings its weights."""
+    checkpoint: Literal["best"] | Select = "best"
+    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
+    """
+    network: ForeignNetwork = None
+    """The network of a weights file that segshift did not train; None takes the run's own."""
+    size: Size | None = None
+    """Height and width of the images; None takes the run's training size (of the target where it has one),
+    for other networks that of the first picture."""
+    dynamic: bool = False
+    """Take any number of images, of any size in multiples of the network's stride (mostly 32), instead of one
+    image of that size."""
+    argmax: bool = False
+    """Give train ids [B, H, W] uint8 instead of logits [B, C, H, W]."""
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    """ONNX opset, 18 to 23."""
+    images: FolderText | None = None
+    """Pictures to compare on: a picture, a folder or a glob in quotes; None takes the run's validation
+    frames, or its source frames. Other networks than a run's need them."""
+    frames: Count = 30
+    """Frames to compare on at most."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig(Settings):
     """Compare prediction PNGs with the ground truth: per-class IoU, mIoU, pixel accuracy."""
 
