@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 import trees
-from test_predict import trained
+from test_predict import TWO_CONVS, trained
 
 import segshift
 from segshift.config import ExportConfig, NetworkConfig
@@ -60,9 +60,9 @@ def test_a_file_of_one_size_gives_the_logits_of_the_run(tmp_path: Path, day: str
 
 
 def test_a_dynamic_file_takes_any_number_and_size_and_gives_train_ids_where_asked(tmp_path: Path, day: str):
-    run = trained(tmp_path / "run", day, network=UNET)
-    method = checkpoints.load_run(run)[0]
-    for name, argmax in (("logits", False), ("classes", True)):
+    for name, argmax, network in (("logits", False, UNET), ("classes", True, TWO_CONVS)):
+        run = trained(tmp_path / f"run-{name}", day, network=network)
+        method = checkpoints.load_run(run)[0]
         out = export(ExportConfig(str(run), dynamic=True, argmax=argmax, opset=20), tmp_path / f"{name}.onnx")
         for shape in ((1, 3, STRIDE, 3 * STRIDE), (2, 3, 2 * STRIDE, STRIDE)):
             images = torch.randint(0, 256, shape, dtype=torch.uint8)
