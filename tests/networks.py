@@ -1,5 +1,6 @@
 """Networks of a few hundred parameters, for tests, named as a user names their own: networks:two_convs."""
 
+import numpy
 import torch
 from torch import nn
 
@@ -126,3 +127,50 @@ def leaving(classes: int) -> nn.Module:
 
 def failing_later(classes: int) -> nn.Module:
     return Changed(classes, lambda logits: logits.no_such_thing)
+
+
+def seeing(classes: int):
+    """A black box: train ids [H/2, W/2] by brightness."""
+    return lambda image: (image[::2, ::2].mean(2) * classes / 256).astype("int64")
+
+
+def scoring(classes: int):
+    """The same black box with scores: the negative distance to each class's brightness."""
+
+    def scores(image):
+        level = image[::2, ::2].mean(2) * classes / 256
+        return -abs(level - 0.5 - numpy.arange(classes)[:, None, None])
+
+    return scores
+
+
+def seeing_one_too_many(classes: int):
+    return lambda image: seeing(classes + 1)(255 * (image >= 0).astype("uint8"))
+
+
+def seeing_nothing(classes: int):
+    return lambda image: image
+
+
+def seeing_badly(classes: int):
+    return lambda image: image.no_such_thing
+
+
+class Branching(nn.Module):
+    """Looks at the values of the image."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.inner = TwoConvs(classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(images)
+        return logits + 1 if images.mean() > 0.5 else logits
+
+
+def branching(classes: int) -> nn.Module:
+    return Branching(classes)
+
+
+def of_bessel(classes: int) -> nn.Module:
+    return Changed(classes, torch.special.bessel_j0)

@@ -157,6 +157,10 @@ def test_the_users_own_layer_is_compared_by_name():
             r"cannot be called as of_another_name\(classes=5\) .missing a required argument: 'num_classes",
         ),
         (own("no_network"), "made a int, expected a torch.nn.Module"),
+        (own("seeing"), "'networks:seeing' only predicts and cannot be trained"),
+        (own("seeing_one_too_many"), "returned train ids 5 to 5, expected 0 to 4: map its classes"),
+        (own("seeing_nothing"), r"returned uint8 \[128, 256, 3\] .* return scores \[5, h, w\]"),
+        (own("seeing_badly"), r"fails on a picture of 128x256 .AttributeError: .* in .*networks.py, line"),
         (own(feature_layer="nowhere"), "no layer 'nowhere' in the network: .* such as encoder"),
         (own(weights="nowhere.safetensors"), "no weights at .*nowhere.safetensors"),
         (

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from segshift.config import DiffusionConfig as DiffusionConfig
     from segshift.config import EstimateConfig as EstimateConfig
     from segshift.config import EvaluateConfig as EvaluateConfig
+    from segshift.config import ExportConfig as ExportConfig
     from segshift.config import GateConfig as GateConfig
     from segshift.config import ICCLDConfig as ICCLDConfig
     from segshift.config import NetworkConfig as NetworkConfig
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from segshift.config import ZoDiConfig as ZoDiConfig
     from segshift.estimation import estimate as estimate
     from segshift.experiments import run as run
+    from segshift.predictor import Prediction as Prediction
+    from segshift.predictor import Predictor as Predictor
+    from segshift.predictor import load as load
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
     from segshift.stages.evaluate import evaluate as evaluate
+    from segshift.stages.export import export as export
     from segshift.stages.predict import predict as predict
     from segshift.stages.report import report as report
     from segshift.stages.train import train as train
@@ -38,6 +43,7 @@ _PUBLIC = {
             "DiffusionConfig",
             "EstimateConfig",
             "EvaluateConfig",
+            "ExportConfig",
             "GateConfig",
             "ICCLDConfig",
             "NetworkConfig",
@@ -54,6 +60,10 @@ _PUBLIC = {
     "check": "segshift.stages.check",
     "estimate": "segshift.estimation",
     "evaluate": "segshift.stages.evaluate",
+    "Prediction": "segshift.predictor",
+    "Predictor": "segshift.predictor",
+    "export": "segshift.stages.export",
+    "load": "segshift.predictor",
     "predict": "segshift.stages.predict",
     "report": "segshift.stages.report",
     "run": "segshift.experiments",

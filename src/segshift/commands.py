@@ -21,6 +21,7 @@ from segshift.config import (
     DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
     PriorConfig,
     ReportConfig,
@@ -81,10 +82,24 @@ def train(out: Out, config: Annotated[TrainConfig, Flat]) -> Path:
 
 
 def predict(out: Out, config: Annotated[PredictConfig, Flat]) -> Path:
-    """Write a network's predictions as label PNGs, in the data set's official ids."""
+    """Write a network's predictions as label PNGs: of a data set, of pictures without labels, or of a
+    video."""
     from segshift.stages import predict
 
     return predict.predict(config, out)
+
+
+def export(
+    out: Annotated[
+        Positional[str],
+        tyro.conf.arg(metavar="OUT", help="File to write, new: .onnx, or .pt2 of torch.export."),
+    ],
+    config: Annotated[ExportConfig, Flat],
+) -> Path:
+    """Write a trained network as one ONNX or .pt2 file, and compare it with the run on frames."""
+    from segshift.stages import export
+
+    return export.export(config, out)
 
 
 def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
@@ -202,6 +217,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         predict,
         evaluate,
         estimate,
+        export,
         report,
         models,
         recipes,

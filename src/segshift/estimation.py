@@ -33,16 +33,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import execution, generators, outputs, records, runs
+from segshift import execution, generators, outputs, predictor, records, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
 from segshift.data import frames
 from segshift.data.frames import Dataset
 from segshift.engine.worker import targets
 from segshift.generators import Domain
+from segshift.predictor import Predictor
 from segshift.runs import InputError
 from segshift.scoring import bootstrap
 from segshift.stages import evaluate, predict, transfer
-from segshift.stages.predict import Predictor
 
 _log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
     out = output.path
     _warn_of_training_frames(Path(config.run), data)
     config = replace(config, size=_size(config, data))
-    predictor = predict.load(_prediction(config, config.source), data)  # a wrong one costs no transfer
+    network = predictor.of(_prediction(config, config.source), data)  # a wrong one costs no transfer
     output.claim()
-    source = _score(config, predictor, config.source, out / "source", {})
+    source = _score(config, network, config.source, out / "source", {})
 
     seeds = range(config.seed, config.seed + config.draws)
     tree = Path(config.transferred) if config.transferred else out / "transferred"
@@ -90,7 +90,7 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
         for prompt in (name, config.own_prompt):  # the own domain once for each strength, and kept
             if (prompt, goal.strength) not in sets:
                 sets[prompt, goal.strength] = [
-                    _transferred(config, predictor, data, prompt, goal.strength, s, tree, out) for s in seeds
+                    _transferred(config, network, data, prompt, goal.strength, s, tree, out) for s in seeds
                 ]
     scored = runs.read_json(out / "source" / "evaluation" / "metrics.json", records.METRICS)
     result = _result(config, data, goals, source, sets, scored)
@@ -173,7 +173,7 @@ def _transfer_config(config: EstimateConfig) -> TransferConfig:
 
 def _transferred(
     config: EstimateConfig,
-    predictor: Predictor,
+    network: Predictor,
     data: Dataset,
     prompt: str,
     strength: float,
@@ -207,7 +207,7 @@ def _transferred(
         "images_sha256": digest,
     }
     made = ":".join(filter(None, (data.layout, str(folder), data.subset)))
-    return _score(config, predictor, made, out / name, what)
+    return _score(config, network, made, out / name, what)
 
 
 def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
@@ -223,11 +223,11 @@ def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
 
 
 def _score(
-    config: EstimateConfig, predictor: Predictor, data: str, folder: Path, told: dict[str, Any]
+    config: EstimateConfig, network: Predictor, data: str, folder: Path, told: dict[str, Any]
 ) -> Scored:
     """Predict and evaluate one set of frames. Raises: InputError, also when a frame cannot be read."""
     predictions, evaluation = folder / "predictions", folder / "evaluation"
-    predict.predict(_prediction(config, data), predictions, predictor)
+    predict.predict(_prediction(config, data), predictions, network)
     if failed := runs.failures(predictions):
         raise InputError(failed[0]["error"])
     classes = config.classes

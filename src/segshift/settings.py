@@ -5,6 +5,7 @@ current folder.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -105,6 +106,16 @@ def _factory(name: str) -> str:
     return f"{user_path(folder or '.')}/{module}:{factory}" if there else name
 
 
+_FACTORY = re.compile(r"(.*/)?[^\W\d][\w.]*:[^\W\d]\w*")
+
+
+def _predictor(text: str) -> str:
+    """A run or a file, or [FOLDER/]module:factory where no such path is there."""
+    if _FACTORY.fullmatch(text) and not os.path.lexists(os.path.expanduser(text)):
+        return _factory(text)
+    return text if text.startswith("{") else RunFolder(user_path(text))
+
+
 def _network(name: str) -> str:
     return f"hf:{_model(name[3:])}" if name.startswith("hf:") else _factory(name)
 
@@ -114,6 +125,8 @@ PathText = Annotated[str, BeforeValidator(_text), AfterValidator(user_path)]
 DataText = Annotated[str, BeforeValidator(_text), AfterValidator(_data)]
 FolderText = Annotated[str, BeforeValidator(_text), _path(InputFolder)]
 RunText = Annotated[str, BeforeValidator(_text), _path(RunFolder)]
+PredictorText = Annotated[str, BeforeValidator(_text), AfterValidator(_predictor)]
+"""What predicts: a run or a file of weights as a RunFolder, or a plain text [FOLDER/]module:factory."""
 ModelText = Annotated[str, BeforeValidator(_text), AfterValidator(_model)]
 FactoryText = Annotated[str, AfterValidator(_factory)]
 NetworkText = Annotated[str, BeforeValidator(_text), AfterValidator(_network)]

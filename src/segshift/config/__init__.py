@@ -5,7 +5,14 @@ repeats it (`segshift run CONFIG.JSON`; a check, a report and a training of the 
 again).
 """
 
-from segshift.config.judging import CheckConfig, EstimateConfig, EvaluateConfig, PredictConfig, ReportConfig
+from segshift.config.judging import (
+    CheckConfig,
+    EstimateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+    ReportConfig,
+)
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
     ForeignNetwork,
@@ -24,6 +31,7 @@ __all__ = [
     "DiffusionConfig",
     "EstimateConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ForeignNetwork",
     "GateConfig",
     "ICCLDConfig",

@@ -17,6 +17,7 @@ from segshift.settings import (
     FolderText,
     PathText,
     PositiveShare,
+    PredictorText,
     RunText,
     Seed,
     Select,
@@ -41,10 +42,14 @@ class CheckConfig(Settings):
 class PredictConfig(Settings):
     """Write a network's predictions as label PNGs in the data set's official ids, at the label's size."""
 
-    run: RunText
-    """Run folder of `segshift train`, or a file of weights together with --network.name."""
-    data: DataText
+    run: PredictorText
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
+    network of yours that brings its weights, or a black box, which only predicts."""
+    data: DataText | None = None
     """Data set as layout:path[:subset]."""
+    images: FolderText | None = None
+    """Pictures without a data set instead: a picture, a folder, a glob in quotes, or a video. Overlays in the
+    classes' colours are written beside the label PNGs, of a video as an annotated video."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
     """
@@ -52,7 +57,7 @@ class PredictConfig(Settings):
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of the target where it has
-    one), for a weights file the image's own."""
+    one), for other networks the image's own."""
     window: Size | None = None
     """Height and width of a window that slides over the image at that size, half overlapping, logits
     averaged; None takes the whole image."""
@@ -72,6 +77,35 @@ class PredictConfig(Settings):
     """Images per batch."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU."""
+
+
+@dataclass(frozen=True)
+class ExportConfig(Settings):
+    """Write a trained network as one file that runs without segshift, and compare it with the run."""
+
+    run: PredictorText
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory` of
+    a network of yours that brings its weights."""
+    checkpoint: Literal["best"] | Select = "best"
+    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
+    """
+    network: ForeignNetwork = None
+    """The network of a weights file that segshift did not train; None takes the run's own."""
+    size: Size | None = None
+    """Height and width of the images; None takes the run's training size (of the target where it has one),
+    for other networks that of the first picture."""
+    dynamic: bool = False
+    """Take any number of images, of any size in multiples of the network's stride (mostly 32), instead of one
+    image of that size."""
+    argmax: bool = False
+    """Give train ids [B, H, W] uint8 instead of logits [B, C, H, W]."""
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    """ONNX opset, 18 to 23."""
+    images: FolderText | None = None
+    """Pictures to compare on: a picture, a folder or a glob in quotes; None takes the run's validation
+    frames, or its source frames. Other networks than a run's need them."""
+    frames: Count = 30
+    """Frames to compare on at most."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +131,9 @@ class EstimateConfig(Settings):
     sentence.
     """
 
-    run: RunText
-    """Run folder of `segshift train`, or a file of weights together with --network.name."""
+    run: PredictorText
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
+    network of yours that brings its weights, or a black box, which only predicts."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""
@@ -127,9 +162,9 @@ class EstimateConfig(Settings):
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of its target, where it has
-    one), for a weights file that of the source frames, where they have one in common."""
+    one), for other networks that of the source frames, where they have one in common."""
     classes: Literal[13, 16, 19] | None = None
-    """Class set of Cityscapes to score; None takes the run's own, for a weights file every class of the data
+    """Class set of Cityscapes to score; None takes the run's own, for other networks every class of the data
     set.
     """
     mode: Literal["default", "reference"] = "default"

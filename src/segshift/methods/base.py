@@ -109,6 +109,10 @@ class Method(nn.Module):
     def set_prediction(self, **options: int) -> None:
         """Predict with these values of `prediction_options`. Raises: InputError for one out of range."""
 
+    def freeze_draws(self, images: Tensor) -> None:
+        """Make the prediction of images of this shape [B, 3, H, W] a function of the images alone, as seeds
+        of 0 give it: what an export computes."""
+
     @property
     def sampling(self) -> str | None:
         """How the prediction is sampled, as tables say it; None where nothing is drawn."""

@@ -275,9 +275,13 @@ def _recognise(path: Path) -> Folder:
     if stage not in _STAGES:
         raise InputError(f"{path} holds a run of stage '{stage}': name folders of {', '.join(_STAGES)}")
     config: Any = runs.read_config(file, _STAGES[stage], stage)
+    if isinstance(config, PredictConfig) and config.images is not None:
+        raise InputError(
+            f"{path} holds predictions of --images: name one of --data, which has frames to show"
+        )
     try:
         if isinstance(config, EvaluateConfig | PredictConfig):
-            frames.split(config.data)
+            frames.split(config.data or "")
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     return Folder(path, stage, config, saved["config"])

@@ -8,6 +8,8 @@
     OUT/failures.jsonl                              frames that could not be read, if any: id, error
     OUT/uncertainty/<map>/<the same path>           confidence, entropy, of several draws spread, on request:
                                                     16-bit PNG, value / 65535
+    OUT/overlays/<the same path>                    of --images: the picture with the classes' colours over it
+    OUT/<video's name>/<number>.png, <name>.mp4     of a video: the predictions, and the annotated video
 
 Logits are resized bilinearly to the label's size (the image's where there is no label) before the argmax. The
 confidence is the largest softmax probability, averaged over the pixels of the logits before that resize.
@@ -15,65 +17,60 @@ confidence is the largest softmax probability, averaged over the pixels of the l
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from rich.console import Console
+from torch import Tensor
 
-from segshift import execution, networks, outputs, records, runs
+from segshift import execution, outputs, predictor, records, runs
 from segshift.config import PredictConfig
-from segshift.data import frames, transforms
+from segshift.data import frames, pictures, transforms
 from segshift.data.frames import Dataset, Frame
+from segshift.data.labels import CITYSCAPES
+from segshift.data.pictures import Video
 from segshift.execution.device import pick
-from segshift.methods.base import Method
-from segshift.methods.source_only.training import SourceOnly
+from segshift.predictor import Predictor
 from segshift.runs import InputError
 from segshift.scoring import inference, predictions
-from segshift.settings import option
-from segshift.training import checkpoints
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """What predicts."""
+def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = None) -> Path:
+    """Write the predictions of `config.run` on `config.data`, or on `config.images`; returns `out`. Frames
+    that are there are skipped.
 
-    method: Method
-    """In evaluation mode."""
-    size: tuple[int, int] | None
-    """Height and width that it sees; None for the image's own."""
-    record: dict[str, Any]
-    """What model.json says of it."""
-
-
-def predict(config: PredictConfig, out: str | Path, predictor: Predictor | None = None) -> Path:
-    """Write the predictions of `config.run` on `config.data`; returns `out`. Frames that are there are
-    skipped.
-
-    predictor: what `load` gave for the same run; None loads it. A frame that cannot be read is listed in
+    loaded: what `predictor.of` gave for the same run; None loads it. A frame that cannot be read is listed in
     OUT/failures.jsonl, and the others are done.
     Raises: InputError when the run and the data set do not fit, and when `out` holds predictions of another
     configuration or of other weights.
     """
     execution.one_process("predict")
-    data = frames.load(config.data)
+    data, video = _frames(config)
     output = outputs.open_output(
         out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(_predicted(out))
     )
-    predictor = predictor or load(config, data)
+    if config.images is not None and data.root in output.path.parents and len(data.frames) > 1 and not video:
+        raise InputError(
+            f"the output folder {output.path} lies in {data.root}, where the pictures are: name a folder "
+            "outside of it"
+        )
+    loaded = loaded or predictor.of(config, None if config.data is None else data)
+    if config.images is not None:
+        data = replace(data, space=loaded.space)
     if output.claim():  # what predicted before left no prediction
         (output.path / "model.json").unlink(missing_ok=True)
     out = output.path
     runs.remove_unfinished(out)
-    _claim(out, predictor.record)
+    _claim(out, loaded.record)
     device = pick(config.device)
-    method, size = predictor.method.to(device), predictor.size
+    method, size = loaded.method.to(device), loaded.size
 
     lines: dict[str, records.Prediction] = {
         line["id"]: line for line in _predicted(out) if (out / line["file"]).exists()
@@ -81,24 +78,29 @@ def predict(config: PredictConfig, out: str | Path, predictor: Predictor | None 
     runs.write_lines(out / "predictions.jsonl", list(lines.values()))  # without a line that a kill cut short
     todo = [frame for frame in data.frames if frame.id not in lines]
     failed: list[dict[str, str]] = []
+    begun = time.perf_counter()
 
     with (
         runs.progress(f"predict on {device.type}", len(data.frames), done=len(lines)) as bar,
         (out / "predictions.jsonl").open("a", encoding="utf-8") as log,
     ):
 
-        def read(frame: Frame) -> tuple[Tensor, tuple[Frame, tuple[int, int]]] | None:
+        def read(item: tuple[Frame, np.ndarray | None]) -> tuple[Tensor, _Read] | None:
+            frame, picture = item
             try:
-                image = torch.from_numpy(frames.read_image(frame.image)).permute(2, 0, 1)
-                native = frames.image_size(frame.label) if frame.label else (image.shape[1], image.shape[2])
+                if picture is None:
+                    picture = frames.read_image(frame.image)
+                native = frames.image_size(frame.label) if frame.label else picture.shape[:2]
             except InputError as error:
                 failed.append({"id": frame.id, "error": str(error)})
                 bar.advance()
                 return None
-            return transforms.resize_image(image, size) if size else image, (frame, native)
+            image = torch.from_numpy(picture).permute(2, 0, 1)
+            shown = picture if config.images is not None and video is None else None
+            return transforms.resize_image(image, size) if size else image, (frame, native, shown)
 
-        for images, batch in inference.read_batches(read, todo, config.batch_size):
-            seeds = [transforms.key_seed(config.seed, "predict", frame.id) for frame, _ in batch]
+        for images, batch in inference.read_batches(read, _pictures(todo, video), config.batch_size):
+            seeds = [transforms.key_seed(config.seed, "predict", frame.id) for frame, _, _ in batch]
             try:
                 logits, maps = inference.infer(
                     method, images.to(device), seeds, window=config.window, uncertainty=config.uncertainty
@@ -108,11 +110,14 @@ def predict(config: PredictConfig, out: str | Path, predictor: Predictor | None 
                     f"{device} has too little memory for one image of {tuple(images.shape[2:])}: give a "
                     "--window or a smaller --size; what is predicted is kept"
                 ) from error
-            for i, (frame, native) in enumerate(batch):
+            for i, (frame, native, shown) in enumerate(batch):
                 file = frames.place(data, frame, out)
                 if config.uncertainty:
                     _write_maps(data, frame, out, {name: value[i] for name, value in maps.items()}, native)
                 [classes] = inference.classes(logits[i : i + 1], native)
+                if shown is not None:
+                    drawn = pictures.overlay(shown, classes, data.space)
+                    _write_png(frames.place(data, frame, out / "overlays"), drawn)
                 predictions.write(file, classes, data.space)
                 line: records.Prediction = {
                     "id": frame.id,
@@ -123,87 +128,62 @@ def predict(config: PredictConfig, out: str | Path, predictor: Predictor | None 
                 log.write(json.dumps(line, ensure_ascii=False) + "\n")
                 log.flush()
                 bar.advance()
+    seconds = time.perf_counter() - begun
     runs.write_lines(out / "predictions.jsonl", [lines[f.id] for f in data.frames if f.id in lines])
     runs.write_failures(out, failed)
+    done = len(todo) - len(failed)
+    if config.images is not None and done:
+        rate = f"{done} frames in {seconds:.1f} s: {done / seconds:.1f} frames/s on {device.type}"
+        Console(soft_wrap=True, highlight=False).print(f"{rate}, with reading and writing")
+    if video is not None:
+        _annotate(out, data, video, again=bool(done))
     return out
+
+
+_Read = tuple[Frame, tuple[int, int], np.ndarray | None]
+"""A frame, the size of its prediction, and the picture to draw over."""
+
+
+def _frames(config: PredictConfig) -> tuple[Dataset, Video | None]:
+    """What is to be predicted. Raises: InputError."""
+    if (config.data is None) == (config.images is None):
+        raise InputError(
+            "predict takes either --data or --images: give a data set as layout:path[:subset], or the path "
+            "of pictures or of a video"
+        )
+    if config.images is not None:
+        return pictures.find(config.images, CITYSCAPES)
+    assert config.data is not None
+    return frames.load(config.data), None
+
+
+def _pictures(todo: list[Frame], video: Video | None) -> Iterator[tuple[Frame, np.ndarray | None]]:
+    """The frames, those of a video with their pictures, which are decoded in order."""
+    if video is None:
+        yield from ((frame, None) for frame in todo)
+        return
+    by_number = {int(frame.image.stem): frame for frame in todo}
+    yield from ((by_number[number], picture) for number, picture in video.frames(by_number.keys()))
+
+
+def _annotate(out: Path, data: Dataset, video: Video, again: bool) -> None:
+    """Write OUT/<video's name>.mp4 from the predictions, where it is missing or they are new."""
+    path = out / f"{video.path.stem}.mp4"
+    if path.exists() and not again:
+        return
+
+    def drawn() -> Iterable[np.ndarray]:
+        with runs.progress("draw the video", video.count) as bar:
+            for number, picture in video.frames():
+                label = predictions.read(frames.place(data, data.frames[number], out), data.space)
+                yield pictures.overlay(picture, label, data.space)
+                bar.advance()
+
+    pictures.write_video(path, video.rate, drawn())
 
 
 def _predicted(out: Path) -> list[records.Prediction]:
     return runs.read_lines(out / "predictions.jsonl", records.Prediction)
-
-
-def load(config: PredictConfig, data: Dataset) -> Predictor:
-    """What predicts, on the CPU. Raises: InputError when it does not fit the data set."""
-    path = Path(config.run)
-    if path.is_file():
-        if config.network is None:
-            raise InputError(
-                f"{path} is a file of weights: name its network with --network.name and --network.encoder"
-            )
-        network = networks.build(
-            replace(config.network, pretrained=False, weights=str(path)), data.space.classes, trained=True
-        )
-        record: dict[str, Any] = {
-            "run": config.run,
-            "method": None,
-            "network": asdict(config.network),
-            "step": None,
-            "rules": [],
-            "selection": f"weights {path.name}",
-            "sampling": None,
-            "input": _input(config, False),
-            "weights": _hash(network),
-        }
-        return Predictor(SourceOnly(network).eval(), config.size, record)
-    if config.network is not None:
-        raise InputError(
-            f"{path} is no file of weights: leave --network.name out to predict with the network of a run"
-        )
-    method, trained, space = checkpoints.load_run(path, config.checkpoint)
-    if space.names != data.space.names:
-        raise InputError(
-            f"{path} was trained on the {space.classes} classes of '{space.name}', {data.name} has the "
-            f"{data.space.classes} of '{data.space.name}': map one onto the other in dataset.yaml"
-        )
-    given = {"sampling_steps": config.sampling_steps, "draws": config.draws}
-    options = {name: value for name, value in given.items() if value is not None}
-    if others := sorted(options.keys() - set(method.prediction_options)):
-        raise InputError(
-            f"{path} was trained by method {trained.method}, which has no {option(others[0])}: leave it out"
-        )
-    method.set_prediction(**options)
-    steps = checkpoints.chosen_steps(path)
-    step = checkpoints.best_record(path)["step"] if config.checkpoint == "best" else steps[config.checkpoint]
-    # none: `best` of a training that was killed between writing it and writing the last
-    rules = [rule for rule in checkpoints.rules(trained) if steps.get(rule) == step] or [trained.select]
-    record = {
-        "run": config.run,
-        "method": trained.method,
-        "network": asdict(trained.network),
-        "step": step,
-        "rules": rules,
-        "selection": predictions.selection(rules),
-        "sampling": method.sampling,
-        "input": _input(config, method.sampling is not None),
-        "weights": _hash(method),
-    }
-    return Predictor(method, config.size or trained.target_size or trained.size, record)
-
-
-def _input(config: PredictConfig, draws: bool) -> str | None:
-    """Where it is not the default: size, window, and the seed of what is drawn."""
-    told = {"size": config.size, "window": config.window}
-    parts = [f"{name} {value[0]}x{value[1]}" for name, value in told.items() if value]
-    parts += [f"seed {config.seed}"] if draws and config.seed != PredictConfig.seed else []
-    return ", ".join(parts) or None
-
-
-def _hash(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _claim(out: Path, told: dict[str, Any]) -> None:
@@ -224,10 +204,13 @@ def _write_maps(
 ) -> None:
     """Each map [h, w] in [0, 1] as a 16-bit PNG at `size`."""
     for name, value in maps.items():
-        resized = F.interpolate(value[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        done, content = cv2.imencode(
-            ".png", (65535 * resized.clamp(0, 1)).round().cpu().numpy().astype(np.uint16)
-        )
-        assert done
-        with runs.atomic(frames.place(data, frame, out / "uncertainty" / name)) as temporary:
-            temporary.write_bytes(content.tobytes())
+        values = (65535 * predictor.resized(value, size)).round().cpu().numpy().astype(np.uint16)
+        _write_png(frames.place(data, frame, out / "uncertainty" / name), values)
+
+
+def _write_png(path: Path, values: np.ndarray) -> None:
+    """Write RGB [H, W, 3] uint8, or one channel [H, W] of 8 or 16 bits, atomically."""
+    done, content = cv2.imencode(".png", values if values.ndim == 2 else values[..., ::-1])
+    assert done
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(content.tobytes())

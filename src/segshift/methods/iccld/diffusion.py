@@ -149,6 +149,7 @@ class AdversarialDiffusion(Method):
     """Step 2. Players: eps_theta (with D where it is unfrozen), then the discriminator."""
 
     abar: Tensor
+    frozen: Tensor | None
 
     def __init__(self, step1: SelfTraining, config: ICCLDConfig):
         """The networks of step 1's teacher and its class set are taken over; its student and settings are
@@ -177,6 +178,7 @@ class AdversarialDiffusion(Method):
             rescale_betas_zero_snr=config.prediction == "v_prediction",
         )
         self.register_buffer("abar", self.schedule.alphas_cumprod.view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("frozen", None, persistent=False)  # z_T of an export
 
     @property
     def segmenter(self) -> Segmenter:
@@ -353,10 +355,19 @@ class AdversarialDiffusion(Method):
         height, width = images.shape[-2:]
         x = self.segmenter.prepare(images)
         z_x, skips = self.network.encode(x)
-        rngs = [transforms.generator(seed, "draw", draw) for draw in range(self.draws) for seed in seeds]
-        z_T = torch.stack([torch.randn(z_x.shape[1:], generator=rng) for rng in rngs]).to(z_x)
+        z_T = self._noise(z_x, seeds) if self.frozen is None else self.frozen
         for z in self._denoise(z_T, z_x.repeat(self.draws, 1, 1, 1)).chunk(self.draws):
             yield self._decode(self.average.module, z, skips, x.shape[-2:])[..., :height, :width]
+
+    def _noise(self, z_x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """z_T of every draw, one after the other, like z_x."""
+        rngs = [transforms.generator(seed, "draw", draw) for draw in range(self.draws) for seed in seeds]
+        return torch.stack([torch.randn(z_x.shape[1:], generator=rng) for rng in rngs]).to(z_x)
+
+    @torch.no_grad()
+    def freeze_draws(self, images: Tensor) -> None:
+        z_x, _ = self.network.encode(self.segmenter.prepare(images))
+        self.frozen = self._noise(z_x, [0] * len(images))
 
     def _denoise(self, z: Tensor, condition: Tensor) -> Tensor:
         """z_T to z_0 in `sampling_steps` (DDIM, eq. 12 without noise), from the last time step down."""
