@@ -200,7 +200,7 @@ def test_errors_are_red_void_is_dark_and_the_rest_is_grey(page, file: Path):
         .evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     )
     drawn = np.array(drawn, np.uint8).reshape(32, 64, 4)[..., :3].astype(int)
-    data = frames.load(f"acdc:{file.parent}/acdc:night/val")
+    data = frames.load(f"acdc:{file.parent.parent}/acdc:night/val")
     frame = next(frame for frame in data.frames if frame.id in captions(section)[0][0])
     label = frames.read_label(frame, data.space)
     wrong = (
