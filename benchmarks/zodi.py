@@ -67,7 +67,7 @@ def experiment(b: Benchmark) -> Experiment:
             rows += judged(
                 (Row(f"{name} {domain}", replace(row.train, transferred=trees), (domain,)),),
                 oracle=(town_target(domain),),
-                transferred=(transferred_val(domain),),
+                transferred=(transferred_val(domain),) if "transferred" in folders else (),
             )
     for domain in b.domains:
         rows += (
@@ -77,8 +77,13 @@ def experiment(b: Benchmark) -> Experiment:
                 targets=(domain,),
             ),
         )
-    ours = replace(town_transfer(*b.domains), mode=b.mode)
-    noise = {
+    rows = tuple(row for row in rows if any(row.name in (n, f"{n} {d}") for n in b.rows for d in b.domains))
+    transfers = {
+        "transferred": replace(town_transfer(*b.domains), mode=b.mode),
+        "transferred-val": replace(town_transfer(*b.domains, split="val"), mode=b.mode),
+        "filters": replace(town_transfer(*b.domains), generator="weather:build"),
+    }
+    transfers |= {
         f"noise-{domain}": TransferConfig(
             source=f"cityscapes:{{out}}/transferred/{domain}:train", to=(domain,), generator="noise:build"
         )
@@ -87,24 +92,25 @@ def experiment(b: Benchmark) -> Experiment:
     return Experiment(
         name="zodi benchmark",
         town=TownConfig(),
-        transfers={
-            "transferred": ours,
-            "transferred-val": replace(town_transfer(*b.domains, split="val"), mode=b.mode),
-            "filters": replace(town_transfer(*b.domains), generator="weather:build"),
-            **noise,
-        },
-        rows=tuple(
-            row for row in rows if any(row.name in (n, f"{n} {d}") for n in b.rows for d in b.domains)
-        ),
+        transfers={name: config for name, config in transfers.items() if _needed(name, rows, transfers)},
+        rows=rows,
         targets=tuple(Target(domain, town_target(domain)) for domain in b.domains),
         seeds=b.seeds,
     )
 
 
+def _needed(name: str, rows: tuple[Row, ...], transfers: dict[str, TransferConfig]) -> bool:
+    """Whether a row, or a transfer that a row needs, reads the folder of this name."""
+    if any(f"{{out}}/{name}/" in repr(row.train) for row in rows):
+        return True
+    readers = [other for other, config in transfers.items() if f"{{out}}/{name}/" in config.source]
+    return any(_needed(other, rows, transfers) for other in readers)
+
+
 def table(scores: Scores) -> str:
     """Markdown: mIoU % mean ± standard deviation per row, rule and target, and the share of the gap that is
     closed by the last checkpoint."""
-    domains = tuple(scores["source only", "last"])
+    domains = tuple(dict.fromkeys(domain for found in scores.values() for domain in found))
     lines = [
         f"| mIoU % | checkpoint | {' | '.join(domains)} | mean |",
         "|---|---|" + "---|" * (len(domains) + 1),
@@ -112,9 +118,13 @@ def table(scores: Scores) -> str:
     for (row, rules), found in by_checkpoint(scores).items():
         values = " | ".join(spread(found[d]) for d in domains)
         lines.append(f"| {row} | {rules} | {values} | {mean(mean(found[d]) for d in domains):.1f} |")
-    there = [name for name in NAMES if (name, "last") in scores]
-    source, *ours, oracle = ({d: mean(scores[name, "last"][d]) for d in domains} for name in there)
-    for name, row in zip(there[1:-1], ours, strict=True):
+    means = {
+        name: {d: mean(scores[name, "last"][d]) for d in domains}
+        for name in NAMES
+        if (name, "last") in scores
+    }
+    source, oracle = means.pop("source only", None), means.pop("oracle", None)
+    for name, row in means.items() if source and oracle else ():
         gap = [100 * (row[d] - source[d]) / (oracle[d] - source[d]) for d in domains]
         lines.append(
             f"| gap closed, {name} | last | {' | '.join(f'{g:.0f} %' for g in gap)} | {mean(gap):.0f} % |"

@@ -26,6 +26,7 @@ from segshift.training import checkpoints
         "estimate",
         "report",
         "demo",
+        "models",
         "recipes",
         "run",
         "prior",

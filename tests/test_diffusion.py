@@ -90,7 +90,7 @@ def test_a_prior_of_another_build_brings_its_own_defaults(prior):
 
 
 def test_town_is_the_folder_inside_the_package(prior, tmp_path, monkeypatch):
-    monkeypatch.setattr(stable_diffusion.resources, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(loading.resources, "files", lambda package: tmp_path / package)
     with pytest.raises(InputError, match=r"no embedded prior at .*prior"):
         stable_diffusion.load_model(DiffusionConfig())
     shutil.copytree(prior, tmp_path / "segshift" / "town" / "prior")
@@ -184,7 +184,7 @@ def test_a_hub_name_is_fetched_at_its_pinned_revision_without_the_safety_checker
 
     def fetch(name, *, revision, allow_patterns):
         asked.append((name, revision, allow_patterns))
-        return str(made / "controlnet" if name == stable_diffusion.CONTROLNET else folder)
+        return str(made / "controlnet" if name == stable_diffusion.CARD.controlnets[0] else folder)
 
     monkeypatch.setattr(loading, "snapshot_download", fetch)
     monkeypatch.setattr(loading.hub, "access", nullcontext)
@@ -194,9 +194,9 @@ def test_a_hub_name_is_fetched_at_its_pinned_revision_without_the_safety_checker
     assert names == [
         HUB,
         HUB,
-        stable_diffusion.CONTROLNET,
+        stable_diffusion.CARD.controlnets[0],
     ]  # a text encoder without fp16 file: the others are asked for
-    assert asked[0][1] == stable_diffusion.REVISIONS[HUB] == asked[1][1]
+    assert asked[0][1] == loading.REVISIONS[HUB] == asked[1][1]
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[0][2]
     assert "text_encoder/model.safetensors" in asked[1][2]
     assert asked[2][2] == ["config.json", "segshift.json", "diffusion_pytorch_model.fp16.safetensors"]
@@ -217,13 +217,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(unreachable):
 
 
 def test_a_hub_that_does_not_answer_leaves_the_cache(unreachable, folder, tmp_path):
-    home = (
-        tmp_path
-        / "cache"
-        / f"models--{HUB.replace('/', '--')}"
-        / "snapshots"
-        / stable_diffusion.REVISIONS[HUB]
-    )
+    home = tmp_path / "cache" / f"models--{HUB.replace('/', '--')}" / "snapshots" / loading.REVISIONS[HUB]
     shutil.copytree(folder, home)
     assert stable_diffusion.load_model(DiffusionConfig(model=HUB, device="cpu")).name == HUB
     assert not constants.HF_HUB_OFFLINE

@@ -332,6 +332,15 @@ def test_a_class_that_few_frames_show_has_no_interval(home: Path, tmp_path: Path
     assert night["corrected"]["miou"]["low"] is not None and "(- to" not in capsys.readouterr().out
 
 
+def test_another_family_of_diffusion_models_estimates_too(home: Path, tmp_path: Path):
+    model = tiny_diffusion.stable_diffusion_xl(tmp_path / "xl")
+    told = config(home, transferred=None, diffusion=DiffusionConfig(model=str(model), device="cpu"))
+    out = estimate(told, tmp_path / "out")
+    night = runs.read_json(out / "estimate.json")["domains"]["night"]
+    assert night["strength"] == 0.9 and 0 <= night["corrected"]["miou"]["value"] <= 1
+    assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
+
+
 def test_the_network_is_built_once_for_all_sets(home: Path, tmp_path: Path, monkeypatch):
     built, build = [], segmentation_networks.build
     monkeypatch.setattr(

@@ -134,8 +134,8 @@ INVERTED = "def build():\n    return lambda image, layout, domain, seed: 255 - i
             r"fails when it is built \(KeyError: .*mine\.py, line 4",
         ),
         ("def build():\n    pass", "mine:build", "made a NoneType: make build.. return what is called as"),
-        (INVERTED, "sdxl", "--generator is 'sdxl': expected stable-diffusion or <module>:<factory>"),
-        (INVERTED, "custom", "--generator is 'custom': expected stable-diffusion or"),
+        (INVERTED, "sdxl", "--generator is 'sdxl': expected diffusion, editor or <module>:<factory>"),
+        (INVERTED, "custom", "--generator is 'custom': expected diffusion, editor or"),
     ],
 )
 def test_what_is_no_generator_is_refused_and_leaves_no_folder(own, tmp_path, body, name, message):

@@ -31,6 +31,7 @@ from segshift.stages.check import check
 from segshift.stages.predict import predict
 from segshift.stages.train import train
 from segshift.training import checkpoints
+from segshift.training.watch import Watch
 
 NETWORK = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4)
 SETTINGS = ICCLDConfig(diffused="label", unet_channels=(8, 16), adversary_warmup=1)
@@ -404,8 +405,41 @@ def test_a_target_of_one_image_is_trained_on_in_both_steps(data: Path, tmp_path:
     target = f"cityscapes:{one}:train"
     run = train(step1(data, target=target, steps=2), tmp_path / "step1")
     second = train(step2(data, run, target=target, steps=2), tmp_path / "step2")
-    for lines in map(training.logged, (run, second)):
-        assert len(lines) == 2 and all(np.isfinite(value) for line in lines for value in line.values())
+    for trained in (run, second):
+        steps = [line for line in training.logged(trained) if "lr" in line]
+        assert len(steps) == 2 and all(np.isfinite(value) for line in steps for value in line.values())
+
+
+@pytest.mark.parametrize("trained, gone", [(True, {3, 4}), (False, {3, 4}), (True, {1, 2, 3, 4})])
+def test_a_training_that_loses_a_class_says_so_and_keeps_the_step_before(
+    data: Path, tmp_path: Path, monkeypatch, caplog, trained, gone
+):
+    """Looks after steps 1 to 4, and before the first where the network is trained."""
+
+    def scripted(self, method, frames, pictures, labelled=False):
+        counts = (1000 * self.expected).round().astype(int)
+        if not labelled and next(numbers) in gone:
+            counts[self.expected.argmax()] = 0
+        return counts, 0.9 if trained else 0.1
+
+    numbers = iter(range(0 if trained else 1, 9))
+    monkeypatch.setattr(Watch, "_predict", scripted)
+    run = train(step1(data, validate_every=1), tmp_path)
+    looks = {line["step"]: line["target"]["lost"] for line in training.logged(run) if "target" in line}
+    assert list(looks) == ([0] if trained else []) + [1, 2, 3, 4]
+    assert {step for step, lost in looks.items() if lost} == gone
+    assert checkpoints.chosen_steps(run) == {"last": 4, "target": min(gone) - 1}
+    assert f"the training has lost {looks[4][0]} on the target" in caplog.text
+
+
+def test_the_watch_goes_on_from_the_peaks_of_the_checkpoint(data: Path, tmp_path: Path, monkeypatch):
+    config = step1(data, validate_every=1)
+    whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
+        train(config, stopped)
+    train(config, stopped)
+    assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
 
 
 def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: Path, tmp_path: Path):

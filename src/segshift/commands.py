@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from segshift import execution
 from segshift.config import (
     CheckConfig,
+    DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
     ExportConfig,
@@ -171,6 +172,26 @@ def recipes() -> None:
     Console().print(view)
 
 
+def models(
+    model: Annotated[
+        Positional[str | None],
+        tyro.conf.arg(
+            metavar="[MODEL]", help="Folder or hub name of one model, to see what memory its weights take."
+        ),
+    ] = None,
+) -> None:
+    """List the families of diffusion models that can transfer images: names, layout, memory, licence."""
+    from segshift import generators
+
+    say = Console(soft_wrap=True, highlight=False)
+    if model is not None:
+        say.print(generators.describe(DiffusionConfig(model=model)), markup=False)
+        return
+    for stem in generators.FAMILIES:
+        say.print(generators.describe(stem), end="\n\n", markup=False)
+    say.print("Any other: --generator module:function, see docs/generators.md.", markup=False)
+
+
 def demo(out: Annotated[Positional[str], tyro.conf.arg(metavar="[OUT]")] = "demo") -> Path:
     """Day to night in five minutes on two cores: town, transfer, source only against ZoDi, report page."""
     from segshift import experiments
@@ -198,6 +219,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         estimate,
         export,
         report,
+        models,
         recipes,
         run,
         prior,

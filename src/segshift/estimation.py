@@ -33,7 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from segshift import execution, outputs, predictor, records, runs
+from segshift import execution, generators, outputs, predictor, records, runs
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
 from segshift.data import frames
 from segshift.data.frames import Dataset
@@ -116,7 +116,9 @@ def _check(config: EstimateConfig, data: Dataset) -> tuple[Domain, ...]:
             'daylight"'
         )
     plain = _transfer_config(config)
-    goals, own = targets(replace(plain, to=config.to)), targets(replace(plain, to=(config.own_prompt,)))[0]
+    strengths = generators.strengths(plain)
+    goals = targets(replace(plain, to=config.to), strengths)
+    own = targets(replace(plain, to=(config.own_prompt,)), strengths)[0]
     for name, goal in zip(config.to, goals, strict=True):
         if goal.slug == own.slug and name != config.own_prompt:
             raise InputError(
@@ -164,6 +166,7 @@ def _transfer_config(config: EstimateConfig) -> TransferConfig:
         short_side=config.short_side,
         batch_size=config.batch_size,
         generator=config.generator,
+        ungated=config.generator == "editor",  # it is the network that is judged
         diffusion=config.diffusion,
     )
 

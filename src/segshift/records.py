@@ -338,6 +338,14 @@ class Validated(TypedDict):
     miou: Share | None
 
 
+class Watched(TypedDict):
+    """A look at the unlabelled target (`training.watch`): share of its pixels by class, names of classes."""
+
+    shares: dict[str, Share]
+    lost: list[str]
+    missing: list[str]
+
+
 class Logged(TypedDict):
     """A step, a validation, or a run that is extended. Every other key is a term of the loss."""
 
@@ -348,6 +356,7 @@ class Logged(TypedDict):
     seconds: NotRequired[Finite]
     score: NotRequired[Share | None]
     validation: NotRequired[dict[str, Validated]]
+    target: NotRequired[Watched]
     steps: NotRequired[int]
     steps_before: NotRequired[int]
 

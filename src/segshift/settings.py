@@ -24,11 +24,13 @@ from pydantic import (
 from segshift.runs import InputError, user_path
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Select = Literal["last", "source", "transferred", "oracle"]
-"""Rules to select a checkpoint by: the last step, the best mIoU on source validation, on transferred
-validation, or on the target's labels (oracle: not attainable without them)."""
+Select = Literal["last", "target", "source", "transferred", "oracle"]
+"""Rules to select a checkpoint by: the last step, the last one at which no class was lost on the unlabelled
+target (`training.watch`), the best mIoU on source validation, on transferred validation, or on the target's
+labels (oracle: not attainable without them)."""
 CHECKPOINTS: dict[str, str] = {
     "last": "last",
+    "target": "no class lost",
     "source": "best on source",
     "transferred": "best on transferred",
     "oracle": "oracle (not attainable)",

@@ -182,8 +182,8 @@ class EstimateConfig(Settings):
     device: Device = "auto"
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
     generator: FactoryText | None = None
-    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the
-    diffusion model of --diffusion."""
+    """What makes the images. `editor`: the editing model of --generator.model. `module:factory`: your own,
+    seen from the current folder. None takes the diffusion model of --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
 

@@ -31,12 +31,12 @@ class DiffusionConfig(Settings):
 
     prefix: ClassVar[str] = "diffusion."
 
-    model: ModelText = "town"
+    model: Annotated[ModelText, tyro.conf.arg(aliases=("--generator.model",))] = "town"
     """`town` (the embedded prior), a local diffusers folder, or a hub name such as
-    stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    stable-diffusion-v1-5/stable-diffusion-v1-5; `segshift models` lists the families."""
     controlnet: ModelText | None = None
-    """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or
-    lllyasviel/control_v11p_sd15_seg for a hub model."""
+    """Local folder or hub name of the ControlNet; None takes the one in the model's own folder, or its
+    family's usual one for a hub model."""
     revision: str | None = None
     """Commit of the model on the hub; None takes the pinned one where segshift knows it."""
     controlnet_revision: str | None = None
@@ -133,32 +133,39 @@ class TransferConfig(Settings):
     gate: OptionalGate = None
     """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
     generator: FactoryText | None = None
-    """What makes the images. `module:factory`: your own, seen from the current folder. None takes the
-    diffusion model of --diffusion."""
+    """What makes the images. `editor`: the editing model of --generator.model (the same option as
+    --diffusion.model). `module:factory`: your own, seen from the current folder. None, or `diffusion`: the
+    diffusion model of --diffusion, by ZoDi's walk."""
+    ungated: bool = False
+    """Take an editor's pictures as they come. An editor is given no layout, so without this it needs a
+    gate."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
-    _OF_DIFFUSION: ClassVar[tuple[str, ...]] = (
-        "mode",
-        "inversion",
-        "control",
-        "steps",
-        "guidance",
-        "eta",
-        "control_strength",
-        "diffusion",
-    )
+    _OF_THE_WALK: ClassVar[tuple[str, ...]] = ("mode", "inversion", "control", "eta", "control_strength")
+    _OF_DIFFUSION: ClassVar[tuple[str, ...]] = (*_OF_THE_WALK, "steps", "guidance", "diffusion")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.custom_generator:
+        if self.walks:
             return
         default = TransferConfig(source=self.source)
-        for name in self._OF_DIFFUSION:
+        for name in self._OF_DIFFUSION if self.custom_generator else self._OF_THE_WALK:
             if getattr(self, name) != getattr(default, name):
+                whose = "your own" if self.custom_generator else "another kind"
                 raise InputError(
-                    f"{option(name)} is for a diffusion model, and --generator {self.generator} is your own: "
+                    f"{option(name)} is for a diffusion model, and --generator {self.generator} is {whose}: "
                     "leave one of them out"
                 )
+        if self.generator == "editor" and self.gate is None and not self.ungated:
+            raise InputError(
+                "an editor is given no layout, so a gate judges its pictures: add --gate.reference RUN (a "
+                "network trained on the source), or --ungated to take them as they come"
+            )
+
+    @property
+    def walks(self) -> bool:
+        """Whether it is ZoDi's walk over a diffusion model that makes the images."""
+        return self.generator in (None, "diffusion")
 
     @property
     def custom_generator(self) -> bool:

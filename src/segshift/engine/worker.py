@@ -8,7 +8,7 @@ the generator cannot make is reported, and its neighbours are made without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,8 @@ from segshift.data.labels import LabelSpace
 from segshift.engine import gate
 from segshift.engine.gate import Gate, Seen, Verdict
 from segshift.generators import DiffusionFamily, Domain, FrameError, Generator, Source
-from segshift.generators.base import resize
+from segshift.generators.base import SENTENCE, STRENGTHS, resize
+from segshift.generators.editor import instruction
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 
@@ -76,18 +77,20 @@ class Batch:
     """By sample; None without a gate."""
 
 
-def targets(config: TransferConfig) -> tuple[Domain, ...]:
-    """Folder, prompt and strength of each target domain. Raises: InputError."""
+def targets(config: TransferConfig, strengths: Mapping[str, float] = STRENGTHS) -> tuple[Domain, ...]:
+    """Folder, prompt and strength of each target domain. strengths: the generator's defaults. Raises:
+    InputError."""
     found = {}
     for name in config.to:
-        prompt, strength = zodi.DOMAINS.get(name, (name, zodi.SENTENCE_STRENGTH))
-        strength = strength if config.strength is None else config.strength
+        prompt, _ = zodi.DOMAINS.get(name, (name, None))
+        strength = strengths.get(name, strengths[SENTENCE]) if config.strength is None else config.strength
         slug = runs.slug(name)
         if not slug or slug in found:
             raise InputError(
                 f"target domain '{name}' is empty or given twice: name each once ({', '.join(config.to)})"
             )
-        found[slug] = Domain(slug, prompt + zodi.QUALITY, strength)
+        prompt = instruction(name) if config.generator == "editor" else prompt + zodi.QUALITY
+        found[slug] = Domain(slug, prompt, strength)
     if not found:
         raise InputError("no target domain: name at least one, as in --to night")
     return tuple(found.values())
@@ -99,7 +102,9 @@ class Worker:
     def __init__(self, config: TransferConfig, space: LabelSpace, model: Generator | DiffusionFamily) -> None:
         """Raises: InputError on settings that this generator cannot follow."""
         self.config, self.space = config, space
-        self.goals = targets(config)
+        self.goals = targets(
+            config, model.card.strengths if isinstance(model, DiffusionFamily) else STRENGTHS
+        )
         self.limit = config.batch_size
         self.gate: Gate | None = None
         if isinstance(model, DiffusionFamily):

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -136,7 +136,52 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
 
 
+LONGEST_SIDE = 16_384
+"""Pixels of a picture's longer side at the working size."""
+
+
+def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64.
+
+    Raises: InputError for a picture so narrow that its other side passes LONGEST_SIDE.
+    """
+    scale = short_side / min(height, width)
+    size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
+    if max(size) > LONGEST_SIDE:
+        raise InputError(
+            f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it "
+            "first"
+        )
+    return size
+
+
 # ----------------------------------------------------------------------------------------- diffusion families
+
+SENTENCE = "sentence"
+"""Key of the strength of domains that the user describes."""
+
+STRENGTHS = {"night": 0.90, "snow": 0.65, "rain": 0.65, "fog": 0.60, "game": 0.60, SENTENCE: 0.75}
+"""Noise strengths of the published target domains on Stable Diffusion's schedule, and of a sentence (ours:
+between night and weather)."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to know of a family before a model of it is loaded."""
+
+    title: str
+    models: tuple[str, ...]
+    """Examples: names on the hub."""
+    controlnets: tuple[str, ...]
+    """Examples; the first is taken where the user names none for a hub model."""
+    licence: str
+    layouts: str
+    """Layout pictures that its ControlNets take."""
+    parameters: float
+    """Weights of the first example with its ControlNet, in billions."""
+    strengths: Mapping[str, float] = field(default_factory=lambda: STRENGTHS)
+    """Default noise strengths: those at which b/a is what it is at STRENGTHS in Stable Diffusion."""
+
 
 Record = dict[str, Tensor]
 """What only the family reads: a text's or a layout's conditioning, batch first in every tensor."""
@@ -167,13 +212,16 @@ class Defaults:
     eta: float = 1.0
     short_side: int = 512
     palette: Literal["ade20k", "cityscapes"] = "ade20k"
-    """Colours of the layout that the model was trained on."""
+    """Colours of the layout that the ControlNet was trained on."""
+    layout: Literal["colours", "edges"] = "colours"
+    """What the ControlNet takes: classes in colours, or the edges of the label map in white on black."""
 
 
 class DiffusionFamily(ABC):
     """A latent diffusion model: frozen, in evaluation mode, on one device and in one dtype. Latents are
     float32."""
 
+    card: ClassVar[Card]
     name: str
     hashes: dict[str, str]
     """sha256 of each part's weight file."""

@@ -4,22 +4,65 @@ safetensors only."""
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from importlib import resources
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from diffusers import DDIMScheduler, ModelMixin
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from segshift import hub
+from segshift.config import DiffusionConfig
 from segshift.generators.base import Defaults, file_hash
 from segshift.runs import InputError, read_json
+
+REVISIONS = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
+"""Commits pinned by us; of any other model the newest is taken, and its weights' hashes are recorded all the
+same."""
+
+INDEX = "model_index.json"
+
+
+def pipeline(config: DiffusionConfig) -> tuple[Path, str]:
+    """model_index.json of the pipeline that `config` names, and its `_class_name`.
+
+    Raises: InputError when it is missing, or asks for code of its own.
+    """
+    place = home(config, {}, (INDEX,))
+    path = place / INDEX
+    if not path.is_file():
+        raise InputError(
+            f"no file {path}: expected the folder of a diffusers pipeline, with one folder for each of its "
+            "parts"
+        )
+    name = read_json(path).get("_class_name")
+    if not isinstance(name, str):
+        raise InputError(
+            f"{path} names as `_class_name` {json.dumps(name)[:80]}: expected a pipeline of diffusers; code "
+            "that comes with a model is never run"
+        )
+    return path, name
+
+
+def home(config: DiffusionConfig, weights: dict[str, str], more: tuple[str, ...]) -> Path:
+    """The pipeline's folder; from the hub, only what is asked for, as in `folder`. Raises: InputError."""
+    if config.model != "town":
+        revision = config.revision or REVISIONS.get(config.model)
+        dtype = getattr(torch, config.dtype)
+        return folder(config.model, revision, dtype, "--diffusion.model", weights, more)
+    place = Path(str(resources.files("segshift"))) / "town" / "prior"
+    if not place.is_dir():
+        raise InputError(
+            f"no embedded prior at {place}: install segshift again, or train one (segshift prior train)"
+        )
+    return place
 
 
 def folder(
@@ -50,9 +93,14 @@ def folder(
                 home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted]))
                 if all((home / file).exists() for file in wanted):
                     break
+    except GatedRepoError as error:
+        raise InputError(
+            f"{name} is given to those who accept its licence: do so at {constants.ENDPOINT}/{name}, then "
+            f"log in here (hf auth login), or point to a local copy with {option} /path"
+        ) from error
     except (OSError, HfHubHTTPError, HTTPError, HFValidationError) as error:
         raise InputError(
-            f"cannot download {', '.join(wanted)} of {name} (revision {revision or 'main'}) from "
+            f"cannot download {', '.join(wanted or more)} of {name} (revision {revision or 'main'}) from "
             f"the Hugging Face hub ({_line(error)}): go online once, or point to a local copy with {option} "
             "/path"
         ) from error
@@ -62,19 +110,15 @@ def folder(
 def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
     """One network of a diffusers or transformers class, and the sha256 of its weights.
 
-    Raises: InputError when the folder has no safetensors, or they cannot be read or lack some weights.
+    Raises: InputError when the folder has no safetensors, they cannot be read or lack some weights, or are of
+    another class.
     """
-    stem = "model" if kind is AutoModel else "diffusion_pytorch_model"
-    variants = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
-    files = {v: place / (f"{stem}.{v}.safetensors" if v else f"{stem}.safetensors") for v in variants}
-    variant = next((v for v in variants if files[v].is_file()), "none")
-    if variant == "none":
-        others = ", ".join(sorted(p.name for p in place.glob("*"))) or "nothing"
-        raise InputError(
-            f"{place} holds {others}: expected config.json and {stem}.safetensors of a diffusers pipeline "
-            "(weights are read from safetensors only): get that file, or convert the pickled one to it"
-        )
-    asked = {"dtype" if kind is AutoModel else "torch_dtype": dtype}
+    variant, file = weights(place, stem(kind), dtype)
+    refuse_code(place / "config.json")
+    named = _content(place / "config.json").get("_class_name", kind.__name__)
+    if issubclass(kind, ModelMixin) and str(named).replace("Union", "") != kind.__name__.replace("Union", ""):
+        raise InputError(f"{place} holds a {named}: expected a {kind.__name__}, of the same family")
+    asked = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
     try:
         module, told = kind.from_pretrained(
             place,
@@ -85,38 +129,105 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
             **asked,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"cannot read {files[variant]} ({_line(error)}): get the folder again") from error
+        raise InputError(f"cannot read {file} ({_line(error)}): get the folder again") from error
     if missing := sorted(told["missing_keys"]):  # diffusers would go on with random numbers in their place
         raise InputError(
-            f"{files[variant]} lacks {len(missing)} weights that its config.json asks for ({missing[0]}, "
+            f"{file} lacks {len(missing)} weights that its config.json asks for ({missing[0]}, "
             "...): get both files from the same model"
         )
-    return module, file_hash(files[variant])
+    return module, file_hash(file)
 
 
-def scheduler_and_tokenizer(home: Path) -> tuple[DDIMScheduler, PreTrainedTokenizerBase]:
-    """Those of a pipeline folder. Raises: InputError when they cannot be read."""
+def stem(kind: Any) -> str:
+    """What a class of diffusers or transformers calls its weight files."""
+    return "diffusion_pytorch_model" if issubclass(kind, ModelMixin) else "model"
+
+
+def weights(place: Path, stem: str, dtype: torch.dtype) -> tuple[str | None, Path]:
+    """The weight file of a part to load in `dtype`, and its variant. Raises: InputError where there is
+    none."""
+    variants = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
+    files = {v: place / (f"{stem}.{v}.safetensors" if v else f"{stem}.safetensors") for v in variants}
+    for variant, file in files.items():
+        if file.is_file():
+            return variant, file
+    others = ", ".join(sorted(p.name for p in place.glob("*"))) or "nothing"
+    raise InputError(
+        f"{place} holds {others}: expected config.json and {stem}.safetensors of a diffusers pipeline "
+        "(weights are read from safetensors only): get that file, or convert the pickled one to it"
+    )
+
+
+def parameters(kind: Any, place: Path) -> int:
+    """Weights of one network of a diffusers or transformers class, by its config.json. Raises: InputError."""
+    try:
+        with torch.device("meta"):
+            if issubclass(kind, ModelMixin):
+                module = kind.from_config(kind.load_config(place, local_files_only=True))
+            else:
+                config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+                module = AutoModel.from_config(config) if kind is AutoModel else kind(config)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {place}/config.json ({_line(error)}): get the folder again") from error
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def scheduler_and_tokenizers(
+    home: Path, names: tuple[str, ...] = ("tokenizer",)
+) -> tuple[DDIMScheduler, dict[str, PreTrainedTokenizerBase]]:
+    """Those of a pipeline folder, tokenizers by folder. Raises: InputError when they cannot be read."""
+    for name in names:
+        refuse_code(home / name / "tokenizer_config.json")
     try:
         scheduler = DDIMScheduler.from_pretrained(home / "scheduler", local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(home / "tokenizer", local_files_only=True)
+        tokenizers = {
+            name: AutoTokenizer.from_pretrained(home / name, local_files_only=True, trust_remote_code=False)
+            for name in names
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"cannot read {home}/scheduler and {home}/tokenizer ({_line(error)}): expected those of a "
-            "diffusers pipeline: copy them there again"
+            f"cannot read {home}/scheduler and {' and '.join(f'{home}/{name}' for name in names)} "
+            f"({_line(error)}): expected those of a diffusers pipeline: copy them there again"
         ) from error
-    return scheduler, tokenizer
+    return scheduler, tokenizers
 
 
-def defaults(home: Path) -> Defaults:
-    """Those of the folder's segshift.json, or Stable Diffusion's. Raises: InputError for unknown or
-    impossible ones."""
-    path = home / "segshift.json"
+def _content(path: Path) -> dict[str, Any]:
+    """An object of JSON; empty where there is none, of which the libraries complain."""
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def refuse_code(path: Path) -> None:
+    """Raises: InputError for a configuration that names Python files of its own."""
+    if "auto_map" in _content(path):
+        raise InputError(
+            f"{path} asks for code of its own (auto_map), and code that comes with a model is never run: "
+            "choose a model of the libraries' own classes"
+        )
+
+
+def defaults(made: Defaults, *homes: Path) -> Defaults:
+    """`made` with what segshift.json says in the folders `homes`, the last one first.
+
+    Raises: InputError for unknown or impossible values.
+    """
+    for home in homes:
+        made = _defaults(made, home / "segshift.json")
+    return made
+
+
+def _defaults(made: Defaults, path: Path) -> Defaults:
     if not path.exists():
-        return Defaults()
+        return made
     told, known = read_json(path), {field.name for field in fields(Defaults)}
     if not set(told) <= known:
         raise InputError(f"{path} holds {json.dumps(told)[:80]}: expected some of {', '.join(sorted(known))}")
-    made = read_json(path, Defaults)
+    values = read_json(path, Defaults)
+    made = replace(made, **{name: getattr(values, name) for name in told})
     if not (0 <= made.guidance < inf and made.steps > 0 and 0 <= made.eta <= 1 and made.short_side > 0):
         raise InputError(
             f"{path} holds a number out of range ({json.dumps(told)[:80]}): expected guidance of 0 or more, "

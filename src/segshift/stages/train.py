@@ -39,6 +39,7 @@ from segshift.training import checkpoints, loop, sizes, validation
 from segshift.training import data as training_data
 from segshift.training.data import TrainingData
 from segshift.training.validation import Validation
+from segshift.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -98,13 +99,17 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     }
     crop, steps = config.crop, config.steps
     assert crop is not None and steps is not None
-    best: dict[Select, float] = _resume(out, start, method, optimizers, accelerator, data) if start else {}
+    state = _resume(out, start, method, optimizers, accelerator, data) if start else {}
     pictures = {
         name: data.pictures(dataset, validation.size_of(name, config))
         for name, dataset in data.validation.items()
     }
-    validated = Validation(data.validation, pictures, data.kept, accelerator, best)
-    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, data.digest())
+    validated = Validation(data.validation, pictures, data.kept, accelerator, state.get("best", {}))
+    watch = None
+    if data.target is not None:
+        watched = (data.pictures(data.source), data.pictures(data.target, config.target_size))
+        watch = Watch(data.source, data.target, watched, data.kept, accelerator, state.get("peaks"))
+    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, watch, data.digest())
     samples = batches.Samples(
         data.pairs,
         data.pictures(data.source),
@@ -145,6 +150,8 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     with show as bar, keeper.log(start), _explained(out):
         if before != config.steps:
             keeper.write({"step": start, "steps": config.steps, "steps_before": before})
+        if not start:
+            keeper.begin()
 
         def done(step: int, line: dict[str, Any]) -> None:
             keeper.after(step, line)
@@ -254,8 +261,8 @@ def _resume(
     optimizers: dict[str, Optimizer],
     accelerator: Accelerator,
     data: TrainingData,
-) -> dict[Select, float]:
-    """Load the checkpoint of `step`; returns the best score so far of every selection rule.
+) -> dict[str, Any]:
+    """Load the checkpoint of `step`; returns its state.
 
     Raises: InputError, also when the frames are not those that the run began with: the same step would draw
     others.
@@ -271,7 +278,7 @@ def _resume(
         optimizer.load_state_dict(state["optimizers"][player])
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    return state["best"]
+    return state
 
 
 def _one_thread(_worker: int) -> None:
@@ -289,11 +296,12 @@ class _Keeper:
         optimizers: dict[str, Optimizer],
         accelerator: Accelerator,
         validated: Validation,
+        watch: Watch | None,
         digest: str,
     ):
-        """digest: of the frames that are trained on."""
+        """watch: of the target, where there is one. digest: of the frames that are trained on."""
         self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
-        self.accelerator, self.validation, self.digest = accelerator, validated, digest
+        self.accelerator, self.validation, self.watch, self.digest = accelerator, validated, watch, digest
 
     @contextmanager
     def log(self, start: int) -> Iterator[None]:
@@ -315,12 +323,16 @@ class _Keeper:
         """Log a step; validate and save where it is time."""
         self.write(line)
         last = step == self.config.steps
-        judging = bool(self.validation.sets) and (last or step % self.config.validate_every == 0)
+        judging = bool(self.validation.sets or self.watch) and (
+            last or step % self.config.validate_every == 0
+        )
         saving = last or step % self.config.checkpoint_every == 0
         if judging or saving:
             self._require_finite(step)
-        if judging:
+        if judging and self.validation.sets:
             self._validate(step)
+        if judging and self.watch is not None:
+            self._look(step, self.watch, last)
         if saving and self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -329,6 +341,7 @@ class _Keeper:
                 },
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "best": self.validation.best,
+                "peaks": None if self.watch is None else self.watch.peaks.tolist(),
                 "frames": self.digest,
             }
             if self.config.select == "last":
@@ -348,9 +361,30 @@ class _Keeper:
         found, scores = self.validation.scores(self.method)
         self.write({"step": step, "score": scores.get(self.config.select), "validation": found})
         for rule, score in self.validation.improved(scores):
-            if self.accelerator.is_main_process:
-                name = "best" if rule == self.config.select else rule
-                checkpoints.save_best(self.out, step, self.method, score, name)
+            self._save_best(step, score, rule)
+
+    def begin(self) -> None:
+        """Before the first step: a network that is trained already counts as step 0 of the target's watch."""
+        if self.watch is not None and self.watch.segments_source(self.method):
+            self._look(0, self.watch, last=False)
+
+    def _look(self, step: int, watch: Watch, last: bool) -> None:
+        seen = watch.look(self.method)
+        self.write({"step": step, "target": seen.record()})
+        if not seen.lost:
+            self._save_best(step, None, "target")
+        elif last and self.accelerator.is_main_process:
+            _log.warning(
+                "the training has lost %s on the target: found there before, now predicted less than a "
+                "quarter as often as in the source's labels. --checkpoint target predicts with the last step "
+                "that had not; compare both with a network trained on the source alone",
+                ", ".join(seen.lost),
+            )
+
+    def _save_best(self, step: int, score: float | None, rule: Select) -> None:
+        if self.accelerator.is_main_process:
+            name = "best" if rule == self.config.select else rule
+            checkpoints.save_best(self.out, step, self.method, score, name)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     index, count = execution.shard(config.shard)
     goals = targets(config)
     dataset = frames.load(config.source)
-    if config.gate or (config.control and not config.custom_generator):
+    if config.gate or (config.control and config.walks):
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))

@@ -132,8 +132,9 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
 
 
 def rules(config: TrainConfig) -> tuple[Select, ...]:
-    """The selection rules that a run can follow: those whose validation sets it has."""
+    """The selection rules that a run can follow: those whose data it has."""
     sets: dict[Select, Any] = {
+        "target": config.target,
         "source": config.validation,
         "transferred": config.transferred_validation,
         "oracle": config.oracle_validation,
@@ -151,7 +152,7 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
     space = read_space(run)
     if which not in ("best", *rules(config)):
         raise InputError(
-            f"{run} has no checkpoint '{which}', for it was trained without a validation set for that rule: "
+            f"{run} has no checkpoint '{which}', for it was trained without the data of that rule: "
             f"choose one of {', '.join(rules(config))}, or train with such a set in a new folder"
         )
     path = _weights(run, last_step(run)) if which == "last" else _best(run, which, config.select)

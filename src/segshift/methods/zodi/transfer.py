@@ -57,7 +57,17 @@ from segshift.data.labels import (
     LabelSpace,
 )
 from segshift.generators import schedule
-from segshift.generators.base import DiffusionFamily, Domain, Generator, Record, Source, resize, take
+from segshift.generators.base import (
+    STRENGTHS,
+    DiffusionFamily,
+    Domain,
+    Generator,
+    Record,
+    Source,
+    resize,
+    take,
+    working_size,
+)
 from segshift.generators.movement import denoising_gap
 from segshift.runs import InputError
 
@@ -66,17 +76,13 @@ _log = logging.getLogger(__name__)
 # ----------------------------------------------------------------------- 3.1 zero-shot image transfer
 
 DOMAINS: dict[str, tuple[str, float]] = {
-    "night": ("driving at night", 0.90),
-    "snow": ("driving in snow", 0.65),
-    "rain": ("driving under rain", 0.65),
-    "fog": ("driving in fog", 0.60),
-    "game": ("driving in a game", 0.60),
+    "night": ("driving at night", STRENGTHS["night"]),
+    "snow": ("driving in snow", STRENGTHS["snow"]),
+    "rain": ("driving under rain", STRENGTHS["rain"]),
+    "fog": ("driving in fog", STRENGTHS["fog"]),
+    "game": ("driving in a game", STRENGTHS["game"]),
 }
 """Prompt and noise strength of the published target domains."""
-
-SENTENCE_STRENGTH = 0.75
-"""Noise strength of a target domain that the user describes in a sentence (ours: between night and
-weather)."""
 
 QUALITY = ", best quality"
 """Follows every prompt."""
@@ -118,25 +124,6 @@ class Sampling:
         return int(self.strength * self.steps)
 
 
-LONGEST_SIDE = 16_384
-"""Pixels of a picture's longer side at the working size."""
-
-
-def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64.
-
-    Raises: InputError for a picture so narrow that its other side passes LONGEST_SIDE.
-    """
-    scale = short_side / min(height, width)
-    size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
-    if max(size) > LONGEST_SIDE:
-        raise InputError(
-            f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it "
-            "first"
-        )
-    return size
-
-
 def colour(name: str, palette: str) -> Colour | None:
     """The palette's colour of a class; None where it has none."""
     return PALETTES[palette].get(name.lower().replace("_", " "))
@@ -167,6 +154,19 @@ def layout(
             picture[void] = _VOID[label_ids[void]]
         return resize(picture, size)
     return table[cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)]
+
+
+def edges(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The borders between the classes of train ids [H, W] uint8 in white on black: [h, w, 3] uint8.
+
+    Void is a class here. A pixel is white where the next one to the right or below is of another class, so
+    lines are one pixel wide, and two where they run diagonally.
+    """
+    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    border = np.zeros(label.shape, np.uint8)
+    border[:, :-1] |= label[:, :-1] != label[:, 1:]
+    border[:-1] |= label[:-1] != label[1:]
+    return np.repeat(255 * border[..., None], 3, axis=2)
 
 
 def noise(seed: int, frame_id: str, domain: str, step: int, shape: tuple[int, ...]) -> Tensor:
@@ -314,8 +314,13 @@ class ZoDi(Generator):
                 f"--steps is {self.sampling.steps}: expected 1 to {model.most_steps}, the time steps of "
                 f"{model.name}"
             )
-        if config.control:
+        if config.control and default.layout == "colours":
             self._check_palette()
+        elif config.control and config.mode == "reference":
+            raise InputError(
+                f"--mode reference draws the layout in colours, and the ControlNet of {model.name} takes "
+                "edges: take --mode default"
+            )
         self.negative = model.embed([NEGATIVE_PROMPT])
         self.empty = model.embed([""]) if config.gate else None
         self.texts = {domain.slug: model.embed([domain.prompt]) for domain in domains}
@@ -358,6 +363,8 @@ class ZoDi(Generator):
         return Encoded(sources, rows, z0, hint)
 
     def _layout(self, source: Source, size: tuple[int, int]) -> np.ndarray:
+        if self.model.defaults.layout == "edges":
+            return edges(source.truth, size)
         reference = self.config.mode == "reference"
         return layout(
             source.truth, self.space, size, self.palette, reference=reference, label_ids=source.label_ids
@@ -415,7 +422,8 @@ class ZoDi(Generator):
             "guidance": sampling.guidance,
             "eta": sampling.eta,
             "control_strength": sampling.control_strength,
-            "palette": self.palette,
+            "layout": self.model.defaults.layout,
+            "palette": self.palette if self.model.defaults.layout == "colours" else None,
             "working_size": size,
             "output_size": output_size,
             "dtype": self.config.diffusion.dtype,

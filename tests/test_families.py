@@ -1,0 +1,484 @@
+# ruff: noqa: F811 (fixtures are imported by name)
+"""Families of diffusion models: which one a folder is of, and what holds for every one of them."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_diffusion
+import torch
+import torchvision
+import trees
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    DDIMScheduler,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
+)
+from huggingface_hub.errors import GatedRepoError
+from transferring import IDS, SIZE, config, grey_levels_apart, manifest, pictures, prior, source  # noqa: F401
+
+from segshift import generators, runs
+from segshift.__main__ import main
+from segshift.config import DiffusionConfig
+from segshift.data.labels import CITYSCAPES
+from segshift.generators import loading, schedule, stable_diffusion, stable_diffusion_xl
+from segshift.generators.base import STRENGTHS, Defaults
+from segshift.methods.zodi import transfer as zodi
+from segshift.runs import InputError
+from segshift.stages import transfer as stage
+
+
+def pipeline(folder: Path, name) -> DiffusionConfig:
+    folder.mkdir(exist_ok=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    return DiffusionConfig(model=str(folder), device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ the choice
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("StableDiffusionPipeline", stable_diffusion),
+        ("StableDiffusionControlNetPipeline", stable_diffusion),
+        ("StableDiffusionImg2ImgPipeline", stable_diffusion),
+        ("StableDiffusionXLPipeline", stable_diffusion_xl),
+        ("StableDiffusionXLImg2ImgPipeline", stable_diffusion_xl),
+        ("StableDiffusionXLControlNetPipeline", stable_diffusion_xl),
+        ("StableDiffusionXLControlNetUnionPipeline", stable_diffusion_xl),
+    ],
+)
+def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
+    assert generators.family(pipeline(tmp_path / "m", name)) is module
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionUpscalePipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusion3Pipeline",
+        "StableVideoDiffusionPipeline",
+        "AudioLDM2Pipeline",
+    ],
+)
+def test_another_kind_of_pipeline_is_refused_before_a_folder_is_made(tmp_path, config, name):
+    model = pipeline(tmp_path / "m", name)
+    with pytest.raises(InputError) as caught:
+        stage.transfer(replace(config, diffusion=model), tmp_path / "out")
+    assert f"is of a {name}: expected a text-to-image model of one of the families" in str(caught.value)
+    assert all(f"{stem}Pipeline" in str(caught.value) for stem in generators.FAMILIES)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [["my_pipeline", "MyPipeline"], None, 3])
+def test_a_pipeline_that_brings_its_own_code_is_refused(tmp_path, name):
+    with pytest.raises(
+        InputError, match=r"names as `_class_name` .*code that comes with a model is never run"
+    ):
+        generators.family(pipeline(tmp_path / "m", name))
+
+
+def test_a_folder_without_index_is_no_pipeline(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*model_index\.json: expected the folder of a diffusers"):
+        generators.family(DiffusionConfig(model=str(tmp_path)))
+
+
+def test_of_a_hub_name_the_index_alone_is_fetched(tmp_path, monkeypatch):
+    asked = []
+    pipeline(tmp_path, "StableDiffusionPipeline")
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(loading, "snapshot_download", fetch)
+    monkeypatch.setattr(loading.hub, "access", nullcontext)
+    [name] = stable_diffusion.CARD.models
+    assert generators.family(DiffusionConfig(model=name)) is stable_diffusion
+    assert asked == [(name, loading.REVISIONS[name], ["model_index.json", "segshift.json"])]
+
+
+def test_a_licence_that_nobody_accepted_is_named_with_its_page(monkeypatch):
+    def gated(*args, **kwargs):
+        raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(loading, "snapshot_download", gated)
+    monkeypatch.setattr(loading.hub, "access", nullcontext)
+    with pytest.raises(InputError, match=r"some/model is given to those who .* do so at .*/some/model, then"):
+        generators.family(DiffusionConfig(model="some/model"))
+
+
+def test_the_embedded_prior_is_a_stable_diffusion():
+    assert generators.family(DiffusionConfig()) is stable_diffusion
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer"])
+def test_a_part_with_code_of_its_own_is_refused(tmp_path, part):
+    folder = tiny_diffusion.stable_diffusion(tmp_path / "m")
+    path = folder / part / ("config.json" if part == "text_encoder" else "tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "mine.Mine"}}))
+    with pytest.raises(InputError, match=rf"{path} asks for code of its own \(auto_map\)"):
+        stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+
+
+def test_a_part_of_another_class_is_refused(tmp_path):
+    folder = tiny_diffusion.stable_diffusion(tmp_path / "m")
+    path = folder / "controlnet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "FluxControlNetModel"}))
+    with pytest.raises(
+        InputError, match="controlnet holds a FluxControlNetModel: expected a ControlNetModel"
+    ):
+        stable_diffusion.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+
+
+# ------------------------------------------------------------------------------------------- layout pictures
+
+
+def test_edges_are_the_borders_of_classes_one_or_two_pixels_wide():
+    label = np.zeros((64, 64), np.uint8)
+    label[16:48, 16:48] = 13
+    label[:, 56:] = 255
+    drawn = zodi.edges(label, (64, 64))
+    assert drawn.shape == (64, 64, 3) and set(np.unique(drawn)) == {0, 255}
+    line = drawn[..., 0] > 0
+    assert np.flatnonzero(line[32]).tolist() == [15, 47, 55]
+    assert np.flatnonzero(line[:, 32]).tolist() == [15, 47]
+    slope = np.tri(64, dtype=np.uint8)
+    assert set((zodi.edges(slope, (64, 64))[:-1, :-1, 0] > 0).sum(1)[1:]) <= {1, 2}
+    assert not zodi.edges(np.full((8, 8), 255, np.uint8), (64, 64)).any()
+
+
+@pytest.mark.parametrize("place", ["", "controlnet"])
+def test_segshift_json_says_that_the_controlnet_takes_edges(tmp_path, config, monkeypatch, place, caplog):
+    folder = tiny_diffusion.stable_diffusion(tmp_path / "m")
+    (folder / "segshift.json").write_text(json.dumps({"steps": 4, "short_side": 64}))
+    (folder / place / "segshift.json").write_text(
+        json.dumps({"steps": 4, "short_side": 64, "layout": "edges"})
+    )
+    seen, hint = [], stable_diffusion.StableDiffusion.hint
+    monkeypatch.setattr(
+        stable_diffusion.StableDiffusion, "hint", lambda self, p: (seen.append(p), hint(self, p))[1]
+    )
+    unknown = replace(CITYSCAPES, names=tuple(f"class {i}" for i in range(19)))  # edges need no colours
+    image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
+    told = replace(config, diffusion=DiffusionConfig(model=str(folder), device="cpu"))
+    stage.transfer_images(told, [image], [label], space=unknown)
+    expected = zodi.edges(label, SIZE).transpose(2, 0, 1)
+    assert np.array_equal((255 * seen[0][0]).round().numpy().astype(np.uint8), expected)
+    assert not caplog.records
+    with pytest.raises(InputError, match="--mode reference draws the layout in colours, and the ControlNet"):
+        stage.transfer_images(replace(told, mode="reference"), [image], [label])
+    out = stage.transfer(told, tmp_path / "out")
+    assert {(m["settings"]["layout"], m["settings"]["palette"]) for m in manifest(out)} == {("edges", None)}
+
+
+def test_a_layout_that_nobody_draws_is_refused(tmp_path):
+    (tmp_path / "segshift.json").write_text('{"layout": "depth"}')
+    with pytest.raises(InputError, match=r"segshift\.json.*layout.*colours.*edges"):
+        loading.defaults(Defaults(), tmp_path)
+
+
+# ------------------------------------------------------------------------------- what holds for every one
+
+MODELS = {
+    "StableDiffusion": tiny_diffusion.stable_diffusion,
+    "StableDiffusionXL": tiny_diffusion.stable_diffusion_xl,
+    "StableDiffusionXL of a union": lambda folder: tiny_diffusion.stable_diffusion_xl(
+        folder, tiny_diffusion.union
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def home(request, tmp_path_factory) -> Path:
+    """The folder of a tiny model of each family."""
+    made = MODELS[request.param](tmp_path_factory.mktemp("models") / "m")
+    (made / "segshift.json").write_text(json.dumps({"steps": 4, "short_side": 64}))
+    return made
+
+
+@pytest.fixture
+def family_config(home, config):
+    return replace(config, diffusion=DiffusionConfig(model=str(home), device="cpu"))
+
+
+def load(config):
+    return generators.load(config)
+
+
+def test_every_family_has_a_tiny_model():
+    assert {name.split()[0] for name in MODELS} == generators.FAMILIES.keys()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_walk_over_an_oracle_returns_the_image(family_config, monkeypatch, eta):
+    model = load(family_config)
+    z0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def oracle(z, point, text, hint, control_strength):
+        return (z - point.a * z0.repeat(len(z) // 2, 1, 1, 1)) / point.b
+
+    grid = model.grid  # Stable Diffusion's ends at abar_0, and here at no noise at all
+    monkeypatch.setattr(
+        model, "grid", lambda steps, size: [*grid(steps, size)[:-1], schedule.Point(0, 1.0, 0.0)]
+    )
+    monkeypatch.setattr(model, "output", oracle)
+    text = model.embed(["night"])
+    for strength in model.card.strengths.values():
+        sampling = zodi.Sampling(strength, steps=20, guidance=7.5, eta=eta)
+        noises = zodi.published_noise(3, z0.shape)
+        start = zodi.invert(model, z0, text, None, sampling, noises)
+        assert (start - z0).abs().max() > 0.5
+        end = zodi.denoise(model, start, text, text, None, sampling, noises)
+        assert torch.allclose(end, z0, atol=1e-5)
+
+
+def test_default_strengths_have_the_noise_to_signal_ratio_of_stable_diffusion(family_config):
+    model, betas = load(family_config), np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    abar = np.cumprod(1 - betas)
+    assert model.card.strengths.keys() == STRENGTHS.keys()
+    for name, strength in STRENGTHS.items():
+        published = abar[int(1000 * strength)]
+        point = model.point(model.card.strengths[name], (64, 128))
+        assert point.b / point.a == pytest.approx((1 / published - 1) ** 0.5, rel=0.02)
+
+
+def test_text_layout_and_strength_of_the_layout_act(family_config):
+    image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
+
+    def drawn(**more):
+        told = replace(family_config, **more)
+        [pictures] = stage.transfer_images(told, [image], [label]).values()
+        return pictures[0]
+
+    plain = drawn()
+    for more in ({"control": False}, {"control_strength": 0.5}, {"to": ("fog",), "strength": 0.9}):
+        assert grey_levels_apart(plain, drawn(**more)) > 3
+
+
+def test_a_picture_does_not_depend_on_its_neighbours_and_hardly_on_the_batch_size(family_config):
+    model = load(family_config)
+    images = [trees.picture(id, SIZE) for id in IDS[:4]]
+    labels = [trees.train_ids(id, SIZE) for id in IDS[:4]]
+
+    def made(order, **more):
+        ids, told = [IDS[i] for i in order], replace(family_config, **more)
+        pictures = stage.transfer_images(
+            told, [images[i] for i in order], [labels[i] for i in order], ids=ids, model=model
+        )["night"]
+        return dict(zip(ids, pictures, strict=True))
+
+    whole, turned, single = made([0, 1, 2, 3]), made([3, 1, 0, 2]), made([2, 0], batch_size=1)
+    assert all(np.array_equal(whole[id], turned[id]) for id in whole)
+    assert all(grey_levels_apart(whole[id], single[id]) <= 1 for id in single)
+
+
+def test_a_tree_is_written_resumed_and_read_by_torchvision(family_config, tmp_path, monkeypatch):
+    whole = stage.transfer(family_config, tmp_path / "whole")
+    read = torchvision.datasets.Cityscapes(str(whole / "night"), split="train", target_type="semantic")
+    assert len(read) == len(IDS) and read[0][0].size == read[0][1].size == SIZE
+    decode, calls = type(load(family_config)).decode, []
+
+    def killed(model, z):
+        calls.append(len(z))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(model, z)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(type(load(family_config)), "decode", killed)
+        stage.transfer(family_config, tmp_path / "out")
+    assert 0 < len(pictures(tmp_path / "out")) < len(pictures(whole))
+    out = stage.transfer(family_config, tmp_path / "out")
+    assert pictures(out) == pictures(whole) and manifest(out) == manifest(whole)
+    weights = manifest(out)[0]["weights"]
+    assert weights.keys() >= {"vae", "unet", "controlnet", "text_encoder"}
+
+
+def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
+    kind = type(load(family_config))
+    encode = kind.encode
+
+    def small(model, images):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, images)
+
+    monkeypatch.setattr(kind, "encode", small)
+    out = stage.transfer(family_config, tmp_path / "out")
+    assert not runs.failures(out) and len(manifest(out)) == len(IDS)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet"])
+def test_pickled_weights_are_refused_and_missing_parts_named(home, tmp_path, config, part):
+    folder = Path(shutil.copytree(home, tmp_path / "m"))
+    told = replace(config, diffusion=DiffusionConfig(model=str(folder), device="cpu"))
+    for file in (folder / part).glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    with pytest.raises(InputError, match=rf"{part} holds .*\.bin.*safetensors only"):
+        load(told)
+    shutil.rmtree(folder / part)
+    with pytest.raises(InputError, match=rf"no folder {folder / part}: "):
+        load(told)
+
+
+# ------------------------------------------------------------------------------------------- segshift models
+
+
+def test_models_lists_every_family_with_what_it_takes(capsys):
+    assert main(["models"]) == 0
+    said = capsys.readouterr().out
+    for stem in generators.FAMILIES:
+        assert f"({stem}Pipeline)" in said
+    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD):
+        told = card.title, *card.models, *card.controlnets, card.layouts, card.licence
+        for text in told:
+            assert text in said
+    assert "2.66 GiB in float16 or bfloat16, 5.33 GiB in float32" in said  # 1.43 billion
+
+
+def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, family_config, capsys):
+    model = load(family_config)
+    parts = [model.unet, model.vae, model.controlnet, model.embed_layout, model.text_encoder]
+    parts += [model.text_encoder_2] if "text_encoder_2" in model.parts else []
+    count = sum(weight.numel() for part in parts for weight in part.parameters())
+    assert main(["models", str(home)]) == 0
+    said = capsys.readouterr().out
+    assert f"{2 * count / 2**20:.3g} MiB in float16 or bfloat16" in said
+    assert "colours (ade20k)" in said
+    assert all(part in said for part in (*model.parts, "controlnet"))
+
+
+def test_models_fetches_no_weights(home, monkeypatch):
+    asked = []
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(home)
+
+    monkeypatch.setattr(loading, "snapshot_download", fetch)
+    monkeypatch.setattr(loading.hub, "access", nullcontext)
+    assert "MiB in float16" in generators.describe(DiffusionConfig(model="some/model"))
+    assert {"model_index.json", "unet/config.json"} <= set(asked)
+    assert all(pattern.endswith(".json") for pattern in asked)
+
+
+def test_models_refuses_what_it_cannot_read(tmp_path, capsys):
+    folder = tiny_diffusion.stable_diffusion(tmp_path / "m")
+    (folder / "unet" / "config.json").unlink()
+    assert main(["models", str(folder)]) == 2 and "unet/config.json" in capsys.readouterr().err
+    pipeline(folder, "AudioLDM2Pipeline")
+    assert main(["models", str(folder)]) == 2 and "StableDiffusionXLPipeline" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- Stable Diffusion XL
+
+
+@pytest.mark.parametrize("union", [False, True])
+@torch.inference_mode()
+def test_text_sizes_and_layout_act_as_in_diffusers(tmp_path, union):
+    control = tiny_diffusion.union if union else tiny_diffusion.controlnet
+    folder = tiny_diffusion.stable_diffusion_xl(tmp_path / "m", control)
+    model = stable_diffusion_xl.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    kinds = (
+        (StableDiffusionXLControlNetUnionPipeline, ControlNetUnionModel)
+        if union
+        else (StableDiffusionXLControlNetPipeline, ControlNetModel)
+    )
+    theirs = kinds[0](
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer=model.tokenizer,
+        tokenizer_2=model.tokenizer_2,
+        unet=model.unet,
+        controlnet=kinds[1].from_pretrained(folder / "controlnet"),
+        scheduler=DDIMScheduler.from_config(model.scheduler.config, clip_sample=False),
+        add_watermarker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    assert type(model.controlnet) is kinds[1]
+    z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    given = {"control_image": [picture], "control_mode": [5]} if union else {"image": picture}
+    expected = theirs(
+        "fog",
+        negative_prompt="bad",
+        latents=z,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        height=64,
+        width=128,
+        output_type="latent",
+        **given,
+    ).images
+    ours = zodi.denoise(
+        model,
+        z,
+        model.embed(["fog"]),
+        model.embed(["bad"]),
+        model.hint(picture),
+        zodi.Sampling(1, steps=4, guidance=5.0, eta=0),
+        None,
+    )
+    assert torch.allclose(ours, expected, atol=1e-4), (ours - expected).abs().max()
+
+
+def test_a_union_is_told_what_it_is_given(tmp_path):
+    folder = tiny_diffusion.stable_diffusion_xl(tmp_path / "m", tiny_diffusion.union)
+    path = folder / "controlnet" / "config.json"  # as published ones may call it
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "ControlNetModel"}))
+    for layout, index in (("colours", 5), ("edges", 3)):
+        (folder / "controlnet" / "segshift.json").write_text(json.dumps({"layout": layout}))
+        model = stable_diffusion_xl.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+        told = model._layout(torch.zeros(2, 8, 8, 8))
+        assert told["control_type"].argmax(1).tolist() == [index] * 2 and told["control_type_idx"] == [index]
+        assert told["control_type"].sum() == 2
+
+
+def test_half_precision_keeps_a_vae_whole_that_overflows(tmp_path):
+    folder = tiny_diffusion.stable_diffusion_xl(tmp_path / "m")
+    told = DiffusionConfig(model=str(folder), dtype="float16", device="cpu")
+    model = stable_diffusion_xl.load_model(told)
+    assert (model.dtype, model.vae.dtype) == (torch.float16, torch.float32)
+    assert model.decode(model.encode(torch.rand(1, 3, 64, 64))).shape == (1, 3, 64, 64)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"force_upcast": False}))
+    assert stable_diffusion_xl.load_model(told).vae.dtype == torch.float16
+
+
+def test_parts_that_do_not_fit_each_other_are_refused(tmp_path):
+    folder = tiny_diffusion.stable_diffusion_xl(tmp_path / "m")
+    other = tiny_diffusion.stable_diffusion(tmp_path / "sd")
+    told = DiffusionConfig(model=str(folder), device="cpu")
+    with pytest.raises(InputError, match=r"ControlNet reads text of width 64 and the UNet of .* 128"):
+        stable_diffusion_xl.load_model(replace(told, controlnet=str(other / "controlnet")))
+    plain = tiny_diffusion.controlnet(tiny_diffusion.unet(width=128))
+    plain.save_pretrained(tmp_path / "plain")
+    with pytest.raises(
+        InputError, match=r"reads no summary of the prompt and the UNet of .* a summary of 16"
+    ):
+        stable_diffusion_xl.load_model(replace(told, controlnet=str(tmp_path / "plain")))
+    shutil.rmtree(folder / "tokenizer_2")
+    with pytest.raises(InputError, match=r"cannot read .*tokenizer_2"):
+        stable_diffusion_xl.load_model(told)
+    shutil.rmtree(folder / "text_encoder_2")
+    with pytest.raises(InputError, match=r"no folder .*text_encoder_2: a model of Stable Diffusion XL has"):
+        stable_diffusion_xl.load_model(told)
+    more = {"num_hidden_layers": 2, "projection_dim": 32}
+    tiny_diffusion.text(folder, tiny_diffusion.CLIPTextModelWithProjection, "_2", **more)
+    with pytest.raises(
+        InputError, match=r"reads a summary of 16 and its text_encoder_2 writes a summary of 32"
+    ):
+        stable_diffusion_xl.load_model(told)
