@@ -204,7 +204,7 @@ def test_errors_are_red_void_is_dark_and_the_rest_is_grey(page, file: Path):
     frame = next(frame for frame in data.frames if frame.id in captions(section)[0][0])
     label = frames.read_label(frame, data.space)
     wrong = (
-        predictions.read(frames.place(data, frame, file.parent / "zodi/predictions/night"), data.space)
+        predictions.read(frames.place(data, frame, file.parent.parent / "zodi/predictions/night"), data.space)
         != label
     ) & (label != 255)
     assert 0 < wrong.sum() < label.size / 2
