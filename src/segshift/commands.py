@@ -39,9 +39,8 @@ Out = Annotated[
         metavar="OUT", help="Folder to write to, new or empty; run the same command again to continue."
     ),
 ]
-Flat = tyro.conf.arg(
-    name=""
-)  # --source, not --config.source; what lies deeper keeps its name: --network.encoder
+# --source, not --config.source; what lies deeper keeps its name: --network.encoder
+Flat = tyro.conf.arg(name="")
 
 
 def town(out: Out, config: Annotated[TownConfig, Flat]) -> Path:

@@ -149,8 +149,7 @@ def _require_frames(name: str, count: int) -> None:
     if count < bootstrap.FEWEST_FRAMES:
         raise InputError(
             f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, of "
-            "fewer the "
-            "bootstrap's interval means nothing: name a larger labelled split"
+            "fewer the bootstrap's interval means nothing: name a larger labelled split"
         )
 
 
@@ -371,8 +370,7 @@ def _warn_of_training_frames(run: Path, data: Dataset) -> None:
     if known := len(frames.images_of((data,)) & seen):
         _log.warning(
             "%d of %d frames of %s were trained on by this network: its scores there, and what follows "
-            "from them, are far too "
-            "high; name a split that no training has seen",
+            "from them, are far too high; name a split that no training has seen",
             known,
             len(data.frames),
             data.name,
@@ -466,8 +464,7 @@ def _print(result: dict[str, Any]) -> None:
         if domain["trained_on"]:
             _log.warning(
                 "%s: this network was trained on transferred frames of the domain, and is examined on more "
-                "of them: on the "
-                "embedded town such estimates were %.0f points too high",
+                "of them: on the embedded town such estimates were %.0f points too high",
                 domain["name"],
                 100 * bootstrap.TRAINED_ON,
             )
@@ -475,8 +472,7 @@ def _print(result: dict[str, Any]) -> None:
         if source and loss["value"] > source / 2:
             _log.warning(
                 "%s: the transfer alone costs %.1f of %.1f points: do not rely on this estimate, use a "
-                "better generator "
-                "or a lower strength",
+                "better generator or a lower strength",
                 domain["name"],
                 100 * loss["value"],
                 100 * source,

@@ -46,9 +46,8 @@ class Output:
         free.
         """
         file = self.path / "config.json"
-        there = _visible(
-            self.path
-        )  # before config.json is looked for: of what segshift writes it comes first
+        # Before config.json is looked for: of what segshift writes it comes first
+        there = _visible(self.path)
         if not there:
             return False
         if not file.is_file():

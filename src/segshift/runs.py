@@ -69,9 +69,8 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(
-            exist_ok=False
-        )  # with the user's own permissions, so that colleagues can read the result
+        # With the user's own permissions, so that colleagues can read the result
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise InputError(
             f"cannot write {path} ({error.strerror}): choose a writable output folder"

@@ -77,9 +77,8 @@ def _text(value: Any) -> Any:
 
 def _data(text: str) -> Data:
     layout, _, rest = text.partition(":")
-    if (
-        not layout.isidentifier() or not rest or rest.startswith("{")
-    ):  # {out} and the like are filled in later
+    # {out} and the like are filled in later
+    if not layout.isidentifier() or not rest or rest.startswith("{"):
         return Data(text)
     path, colon, subset = rest, "", ""
     if ":" in rest and not os.path.exists(os.path.expanduser(rest)):  # a path may hold a colon itself

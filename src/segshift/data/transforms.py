@@ -91,9 +91,8 @@ def turn_contrast(image: Tensor, factor: float) -> Tensor:
     of threads.
     """
     grey = F.rgb_to_grayscale(image).flatten()
-    mean = torch.stack([part.sum() for part in grey.split(2**14)]).sum() / len(
-        grey
-    )  # parts that torch sums on one thread
+    # Parts that torch sums on one thread
+    mean = torch.stack([part.sum() for part in grey.split(2**14)]).sum() / len(grey)
     return image.mul(factor).add_(mean, alpha=1 - factor).clamp_(0, 1)
 
 

@@ -51,8 +51,7 @@ def one_process(command: str, instead: str = "") -> None:
 
 STAGES_FIRST = (
     "start its stages one after the other on all processes, with the settings of their config.json, and "
-    "then this on one, "
-    "which finds them finished"
+    "then this on one, which finds them finished"
 )
 """What one does with `one_process` of several stages."""
 

@@ -70,9 +70,8 @@ class Custom(Generator):
 
     def _one(self, source: Source, domain: Domain, seed: int) -> np.ndarray:
         own = transforms.key_seed(seed, source.id, domain.slug) % 2**32
-        layout = (
-            None if source.label is None else source.label.copy()
-        )  # what is written into them stays there
+        # What is written into them stays there
+        layout = None if source.label is None else source.label.copy()
         try:
             picture = self.function(source.image.copy(), layout, domain, own)
         except torch.OutOfMemoryError:

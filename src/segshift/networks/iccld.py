@@ -62,8 +62,7 @@ class Encoder(nn.Module):
         if self.patch is None and tuple(strides[-4:]) != STRIDES:
             raise InputError(
                 f"backbone '{name}' has features at strides {strides}, expected 4, 8, 16 and 32, or one "
-                "stride for all "
-                "blocks as in a plain vision transformer: choose another one of timm's"
+                "stride for all blocks as in a plain vision transformer: choose another one of timm's"
             )
         quarters = [(i + 1) * len(stages) // 4 - 1 for i in range(4)]
         self.indices = quarters if self.patch else list(range(len(stages) - 4, len(stages)))
@@ -72,9 +71,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """x [B, 3, H, W] to four maps [B, c, H/s, W/s], s = 4, 8, 16, 32."""
         size = x.shape[-2:]
-        if (
-            self.patch
-        ):  # rounded up to whole patches by resizing: padding would shift the maps against the image
+        if self.patch:
+            # Whole patches, by resizing: padding would shift the maps against the image.
             whole = [math.ceil(side / self.patch) * self.patch for side in size]
             x = _resize(x, whole)
         maps = self.model.forward_intermediates(

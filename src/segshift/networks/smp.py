@@ -25,9 +25,8 @@ from segshift.users_code import first_line
 
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     """Any architecture with any encoder. Raises: InputError for an unknown one or a failed download."""
-    more = (
-        {"dynamic_img_size": True} if config.name == "dpt" else {}
-    )  # else a transformer takes one size alone
+    # Else a transformer takes one size alone
+    more = {"dynamic_img_size": True} if config.name == "dpt" else {}
     with making(config, pretrained):
         weights = encoder_weights(config.encoder, pretrained)
         network = smp.create_model(

@@ -186,9 +186,8 @@ class Group:
         for key, found in by_rule.items():
             seeds = max(map(len, found.values()))
             for rule, models in found.items():
-                if (
-                    1 < len(models) == seeds
-                ):  # of one sampling, other rules may choose its checkpoint in some seeds
+                # Of one sampling, other rules may choose its checkpoint in some seeds
+                if 1 < len(models) == seeds:
                     pairs = tuple((model, self.first(model, rule)) for model in models)
                     lines.setdefault((*key, pairs), []).append(rule)
         several = len({home for home, *_ in lines}) > 1
@@ -496,9 +495,8 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
         result = _scores(evaluation)
         if result["model"] and not result["data"]["transferred"]:
             for domain, scores in result["domains"].items():
-                labelled = bootstrap.shown(
-                    np.array(scores["confusion"])
-                )  # as the estimate, which leaves the others out
+                # As the estimate, which leaves the others out
+                labelled = bootstrap.shown(np.array(scores["confusion"]))
                 truths.setdefault(_same(result, domain), []).append(
                     metrics.plain(bootstrap.mean(labelled).item())
                 )

@@ -128,10 +128,11 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
     """
     cell, left, top = 17, 92, 84
     columns = [*names, "void"] if matrix[:, -1].any() else list(names)
+    # The last name leans to the right
     width, height = (
         left + cell * len(columns) + 44,
         top + cell * len(names) + 4,
-    )  # the last name leans to the right
+    )
     parts = [f'<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-label="confusion matrix">']
     parts.append(
         f'<rect class="field" x="{left}" y="{top}" width="{cell * len(columns)}" '

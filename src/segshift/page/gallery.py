@@ -142,9 +142,8 @@ def add_evaluated(
 
     def make(frame: Frame, width: int) -> Row:
         image, label = frames.read_image(frame.image), frames.read_label(frame, data.space)
-        label = np.where(
-            np.isin(label, train_ids), label, IGNORE
-        )  # what the scores do not count is void here too
+        # What the scores do not count is void here too
+        label = np.where(np.isin(label, train_ids), label, IGNORE)
         size = drawing.fit(image.shape, width)
         has = _classes(label, train_ids)
         source = sources.get(frame.id)

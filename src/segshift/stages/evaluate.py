@@ -143,15 +143,14 @@ def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list
     if not kept:
         raise runs.InputError(
             f"none of the {len(data.frames)} frames of {data.name} is 1920x1080, which the as-published "
-            "protocol "
-            "expects of ACDC fog: take --protocol native"
+            "protocol expects of ACDC fog: take --protocol native"
         )
     missing = [frame for frame in kept if not frames.place(data, frame, folder).is_file()]
     if missing:
         raise runs.InputError(
             f"no prediction for {len(missing)} of {len(kept)} frames of {data.name}, the first is expected "
-            "at "
-            f"{frames.place(data, missing[0], folder)}: run segshift predict for this data set into {folder}"
+            f"at {frames.place(data, missing[0], folder)}: run segshift predict for this data set into "
+            f"{folder}"
         )
     return kept, left_out
 
@@ -178,8 +177,8 @@ def _sized(
     if pred.shape != label.shape and not (published and pred.shape == PUBLISHED_SIZE):
         raise runs.InputError(
             f"the prediction of frame '{frame.id}' is {pred.shape[1]}x{pred.shape[0]}, its label "
-            f"{frame.label} is "
-            f"{label.shape[1]}x{label.shape[0]}: predict at the label's size, as segshift predict does"
+            f"{frame.label} is {label.shape[1]}x{label.shape[0]}: predict at the label's size, as segshift "
+            "predict does"
         )
     if not published:
         return label, pred

@@ -14,9 +14,8 @@ def report(config: ReportConfig, out: str | Path) -> Path:
 
     Raises: InputError when a folder is not one that train, predict, evaluate, estimate or transfer wrote.
     """
-    output = outputs.open_output(
-        out, "report", config, begun=lambda out: False
-    )  # a page can always be made again
+    # A page can always be made again
+    output = outputs.open_output(out, "report", config, begun=lambda out: False)
     text = build.page(config)
     output.claim()
     return write(text, output.path)

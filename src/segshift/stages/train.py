@@ -75,8 +75,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     if start != (here := checkpoints.last_step(out)):
         raise InputError(
             f"{out} is at step {here} where process {accelerator.process_index} runs and at step {start} "
-            "where the first one "
-            "does: name a folder that all of them share"
+            "where the first one does: name a folder that all of them share"
         )
     if start > config.steps:
         raise InputError(f"{out} is at step {start}: give --steps of {start} or more, or name a new folder")
@@ -105,18 +104,19 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         for name, dataset in data.validation.items()
     }
     validated = Validation(data.validation, pictures, data.kept, accelerator, state.get("best", {}))
-    watch = None
+    source, targets, watch = data.pictures(data.source), None, None
     if data.target is not None:
-        watched = (data.pictures(data.source), data.pictures(data.target, config.target_size))
+        targets = (data.target.frames, data.pictures(data.target, config.target_size))
+        watched = (source, targets[1])
         watch = Watch(data.source, data.target, watched, data.kept, accelerator, state.get("peaks"))
     keeper = _Keeper(config, out, method, optimizers, accelerator, validated, watch, data.digest())
     samples = batches.Samples(
         data.pairs,
-        data.pictures(data.source),
+        source,
         crop=crop,
         jitter=config.jitter,
         seed=config.seed,
-        targets=(data.target.frames, data.pictures(data.target, config.target_size)) if data.target else None,
+        targets=targets,
         rare=training_data.rare_classes(config, data),
     )
     schedule = batches.Schedule(
@@ -402,9 +402,8 @@ def _alone(out: Path) -> Iterator[None]:
         try:
             import fcntl  # which Windows lacks
 
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # not flock: data workers would inherit it and outlive a kill
+            # not flock: data workers would inherit it and outlive a kill
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (ImportError, OSError) as error:
             if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
                 raise InputError(

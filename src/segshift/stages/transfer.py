@@ -153,8 +153,7 @@ def _warn_of_the_town(config: TransferConfig, dataset: Dataset, worker: Worker) 
     if side > 2 * generator.short_side:
         _log.warning(
             "the embedded prior draws streets of %d pixels and knows no photographs, these have %d: name a "
-            "real model, as in "
-            "--diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "real model, as in --diffusion.model stable-diffusion-v1-5/stable-diffusion-v1-5",
             generator.short_side,
             side,
         )
@@ -286,9 +285,8 @@ def _gate(
     for slug, k in told["kept_agreement"].items():
         if blind := [name for name, a in told["source_agreement"].items() if a >= gate.SEEN > a * k[name]]:
             _log.warning(
-                "%s: the gate does not judge %s, of which the reference network finds too little there: look "
-                "at some "
-                "pictures, for a generator that always loses them would look the same",
+                "%s: the gate does not judge %s, of which the reference network finds too little there: "
+                "look at some pictures, for a generator that always loses them would look the same",
                 slug,
                 ", ".join(blind),
             )
@@ -400,9 +398,8 @@ def _transfer(
             groups.setdefault(found, deque()).append(frame)
     all_sizes = list(sizes.values())
     for size, queue in groups.items():
-        rows = min(
-            config.batch_size, all_sizes.count(size)
-        )  # of all processes, so that the shapes are the same in each
+        # Of all processes, so that the shapes are the same in each
+        rows = min(config.batch_size, all_sizes.count(size))
         while queue:
             batch: dict[str, tuple[Frame, Sample]] = {}
             while queue and len(batch) < min(rows, worker.limit):

@@ -249,9 +249,8 @@ def _mirror(colour: np.ndarray, layers: Layers, ground, x, z, strength: float) -
     h, w = ground.shape
     rows = np.arange(h, dtype=np.int32)[:, None]
     contact = np.where(ground, np.int32(0), rows)
-    for above, row in itertools.pairwise(
-        contact
-    ):  # ten times faster than np.maximum.accumulate along columns
+    # Ten times faster than np.maximum.accumulate along columns
+    for above, row in itertools.pairwise(contact):
         np.maximum(above, row, out=row)
     source = np.clip(2 * contact - rows, 0, h - 1)
     index = source.astype(np.intp) * w + np.arange(w)

@@ -124,9 +124,8 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
     assert trained.steps is not None
     if last_step(run) < trained.steps:
         raise InputError(
-            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command "
-            "before another "
-            "training starts from it"
+            f"{run} is at step {last_step(run)} of {trained.steps}: continue it with its own command before "
+            "another training starts from it"
         )
     return start
 

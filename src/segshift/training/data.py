@@ -48,9 +48,8 @@ class TrainingData:
         trained_at = self.config.size
         assert trained_at is not None
         pixels = trained_at[0] * trained_at[1]
-        readers = (
-            max(1, self.config.workers) * execution.current().local_count
-        )  # each with a cache of its own
+        # Every reader has a cache of its own.
+        readers = max(1, self.config.workers) * execution.current().local_count
         keep = pixels * (3 * images + labels) * readers < samples.CACHE_BYTES
         others = {
             f.label: d.space for d in self.trained if d.space != dataset.space for f in d.frames if f.label
@@ -105,9 +104,8 @@ def rare_classes(config: TrainConfig, data: TrainingData) -> samples.RareClasses
     if unknown:
         raise InputError(
             f"{path} does not count the classes of {len(unknown)} frames (first '{unknown[0]}'): run "
-            "segshift check on "
-            f"{config.source} into that folder; it counts one data set, so --more-sources must have the same "
-            "frames"
+            f"segshift check on {config.source} into that folder; it counts one data set, so --more-sources "
+            "must have the same frames"
         )
     table = np.array([counts[pair[0].id] for pair in data.pairs], np.int64)
     table[:, sorted(set(range(data.source.space.classes)) - set(data.kept))] = 0

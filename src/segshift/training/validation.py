@@ -5,7 +5,7 @@ A rule (`checkpoints.rules`) goes by the mean mIoU of its sets and keeps the ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,35 @@ def size_of(name: str, config: TrainConfig) -> tuple[int, int] | None:
     return config.target_size if name.startswith("oracle/") else None
 
 
+def predicted(
+    method: Method, chosen: Sequence[Frame], pictures: Pictures, accelerator: Accelerator
+) -> Iterator[tuple[Frame, np.ndarray]]:
+    """This process's share of the frames, each with its predicted train ids [H, W] at the pictures' size.
+
+    method: in evaluation mode. Raises: InputError when memory does not suffice for one image.
+    """
+
+    def read(frame: Frame) -> tuple[Tensor, Frame]:
+        return pictures.image(frame), frame
+
+    share = chosen[accelerator.process_index :: accelerator.num_processes]
+    for images, batch in inference.read_batches(read, share, BATCH):
+        try:
+            with accelerator.autocast():
+                logits, _ = inference.infer(method, images.to(accelerator.device))
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{accelerator.device} has too little memory to validate on one image of "
+                f"{tuple(images.shape[2:])}: take a smaller --size, in a new folder"
+            ) from error
+        yield from zip(batch, inference.classes(logits, (images.shape[2], images.shape[3])), strict=True)
+
+
+def summed(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """The sum of every process's counts."""
+    return accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
+
+
 class Validation:
     """The sets, and the best score of every rule so far."""
 
@@ -100,28 +129,12 @@ class Validation:
         """mIoU and IoU by class, in [0, 1], of whole images at the training size, or the target's: to choose
         by, not to report.
         """
-        dataset, pictures, device = self.sets[name], self.pictures[name], self.accelerator.device
+        dataset, pictures = self.sets[name], self.pictures[name]
         names, count = dataset.space.names, dataset.space.classes
         matrix = np.zeros((count, count + 1), np.int64)
-
-        def read(frame: Frame) -> tuple[Tensor, np.ndarray]:
-            return pictures.image(frame), pictures.label(frame).numpy()
-
-        share = dataset.frames[self.accelerator.process_index :: self.accelerator.num_processes]
-        for images, labels in inference.read_batches(read, share, BATCH):
-            try:
-                with self.accelerator.autocast():
-                    logits, _ = inference.infer(method, images.to(device))
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"{device} has too little memory to validate on one image of {tuple(images.shape[2:])}: "
-                    "take a smaller --size, in a new folder"
-                ) from error
-            for pred, label in zip(
-                inference.classes(logits, (images.shape[2], images.shape[3])), labels, strict=True
-            ):
-                matrix += metrics.confusion_matrix(pred, label, count)
-        total = self.accelerator.reduce(torch.from_numpy(matrix).to(device), "sum").cpu().numpy()
+        for frame, pred in predicted(method, dataset.frames, pictures, self.accelerator):
+            matrix += metrics.confusion_matrix(pred, pictures.label(frame).numpy(), count)
+        total = summed(matrix, self.accelerator)
         scored = [c for c in self.kept if c not in dataset.space.absent]
         total = metrics.restrict(total, scored)
         iou = {names[c]: metrics.plain(value) for c, value in zip(scored, metrics.iou(total), strict=True)}

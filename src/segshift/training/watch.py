@@ -21,18 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from segshift.data.frames import Dataset, Frame
 from segshift.data.samples import Pictures
 from segshift.methods.base import Method
-from segshift.scoring import inference
+from segshift.training.validation import predicted, summed
 
 QUARTER = 0.25
 FRAMES = 32
 """Frames of the target that are watched, and of the source whose labels are counted, evenly spread."""
-BATCH = 4
 TRAINED = 0.5
 """Share of the source's pixels that a network must have right to count as trained before its first step."""
 
@@ -95,24 +93,16 @@ class Watch:
         self, method: Method, frames: list[Frame], pictures: Pictures, labelled: bool = False
     ) -> tuple[np.ndarray, float]:
         """Pixels by predicted class [C], and the share of `labelled` pixels that is right."""
-        device, classes = self.accelerator.device, self.space.classes
+        classes = self.space.classes
         counts = np.zeros(classes + 2, np.int64)  # by class, then labelled pixels, then right ones
         method.eval()
-
-        def read(frame: Frame) -> tuple[torch.Tensor, np.ndarray | None]:
-            return pictures.image(frame), pictures.label(frame).numpy() if labelled else None
-
-        share = frames[self.accelerator.process_index :: self.accelerator.num_processes]
-        for images, labels in inference.read_batches(read, share, BATCH):
-            with self.accelerator.autocast():
-                logits, _ = inference.infer(method, images.to(device))
-            predicted = inference.classes(logits, (images.shape[2], images.shape[3]))
-            for one, label in zip(predicted, labels, strict=True):
-                counts[:classes] += _count(one, classes)
-                if label is not None:
-                    counts[classes:] += ((label < classes).sum(), (label == one).sum())
+        for frame, pred in predicted(method, frames, pictures, self.accelerator):
+            counts[:classes] += _count(pred, classes)
+            if labelled:
+                label = pictures.label(frame).numpy()
+                counts[classes:] += ((label < classes).sum(), (label == pred).sum())
         method.train()
-        total = self.accelerator.reduce(torch.from_numpy(counts).to(device), "sum").cpu().numpy()
+        total = summed(counts, self.accelerator)
         return total[:classes], total[-1] / max(total[-2], 1)
 
 

@@ -56,8 +56,7 @@ def build_adversarial_diffusion(setup: Setup) -> Method:
     if step1.config.diffused != config.diffused:
         raise InputError(
             f"{setup.config.from_run} diffuses the {step1.config.diffused}, and --iccld.diffused is "
-            f"{config.diffused}: "
-            "give step 2 what step 1 was trained with"
+            f"{config.diffused}: give step 2 what step 1 was trained with"
         )
     return AdversarialDiffusion(step1, config)
 

@@ -22,8 +22,7 @@ What the paper is known to say (its abstracts and captions; its equations and se
 - a network of E, D and a latent diffusion eps_theta between them, with connections from E to D;
 - prediction draws z_T, concatenates E(x), denoises, and decodes with the connections;
 - step 1 adapts E and D with ClassMix; step 2 trains eps_theta against a discriminator that tells source,
-  mixed and
-  target; a second network follows the trained one as a moving average.
+  mixed and target; a second network follows the trained one as a moving average.
 What is ours: everything else, from relatives that say what they do: CBST (q), DACS (threshold), DAFormer
 (augmentation, teacher, learning rates, feature distance), MIC (masked consistency), SDSeg (zhat_0 pulled to
 z_0), ADVENT (weight of the adversary), LDMSeg and DDP (diffusing labels). So no number that this code reaches
@@ -31,35 +30,29 @@ reproduces the paper's: 74.4 (GTA5 to Cityscapes) and 67.2 mIoU (SYNTHIA to City
 
 Decisions where the paper leaves a choice:
 - `diffused`: with E(x) as both z_0 and condition, the noise could be computed and nothing would be learnt.
-  "label"
-  diffuses z_y on the condition z_x; "image" diffuses E(x) on the condition E(augmented x), and is the
+  "label" diffuses z_y on the condition z_x; "image" diffuses E(x) on the condition E(augmented x), and is the
   default: it scored higher in every seed that was compared (LOG.md).
 - The paper's caption calls the trained network teacher and its average student. Here as elsewhere in the
-  field the
-  student is trained, and the teacher is its average and makes the pseudo-labels.
+  field the student is trained, and the teacher is its average and makes the pseudo-labels.
 - The average predicts, in step 1 and in step 2, and its E, D and (with "label") E_y are the ones that step 2
-  starts from
-  and leaves as they are. It is exact in batch-norm and latent statistics, and always in evaluation mode.
+  starts from and leaves as they are. It is exact in batch-norm and latent statistics, and always in
+  evaluation mode.
 - v counts from the condition: v = F_theta - sqrt(1 - abar_t) z_x, with F_theta = 0 before training. So from
-  pure noise
-  zhat_0 = z_x and the mask is step 1's, and what is learnt is what to change in it. Without, with "label",
-  hundreds of steps went into learning z_x -> z_y anew (LOG.md).
+  pure noise zhat_0 = z_x and the mask is step 1's, and what is learnt is what to change in it. Without, with
+  "label", hundreds of steps went into learning z_x -> z_y anew (LOG.md).
 - A copy of D is trained with eps_theta (`unfreeze_decoder`): D has seen no zhat_0. With "label" it has learnt
-  from z_y,
-  which is always right, to trust a label latent blindly.
+  from z_y, which is always right, to trust a label latent blindly.
 - Cross entropies and noise terms weigh 1; what has a weight of its own in ICCLDConfig weighs that.
 - One DDIM step from pure noise is the default: the mean of the masks. With "label" more steps draw one of
-  them, which is
-  sharper and scored lower; with "image" all draws are nearly one (LOG.md).
+  them, which is sharper and scored lower; with "image" all draws are nearly one (LOG.md).
 - In step 1 batch norm sees one domain at a time, and predicts with the target's statistics
   (self_training.py).
 - D(z_y, skips) = y trains E_y and D; the skips are constants in it, for it knows the answer already.
 - With "label", pixels without a label weigh nothing in the diffusion terms, pseudo-labels weigh w; with
-  "image" the
-  diffused variable needs no label, and all positions weigh 1.
+  "image" the diffused variable needs no label, and all positions weigh 1.
 - The discriminator sees t of the low half, where zhat_0 is a latent and not a mean of many. It is trained by
-  the run's
-  own optimizer, with the denoiser's learning rate and warm-up (1e-4 in the published recipes, ADVENT's).
+  the run's own optimizer, with the denoiser's learning rate and warm-up (1e-4 in the published recipes,
+  ADVENT's).
 - Where eps is predicted, pure noise says nothing and one step would magnify its error: ten DDIM steps are the
   default.
 """

@@ -20,14 +20,12 @@ Variants of L_sim: SimSiam (Chen and He, CVPR 2021, eq. 2 to 4) and BYOL (Grill 
 
 Deviations from the paper: none in the formulas. From the published code:
 - It makes two passes, x then x', each with the encoder run on the other image besides; it adds the similarity
-  in
-  the pass of x only, accumulates both gradients, and steps once. That is the gradient of L. We run x and x'
-  as one batch (`joint_pass`), which is the same gradient up to batch-norm statistics, taken here over both
+  in the pass of x only, accumulates both gradients, and steps once. That is the gradient of L. We run x and
+  x' as one batch (`joint_pass`), which is the same gradient up to batch-norm statistics, taken here over both
   domains, in half of the encoder passes. With `joint_pass` False x and x' go through one after the other.
 - SimSiam and BYOL there keep the feature map up to a 3 x 3 convolution before pooling, and BYOL compares all
-  four
-  stages; here both heads stand on g. The two directions are averaged there as here (SimSiam: summed there).
-  The stop-gradient of SimSiam there is written so that it has no effect; here it has.
+  four stages; here both heads stand on g. The two directions are averaged there as here (SimSiam: summed
+  there). The stop-gradient of SimSiam there is written so that it has no effect; here it has.
 """
 
 from __future__ import annotations

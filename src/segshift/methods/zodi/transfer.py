@@ -435,9 +435,8 @@ class ZoDi(Generator):
         return batch.to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def _noise(self, ids: Sequence[str], seeds: Sequence[int], slug: str, shape: tuple[int, ...]) -> Noise:
-        if (
-            self.config.mode == "reference"
-        ):  # one seed is one stream, and every image of that seed gets its numbers
+        # One seed is one stream, and every image of that seed gets its numbers
+        if self.config.mode == "reference":
             streams = {seed: published_noise(seed, (1, *shape)) for seed in seeds}
 
             def published(step: int) -> Tensor:
