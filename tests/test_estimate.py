@@ -276,6 +276,14 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
         estimate(config(home, steps=3), out)
 
 
+def test_a_vision_transformer_is_estimated_like_any_network(home, tmp_path):
+    network = NetworkConfig(name="vit", encoder="test_vit", pretrained=False)
+    torch.save(segmentation_networks.build(network, 19).network.state_dict(), tmp_path / "vit.pth")
+    settings = config(home, run=str(tmp_path / "vit.pth"), network=network, size=(64, 64))
+    night = runs.read_json(estimate(settings, tmp_path / "out") / "estimate.json")["domains"]["night"]
+    assert 0 < night["source"]["miou"]["value"] < 1 and 0 < night["corrected"]["miou"]["value"] < 1
+
+
 def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: Path, tmp_path: Path, caplog):
     first = runs.read_json(estimate(config(home), tmp_path / "out") / "estimate.json")
     before = pictures(home / "transferred")

@@ -21,17 +21,6 @@ def test_any_backbone_gives_four_maps_and_logits_at_any_size(encoder):
     assert z.shape == (1, 4, 8, 12)
 
 
-def test_a_patch_of_fourteen_fits_sides_of_thirty_two():
-    encoder = Encoder("test_vit", pretrained=False)
-    encoder.patch = 14  # as DINOv2's, which is too large to test with
-    seen = []
-    encoder.model.forward_intermediates = lambda x, **_: (
-        seen.append(x.shape[2:]) or [torch.zeros(1, 64, 5, 7)] * 4
-    )
-    maps = encoder(torch.rand(1, 3, 64, 96))
-    assert seen == [(70, 98)] and [m.shape[-1] for m in maps] == [24, 12, 6, 3]
-
-
 def test_models_builds_it_by_name_and_takes_a_local_backbone(tmp_path):
     import timm
 

@@ -57,11 +57,13 @@ class NetworkConfig(Settings):
     prefix: ClassVar[str] = "network."
 
     name: NetworkText = "deeplabv3plus"
-    """`deeplabv3plus` or any other segmentation-models-pytorch architecture, `refinenet`,
+    """`deeplabv3plus` or any other segmentation-models-pytorch architecture, `refinenet`, `vit`,
     `hf:<folder or hub name>` (transformers), `iccld` (the network of ICCLD without its diffusion), or
     `module:factory` called with `classes=<int>`."""
     encoder: str = "resnet50"
-    """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld."""
+    """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld and vit."""
+    head: Literal["linear", "dpt"] = "linear"
+    """What stands on the vision transformer (vit)."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 8
     """Channels of the latent at an eighth of the image's size, 1 or more (iccld)."""
     inter_coder: bool = True
@@ -76,18 +78,20 @@ class NetworkConfig(Settings):
     last encoder stage, in your own network the output of its `encoder`."""
 
 
-def _foreign(name: str | None = None, encoder: str | None = None) -> NetworkConfig | None:
+def _foreign(
+    name: str | None = None, encoder: str | None = None, head: Literal["linear", "dpt"] | None = None
+) -> NetworkConfig | None:
     """The network that the options describe; None where none is given.
 
     Args:
         name: Architecture of the network in a file of weights, as in `segshift train`: `deeplabv3plus`,
         `refinenet`,
             `module:factory`, ...; None takes the run's own network.
-        encoder: Its encoder, for segmentation-models-pytorch and refinenet.
+        encoder: Its encoder, for segmentation-models-pytorch and refinenet; timm's name of one for vit.
+        head: What stands on the vision transformer (vit).
     """
-    given: dict[str, Any] = {
-        key: value for key, value in (("name", name), ("encoder", encoder)) if value is not None
-    }
+    options = {"name": name, "encoder": encoder, "head": head}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     return NetworkConfig(**given) if given else None
 
 
@@ -171,7 +175,7 @@ class TrainConfig(MethodTable, Settings):
     rare_temperature: Annotated[float, Field(gt=0, le=1000)] = 0.01
     """Temperature of that draw: the lower, the more often the rarest classes are drawn."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them (network iccld)."""
+    """Compute activations twice to hold fewer of them (networks iccld and vit)."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision; fp16 on a GPU only."""
     seed: Seed = 0

@@ -17,6 +17,7 @@ from segshift.networks.weights import load_weights
 NETWORKS: dict[str, str] = {
     "iccld": "segshift.networks.iccld",
     "refinenet": "segshift.networks.refinenet",
+    "vit": "segshift.networks.vit",
     "hf:*": "segshift.networks.transformers",
     "*:*": "segshift.networks.custom",
     "*": "segshift.networks.smp",

@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
@@ -28,8 +27,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from segshift.config import NetworkConfig
 from segshift.data.labels import IGNORE
-from segshift.networks.segmenter import Segmenter
-from segshift.networks.weights import making_timm, timm_names
+from segshift.networks.segmenter import STRIDE, Segmenter
+from segshift.networks.vit import backbone, encoder_tensors
+from segshift.networks.weights import making_timm
 from segshift.runs import InputError
 
 STRIDES = (4, 8, 16, 32)
@@ -55,41 +55,27 @@ class Encoder(nn.Module):
         download.
         """
         super().__init__()
-        self.model: Any = _backbone(name, pretrained)
+        self.model: Any = backbone(name, pretrained)
         stages = list(self.model.feature_info)
         strides = [stage["reduction"] for stage in stages]
-        self.patch = strides[0] if len(set(strides)) == 1 and len(strides) >= len(STRIDES) else None
-        if self.patch is None and tuple(strides[-4:]) != STRIDES:
+        self.plain = len(set(strides)) == 1 and len(strides) >= len(STRIDES) and STRIDE % strides[0] == 0
+        if not self.plain and tuple(strides[-4:]) != STRIDES:
             raise InputError(
                 f"backbone '{name}' has features at strides {strides}, expected 4, 8, 16 and 32, or one "
-                "stride for all blocks as in a plain vision transformer: choose another one of timm's"
+                "stride for all blocks, which divides 32, as in a plain vision transformer: choose another "
+                "one of timm's"
             )
         quarters = [(i + 1) * len(stages) // 4 - 1 for i in range(4)]
-        self.indices = quarters if self.patch else list(range(len(stages) - 4, len(stages)))
+        self.indices = quarters if self.plain else list(range(len(stages) - 4, len(stages)))
         self.channels = [stages[i]["num_chs"] for i in self.indices]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x [B, 3, H, W] to four maps [B, c, H/s, W/s], s = 4, 8, 16, 32."""
         size = x.shape[-2:]
-        if self.patch:
-            # Whole patches, by resizing: padding would shift the maps against the image.
-            whole = [math.ceil(side / self.patch) * self.patch for side in size]
-            x = _resize(x, whole)
         maps = self.model.forward_intermediates(
-            x, indices=self.indices, norm=self.patch is not None, intermediates_only=True, output_fmt="NCHW"
+            x, indices=self.indices, norm=self.plain, intermediates_only=True, output_fmt="NCHW"
         )
         return [_resize(m, [side // s for side in size]) for m, s in zip(maps, STRIDES, strict=True)]
-
-
-def _backbone(name: str, pretrained: bool) -> Any:
-    """A timm model without its classifier, which takes images of any size."""
-    try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
-    except TypeError:  # convolutional: any size, and no such setting
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    if not hasattr(model, "forward_intermediates"):
-        raise InputError(f"backbone '{name}' gives no intermediate maps in timm: choose another one")
-    return model
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -262,7 +248,7 @@ def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
         )
     network = network.to(memory_format=torch.channels_last)
     layer = config.feature_layer or "encoder"
-    return Segmenter(network, classes, layer, encoder_tensors=timm_names, head_lr=HEAD_LR)
+    return Segmenter(network, classes, layer, encoder_tensors=encoder_tensors, head_lr=HEAD_LR)
 
 
 class Denoiser(nn.Module):

@@ -77,7 +77,7 @@ class Segmenter(nn.Module):
         if recompute is None:
             raise InputError(
                 f"--gradient-checkpointing needs a network that can recompute its activations, and "
-                f"{type(self.network).__name__} cannot: leave it out, or take --network.name iccld"
+                f"{type(self.network).__name__} cannot: leave it out, or take --network.name iccld or vit"
             )
         recompute()
 

@@ -18,6 +18,7 @@ from torch import nn
 from segshift import hub
 from segshift.config import NetworkConfig
 from segshift.networks.segmenter import STRIDE, Segmenter
+from segshift.networks.vit import any_size
 from segshift.networks.weights import Tensors, timm_names
 from segshift.runs import InputError
 from segshift.users_code import first_line
@@ -25,8 +26,7 @@ from segshift.users_code import first_line
 
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     """Any architecture with any encoder. Raises: InputError for an unknown one or a failed download."""
-    # Else a transformer takes one size alone
-    more = {"dynamic_img_size": True} if config.name == "dpt" else {}
+    more = any_size(config.encoder) if config.name == "dpt" else {}
     with making(config, pretrained):
         weights = encoder_weights(config.encoder, pretrained)
         network = smp.create_model(
@@ -86,7 +86,7 @@ def making(config: NetworkConfig, pretrained: bool) -> Iterator[None]:
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no network '{config.name}' with encoder '{encoder}' ({first_line(error)}): choose both from "
-            "segmentation-models-pytorch, or refinenet, iccld, hf:<name>, or <module>:<factory>"
+            "segmentation-models-pytorch, or vit, refinenet, iccld, hf:<name>, or <module>:<factory>"
         ) from error
 
 
