@@ -64,6 +64,11 @@ class NetworkConfig(Settings):
     """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld and vit."""
     head: Literal["linear", "dpt"] = "linear"
     """What stands on the vision transformer (vit)."""
+    adapter: Literal["none", "lora", "mica"] = "none"
+    """Freeze the encoder, a transformer, and train low-rank adapters in it: LoRA's, or MiCA's, which train
+    the smallest singular components."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the adapters."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 8
     """Channels of the latent at an eighth of the image's size, 1 or more (iccld)."""
     inter_coder: bool = True

@@ -47,8 +47,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self, player: str) -> list[tuple[list[nn.Parameter], float]]:
-        """The player's parameters, each once, with the factor on their learning rate."""
-        return [(list(self.networks[player].parameters()), 1.0)]
+        """The player's parameters that are trained, each once, with the factor on their learning rate."""
+        return [(trainable(self.networks[player]), 1.0)]
 
     def encoder_and_heads(
         self, segmenter: Segmenter, player: str, factor: float
@@ -59,15 +59,15 @@ class Method(nn.Module):
         Raises: InputError when the factor is not 1 and the network has no encoder.
         """
         if factor == 1:
-            return [(list(self.networks[player].parameters()), 1.0)]
+            return [(trainable(self.networks[player]), 1.0)]
         if segmenter.encoder is None:
             raise InputError(
                 f"--head-lr is {factor:g}, and {type(segmenter.network).__name__} has no part called "
                 f"'{segmenter.encoder_name}' to tell heads from: leave it out"
             )
-        encoder = list(segmenter.encoder.parameters())
+        encoder = trainable(segmenter.encoder)
         known = {id(parameter) for parameter in encoder}
-        heads = [parameter for parameter in self.networks[player].parameters() if id(parameter) not in known]
+        heads = [parameter for parameter in trainable(self.networks[player]) if id(parameter) not in known]
         return [(encoder, 1.0), (heads, factor)]
 
     def checkpoint_gradients(self) -> None:
@@ -127,6 +127,11 @@ class Method(nn.Module):
         """Logits [B, C, H, W] with the excluded classes at -inf."""
         index = torch.tensor(self.excluded, dtype=torch.long, device=logits.device)
         return logits.index_fill(1, index, float("-inf"))
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The module's parameters, without frozen ones: an optimizer keeps nothing for those."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

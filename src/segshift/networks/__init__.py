@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from segshift.config import NetworkConfig
+from segshift.networks.adapters import adapt
 from segshift.networks.segmenter import Segmenter
 from segshift.networks.weights import load_weights
 
@@ -30,13 +31,15 @@ def build(config: NetworkConfig, classes: int, *, trained: bool = False) -> Segm
 
     `trained`: for prediction. Refuse files that hold only an encoder; allow logits without a gradient.
     Raises: InputError for an unknown name, a missing download, another number of classes, a network that
-    cannot be trained, or weights of another one.
+    cannot be trained or adapted, or weights of another one.
     """
     module = next(module for pattern, module in NETWORKS.items() if fnmatchcase(config.name, pattern))
     pretrained = config.pretrained and config.weights is None  # the weights file replaces the download
     segmenter: Segmenter = import_module(module).build(config, classes, pretrained)
     if config.weights is not None:
         load_weights(segmenter, Path(config.weights), whole=trained)
+    if config.adapter != "none":
+        adapt(segmenter.encoder, config)
     if not trained:
         segmenter.require_gradients()
     return segmenter.train()

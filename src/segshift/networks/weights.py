@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segshift import hub
+from segshift.networks.adapters import merged_tensors
 from segshift.runs import InputError
 from segshift.users_code import first_line
 
@@ -76,10 +77,10 @@ def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> No
     """Load weights of the whole network, of a run's checkpoint, or of the encoder alone.
 
     `path`: .safetensors, or .pt/.pth read with `weights_only=True`, bare or under 'state_dict' or 'model'.
-    `whole`: refuse files that hold only an encoder.
+    `whole`: refuse files that hold only an encoder. Adapters in the file are merged.
     Raises: InputError when the file is missing, unreadable, or of another network.
     """
-    tensors = read_tensors(path)
+    tensors = merged_tensors(read_tensors(path))
     state = segmenter.network.state_dict()
     own = state.keys() - _counters(state).keys()
     for prefix in ("segmenter.network.", "module.", "network."):

@@ -35,6 +35,7 @@ from segshift.config import ExportConfig, PredictConfig, TrainConfig
 from segshift.data import frames, pictures, transforms
 from segshift.data.labels import CITYSCAPES
 from segshift.methods.base import Method
+from segshift.networks import adapters
 from segshift.networks.custom import BlackBox
 from segshift.networks.segmenter import Segmenter
 from segshift.predictor import Predictor
@@ -109,7 +110,7 @@ def export(config: ExportConfig, out: str | Path) -> Path:
         free = {0: Dim("batch", min=1), 2: stride * Dim("high", min=1), 3: stride * Dim("wide", min=1)}
     example = torch.rand(2 if config.dynamic else 1, 3, *sizes[-1])  # what is 1 stays 1
     method.freeze_draws(example)
-    program = _traced(_Exported(method, config.argmax).eval(), example, free)
+    program = _traced(_Exported(adapters.merged(method), config.argmax).eval(), example, free)
     with runs.atomic(out) as temporary:
         _write(temporary, program, config, json.dumps(loaded.space.names))
         parity = _compare(config, loaded, _reader(temporary), files, sizes)

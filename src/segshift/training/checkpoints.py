@@ -53,6 +53,7 @@ LIBRARIES = (
     "diffusers",
     "segmentation-models-pytorch",
     "timm",
+    "peft",
     "transformers",
     "safetensors",
     "numpy",
