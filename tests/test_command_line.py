@@ -1,5 +1,6 @@
 """The command line and named experiments: what a stranger types, and what comes back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,31 @@ def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: P
     with pytest.raises(InputError, match="--data cityscapes"):
         experiments.run("zodi-cityscapes-acdc-night", tmp_path / "x", {})
     assert experiments.fill(town_target("night"), {"out": "/a"}) == "acdc:/a/town/acdc:night/val"
+
+
+def test_recipes_on_dinov2_change_the_network_and_its_training_alone():
+    domains = ("acdc-night", "acdc-snow", "acdc-rain", "acdc-fog", "gta5")
+    names = [f"zodi-cityscapes-{domain}" for domain in domains] + ["iccld-gta5-cityscapes"]
+    changed = (
+        "network",
+        "crop",
+        "steps",
+        "optimizer",
+        "lr",
+        "head_lr",
+        "weight_decay",
+        "warmup",
+        "precision",
+    )
+    for name in names:
+        plain, recipe = RECIPES[name], RECIPES[f"{name}-dinov2"]
+        assert (recipe.targets, recipe.transfers) == (plain.targets, plain.transfers)
+        assert "not known" in recipe.published
+        for before, row in zip(plain.rows, recipe.rows, strict=True):
+            assert row.train.network.encoder == "vit_large_patch14_dinov2"
+            assert row.train.network.adapter == "lora"
+            same = {field: getattr(before.train, field) for field in changed}
+            assert replace(row.train, **same) == before.train
 
 
 def test_published_recipes_keep_the_published_settings():
