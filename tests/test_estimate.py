@@ -13,6 +13,7 @@ import tiny_diffusion
 import torch
 import trees
 from PIL import Image
+from test_masks import eomt, saved
 from training import config as training_config
 
 from segshift import experiments, outputs, runs
@@ -274,6 +275,14 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
     )
     with pytest.raises(InputError, match=r"other options \(--steps 2 there, 3 asked for\)"):
         estimate(config(home, steps=3), out)
+
+
+def test_a_mask_classifier_is_estimated_like_any_network(home, tmp_path):
+    saved(tmp_path, eomt)
+    network = NetworkConfig(name=f"hf:{tmp_path}")
+    settings = config(home, run=str(tmp_path / "model.safetensors"), network=network, size=(64, 64))
+    night = runs.read_json(estimate(settings, tmp_path / "out") / "estimate.json")["domains"]["night"]
+    assert 0 < night["source"]["miou"]["value"] < 1 and 0 < night["corrected"]["miou"]["value"] < 1
 
 
 def test_a_vision_transformer_is_estimated_like_any_network(home, tmp_path):

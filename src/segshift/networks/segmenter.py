@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segshift.networks.weights import EncoderTensors, own_names
+from segshift.networks.weights import EncoderTensors, Tensors, own_names
 from segshift.runs import InputError
 from segshift.users_code import users_code
 
@@ -70,6 +70,10 @@ class Segmenter(nn.Module):
     def encoder(self) -> nn.Module | None:
         """The part that is pretrained; None where the network has none."""
         return dict(self.network.named_modules()).get(self.encoder_name)
+
+    def from_file(self, tensors: Tensors) -> Tensors:
+        """The tensors of a file by the network's own names."""
+        return tensors
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass. Raises: InputError where the network cannot."""

@@ -1,15 +1,23 @@
-"""Semantic segmentation networks of transformers: `hf:<folder or name on the hub>`."""
+"""Segmentation networks of transformers: `hf:<folder or name on the hub>`."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from segshift import hub
 from segshift.config import NetworkConfig
+from segshift.networks import masks
 from segshift.networks.segmenter import Segmenter
 from segshift.networks.weights import Tensors, own_names
 from segshift.runs import InputError
@@ -17,8 +25,15 @@ from segshift.users_code import first_line
 
 
 def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
-    """The network with a new classifier. Raises: InputError when it cannot be read or does not segment."""
-    network = _read(config.name.removeprefix("hf:"), classes, pretrained)
+    """The network with a new classifier; a mask classifier without weights, for it only predicts. Raises:
+    InputError when it cannot be read or does not segment."""
+    name = config.name.removeprefix("hf:")
+    with _reading(name, pretrained):
+        settings = AutoConfig.from_pretrained(name, num_labels=classes)
+        if settings.model_type in masks.FAMILIES:
+            classifier = AutoModelForUniversalSegmentation.from_config(settings).float()
+            return masks.MaskSegmenter(name, classifier, classes, encoder_tensors)
+        network = _read(name, settings, pretrained).float()  # a file may hold half precision
     backbone = isinstance(getattr(network, "backbone", None), nn.Module)
     encoder = "backbone" if backbone else network.base_model_prefix
     layer = encoder if hasattr(network, encoder) else None
@@ -41,16 +56,21 @@ def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
     return None if about["missing_keys"] or about["mismatched_keys"] else loaded.state_dict()
 
 
-def _read(name: str, classes: int, pretrained: bool) -> PreTrainedModel:
+def _read(name: str, settings: PretrainedConfig, pretrained: bool) -> PreTrainedModel:
+    if not pretrained:
+        return AutoModelForSemanticSegmentation.from_config(settings)
+    return AutoModelForSemanticSegmentation.from_pretrained(
+        name, config=settings, ignore_mismatched_sizes=True, use_safetensors=True
+    )
+
+
+@contextmanager
+def _reading(name: str, pretrained: bool) -> Iterator[None]:
+    """A block that reads a folder or the hub. Raises: InputError for what is not there or does not
+    segment."""
     try:
         with nullcontext() if Path(name).is_dir() else hub.access():
-            if pretrained:
-                network = AutoModelForSemanticSegmentation.from_pretrained(
-                    name, num_labels=classes, ignore_mismatched_sizes=True, use_safetensors=True
-                )
-            else:
-                settings = AutoConfig.from_pretrained(name, num_labels=classes)
-                network = AutoModelForSemanticSegmentation.from_config(settings)
+            yield
     except OSError as error:
         files = "config.json and model.safetensors" if pretrained else "config.json"
         raise InputError(
@@ -61,6 +81,6 @@ def _read(name: str, classes: int, pretrained: bool) -> PreTrainedModel:
     except ValueError as error:
         raise InputError(
             f"'{name}' is no semantic segmentation network of transformers ({first_line(error)}): name "
-            "one that AutoModelForSemanticSegmentation reads"
+            "one that AutoModelForSemanticSegmentation reads, or a mask classifier "
+            f"({', '.join(masks.FAMILIES)})"
         ) from error
-    return network.float()  # a file may hold half precision

@@ -80,7 +80,7 @@ def load_weights(segmenter: Segmenter, path: Path, *, whole: bool = False) -> No
     `whole`: refuse files that hold only an encoder. Adapters in the file are merged.
     Raises: InputError when the file is missing, unreadable, or of another network.
     """
-    tensors = merged_tensors(read_tensors(path))
+    tensors = segmenter.from_file(merged_tensors(read_tensors(path)))
     state = segmenter.network.state_dict()
     own = state.keys() - _counters(state).keys()
     for prefix in ("segmenter.network.", "module.", "network."):
