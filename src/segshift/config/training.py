@@ -191,5 +191,8 @@ class TrainConfig(MethodTable, Settings):
     """Steps between checkpoints."""
     validate_every: Steps = 500
     """Steps between validations."""
+    log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
+    """Tracker that is told losses and validations and shown a few pictures, by a package of its own.
+    TensorBoard's files lie in the run folder."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU. Several GPUs: start under torchrun."""

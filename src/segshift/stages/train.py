@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -35,7 +36,7 @@ from segshift.methods.base import Method
 from segshift.outputs import Output
 from segshift.runs import InputError
 from segshift.settings import option
-from segshift.training import checkpoints, loop, sizes, validation
+from segshift.training import checkpoints, loop, sizes, tracking, validation
 from segshift.training import data as training_data
 from segshift.training.data import TrainingData
 from segshift.training.validation import Validation
@@ -43,7 +44,7 @@ from segshift.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-FREE = ("workers", "device", "checkpoint_every", "steps")
+FREE = ("workers", "device", "checkpoint_every", "steps", "log")
 """Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer
 schedule.
 """
@@ -109,7 +110,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         targets = (data.target.frames, data.pictures(data.target, config.target_size))
         watched = (source, targets[1])
         watch = Watch(data.source, data.target, watched, data.kept, accelerator, state.get("peaks"))
-    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, watch, data.digest())
+    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, watch, data)
     samples = batches.Samples(
         data.pairs,
         source,
@@ -225,8 +226,9 @@ def _check_method(config: TrainConfig) -> None:
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    """Raises: InputError when the device is not there or does not fit the settings."""
+    """Raises: InputError when device or tracker are not there, or the device does not fit the settings."""
     pick(config.device)
+    tracking.require(config)
     AcceleratorState._reset_state(True)  # one process may train twice, with another precision
     accelerator = Accelerator(
         cpu=config.device == "cpu",
@@ -297,15 +299,18 @@ class _Keeper:
         accelerator: Accelerator,
         validated: Validation,
         watch: Watch | None,
-        digest: str,
+        data: TrainingData,
     ):
-        """watch: of the target, where there is one. digest: of the frames that are trained on."""
+        """watch: of the target, where there is one. data: what is trained on."""
+        self.space, self.digest = data.source.space, data.digest()
         self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
-        self.accelerator, self.validation, self.watch, self.digest = accelerator, validated, watch, digest
+        self.accelerator, self.validation, self.watch = accelerator, validated, watch
+        self.tracker: tracking.Tracker | None = None
 
     @contextmanager
     def log(self, start: int) -> Iterator[None]:
-        """metrics.jsonl, without what was logged after the checkpoint that is continued from."""
+        """metrics.jsonl, without what was logged after the checkpoint that is continued from, and the
+        tracker."""
         self.write: Callable[[dict[str, Any]], None] = lambda line: None
         if not self.accelerator.is_main_process:
             yield
@@ -313,10 +318,16 @@ class _Keeper:
         path = self.out / "metrics.jsonl"
         logged = runs.read_lines(path, records.LOGGED)
         runs.write_lines(path, [line for line in logged if line["step"] <= start])
-        with path.open(
-            "a", buffering=1
-        ) as file:  # by line: a report can follow, a kill loses no more than one
-            self.write = lambda line: print(json.dumps(line), file=file)
+        following = tracking.following(self.config, self.out, start)
+        # by line: a report can follow, a kill loses no more than one
+        with following as self.tracker, path.open("a", buffering=1) as file:
+
+            def write(line: dict[str, Any]) -> None:
+                print(json.dumps(line), file=file)
+                if self.tracker is not None:
+                    self.tracker.log(line)
+
+            self.write = write
             yield
 
     def after(self, step: int, line: dict[str, Any]) -> None:
@@ -333,6 +344,8 @@ class _Keeper:
             self._validate(step)
         if judging and self.watch is not None:
             self._look(step, self.watch, last)
+        if judging and self.tracker is not None:
+            self._show(step, self.tracker)
         if saving and self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -380,6 +393,29 @@ class _Keeper:
                 "that had not; compare both with a network trained on the source alone",
                 ", ".join(seen.lost),
             )
+
+    def _show(self, step: int, tracker: tracking.Tracker) -> None:
+        """Image, label and prediction side by side, of the first validation set; of the target, without
+        labels, where there is none."""
+        labelled = bool(self.validation.sets)
+        if labelled:
+            name, dataset = next(iter(self.validation.sets.items()))
+            frames, pictures = list(dataset.frames), self.validation.pictures[name]
+        else:
+            assert self.watch is not None
+            name, frames, pictures = "target", self.watch.target, self.watch.of_target
+        self.method.eval()
+        found = validation.predicted(self.method, frames[: tracking.PICTURES], pictures, self.accelerator)
+        shown = [
+            [
+                pictures.image(frame).permute(1, 2, 0).numpy(),
+                *([self.space.paint(pictures.label(frame).numpy())] if labelled else []),
+                self.space.paint(prediction),
+            ]
+            for frame, prediction in found
+        ]
+        self.method.train()
+        tracker.show(name, step, [np.concatenate(parts, 1) for parts in shown])
 
     def _save_best(self, step: int, score: float | None, rule: Select) -> None:
         if self.accelerator.is_main_process:
