@@ -10,6 +10,7 @@ from torch import nn
 
 from segshift.config import NetworkConfig
 from segshift.networks import Segmenter, build, load_weights
+from segshift.networks.licences import told
 from segshift.networks.refinenet import RefineNet
 from segshift.networks.segmenter import IMAGENET_MEAN, _features
 from segshift.runs import InputError
@@ -247,10 +248,44 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(unreachable, co
         build(config, 5)
 
 
-def test_non_commercial_weights_come_with_a_notice(monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            NetworkConfig(name="segformer", encoder="mit_b0"),
+            "of mit_b0 are NVIDIA's, for non-commercial use only",
+        ),
+        (NetworkConfig(name="hf:nvidia/segformer-b0-x"), "NVIDIA's, for non-commercial use only"),
+        (
+            NetworkConfig(name="vit", encoder="vit_small_patch16_dinov3"),
+            "under dinov3-license, whose terms are",
+        ),
+        (
+            NetworkConfig(name="unet", encoder="tu-convnextv2_atto"),
+            "under cc-by-nc-4.0, for non-commercial use",
+        ),
+        (
+            NetworkConfig(name="iccld", encoder="vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"),
+            "research-license, for non-commercial use only; --network.no-pretrained does without",
+        ),
+        (NetworkConfig(name="hf:/models/eomt-dinov3-l"), "under Meta's DINOv3 licence, whose terms"),
+    ],
+)
+def test_weights_that_are_not_free_come_with_a_warning(monkeypatch, config, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.warns(UserWarning, match="non-commercial"), pytest.raises(InputError):
-        build(NetworkConfig(name="segformer", encoder="mit_b0"), 5)
+    with pytest.warns(UserWarning, match=message), pytest.raises(InputError):
+        build(config, 5)
+
+
+def test_free_weights_and_random_ones_come_without(recwarn):
+    for name, encoder in (
+        ("vit", "vit_small_patch14_dinov2"),
+        ("unet", "resnet50"),
+        ("networks:two_convs", "mit_b0"),
+    ):
+        assert told(NetworkConfig(name=name, encoder=encoder)) is None
+    build(random("segformer", "mit_b0"), 5)
+    assert not [warning for warning in recwarn if "weights" in str(warning.message)]
 
 
 def weights_of(config, classes=5):

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from segshift.config import NetworkConfig
+from segshift.networks import licences
 from segshift.networks.adapters import adapt
 from segshift.networks.segmenter import Segmenter
 from segshift.networks.weights import load_weights
@@ -34,6 +35,7 @@ def build(config: NetworkConfig, classes: int, *, trained: bool = False) -> Segm
     cannot be trained or adapted, or weights of another one.
     """
     module = next(module for pattern, module in NETWORKS.items() if fnmatchcase(config.name, pattern))
+    licences.warn(config)
     pretrained = config.pretrained and config.weights is None  # the weights file replaces the download
     segmenter: Segmenter = import_module(module).build(config, classes, pretrained)
     if config.weights is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -68,12 +67,6 @@ def making(config: NetworkConfig, pretrained: bool) -> Iterator[None]:
     download.
     """
     encoder = config.encoder
-    if pretrained and encoder.startswith("mit_"):
-        warnings.warn(
-            f"the ImageNet weights of encoder {encoder} are NVIDIA's and for non-commercial use only; "
-            "--network.no-pretrained does without them",
-            stacklevel=5,
-        )
     try:
         with hub.access() if pretrained else nullcontext():
             yield
