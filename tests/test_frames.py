@@ -617,7 +617,7 @@ def test_a_missing_folder_and_an_empty_one_are_named(tmp_path: Path):
     ):
         load(f"cityscapes:{tmp_path}:train")
     for path, file in ((tmp_path, tmp_path / "dataset.yaml"), (tmp_path / "my.yaml", tmp_path / "my.yaml")):
-        with pytest.raises(InputError, match=f"no {file}: a data set of layout 'folder' needs one"):
+        with pytest.raises(InputError, match=f"no {file}: a data set of this layout needs one"):
             load(f"folder:{path}:train")
 
 

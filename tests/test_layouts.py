@@ -7,8 +7,10 @@ import pytest
 import trees
 from PIL import Image
 
+from segshift.data import frames
 from segshift.data.frames import load, read_image, read_label
 from segshift.data.labels import CITYSCAPES
+from segshift.runs import InputError
 
 
 @pytest.mark.parametrize("layout", trees.LAYOUTS)
@@ -107,3 +109,80 @@ def test_hidden_files_are_no_frames(tmp_path: Path):
 def test_a_path_may_hold_a_colon_and_brackets(tmp_path: Path):
     root = trees.cityscapes(tmp_path / "a:b[1]")
     assert len(load(f"cityscapes:{root}").frames) == len(load(f"cityscapes:{root}:train").frames) == 3
+
+
+DATA_YAML = """\
+path: .
+train: {train}
+val: {val}
+masks_dir: masks
+names:
+  0: road
+  1: tree
+  2: car
+"""
+
+
+def ultralytics(root: Path, train: str = "images/train", val: str = "images/val") -> Path:
+    for split, ids in ((train, "ab"), (val, "c")):
+        for id in ids:
+            label = trees.train_ids(id)
+            trees.save(root / split / f"{id}.jpg", trees.picture(id))
+            masks = root / split.replace("images", "masks")
+            trees.save(masks / f"{id}.png", np.where(label == 255, 255, label % 3).astype(np.uint8))
+    (root / "data.yaml").write_text(DATA_YAML.format(train=train, val=val))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "subset"),
+    [
+        ("images/train", "images/val", "val"),
+        ("train/images", "valid/images", "valid"),
+        ("x/images/a", "x/images/b", "b"),
+    ],
+)
+def test_ultralytics_masks_are_read_from_a_data_yaml_or_its_folder(tmp_path: Path, train, val, subset):
+    root = ultralytics(tmp_path / "own", train, val)
+    for name in (root, root / "data.yaml"):
+        data = load(f"ultralytics:{name}:{subset}")
+        assert [frame.id for frame in data.frames] == ["c"] and data.frames[0].domain == "own"
+        assert data.space.names == ("road", "tree", "car")
+        label = trees.train_ids("c")
+        assert np.array_equal(read_label(data.frames[0], data.space), np.where(label == 255, 255, label % 3))
+    assert [frame.id for frame in load(f"ultralytics:{root}").frames] == ["a", "b", "c"]
+
+
+def test_what_is_written_of_ultralytics_describes_itself(tmp_path: Path):
+    source = load(f"ultralytics:{ultralytics(tmp_path / 'own')}:train")
+    for frame in source.frames:
+        trees.save(frames.place(source, frame, tmp_path / "new"), read_image(frame.image))
+        trees.save(frames.place(source, frame, tmp_path / "new", "label"), read_label(frame, source.space))
+    frames.describe(source, tmp_path / "new")
+    written = load(f"ultralytics:{tmp_path}/new:train")
+    assert [frame.id for frame, _ in frames.pair(source, written)] == ["a", "b"]
+    assert written.space.names == source.space.names
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("masks_dir: masks", "", "no `names` or no `masks_dir`: .* convert polygons"),
+        (
+            "images/val",
+            "val",
+            r"names .* as train, val, test, expected a folder each that differs in one step",
+        ),
+        ("images/val", "[images/val, images/more]", "expected a folder each"),
+        ("images/val", "images/train", "expected a folder each"),
+        ("2: car", "70000: car", "describes no data set: `classes` holds"),
+        ("path: .", "path: 3", "describes no data set: `root` holds 3, expected a path"),
+        ("images/", "../images/", r"describes no data set: `images` holds '../images/{subset}/\*'"),
+    ],
+)
+def test_a_data_yaml_that_is_no_such_one_is_one_sentence(tmp_path: Path, before, after, message):
+    file = ultralytics(tmp_path) / "data.yaml"
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(InputError, match=message) as caught:
+        load(f"ultralytics:{tmp_path}:train")
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)

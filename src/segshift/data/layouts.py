@@ -369,6 +369,47 @@ def folder(path: Path) -> Layout:
         raise InputError(
             f"{file} has {got}: expected images, classes and none but {', '.join(sorted(fields))}"
         )
+    return _described(file, record, f"put it there, or correct `labels` in {file}")
+
+
+def ultralytics(path: Path) -> Layout:
+    """Ultralytics' semantic segmentation: `path` is a data.yaml with `masks_dir`, or its folder.
+
+    What `segshift transfer` writes of it describes itself by a dataset.yaml. Raises: InputError.
+    """
+    file = path if path.suffix in (".yaml", ".yml") and not path.is_dir() else path / "data.yaml"
+    if not file.exists() and (path / "dataset.yaml").exists():
+        return folder(path)
+    record = _read_yaml(file)
+    masks = record.get("masks_dir") if isinstance(record, dict) else None
+    if not isinstance(masks, str) or "names" not in record:
+        raise InputError(
+            f"{file} has no `names` or no `masks_dir`: expected a data.yaml of Ultralytics with PNG "
+            "masks; convert polygons to masks first"
+        )
+    folders = [PurePosixPath(str(record[split])).parts for split in SPLITS if record.get(split)]
+    differ = [i for i, steps in enumerate(zip(*folders, strict=False)) if len(set(steps)) > 1]
+    if len(folders) == 1:
+        differ = [i for i, step in enumerate(folders[0]) if step != "images"][-1:]
+    if len(differ) != 1 or len(set(map(len, folders))) > 1 or any(f.count("images") != 1 for f in folders):
+        raise InputError(
+            f"{file} names {_short([str(record.get(split)) for split in SPLITS])} as {', '.join(SPLITS)}, "
+            "expected a folder each that differs in one step, such as images/train and images/val"
+        )
+    [place], names = differ, record["names"]
+    steps = [*folders[0][:place], "{subset}", *folders[0][place + 1 :]]
+    described = {
+        "root": record.get("path", "."),
+        "images": "/".join([*steps, "*"]),
+        "labels": "/".join([masks if step == "images" else step for step in [*steps, "*.png"]]),
+        "subsets": list(dict.fromkeys(folder[place] for folder in folders)),
+        "classes": {name: value for value, name in names.items()} if isinstance(names, dict) else names,
+    }
+    return _described(file, described, f"put it there, or correct `masks_dir` in {file}")
+
+
+def _described(file: Path, record: dict[str, Any], cure: str) -> Layout:
+    """What `record` says, with the fields of a `Description`. Raises: InputError naming `file`."""
     try:
         description = Description.model_validate(record)
     except ValidationError as error:
@@ -381,7 +422,7 @@ def folder(path: Path) -> Layout:
         root,
         _parts(description, root),
         _space(file, description),
-        f"put it there, or correct `labels` in {file}",
+        cure,
         record,
     )
 
@@ -391,7 +432,7 @@ def _read_yaml(file: Path) -> Any:
         content = file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
-            f"no {file}: a data set of layout 'folder' needs one, which names images, labels and classes"
+            f"no {file}: a data set of this layout needs one, which names images, labels and classes"
         ) from error
     if len(content) > _MAX_YAML_BYTES:
         raise InputError(f"{file} has {len(content)} bytes, expected at most {_MAX_YAML_BYTES}: shorten it")
@@ -491,4 +532,4 @@ def _onto_cityscapes(own: LabelSpace, pairs: dict[str, str]) -> LabelSpace:
     )
 
 
-LAYOUTS = {f.__name__: f for f in (cityscapes, acdc, gta5, synthia, folder)}
+LAYOUTS = {f.__name__: f for f in (cityscapes, acdc, gta5, synthia, ultralytics, folder)}
