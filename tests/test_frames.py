@@ -527,7 +527,7 @@ def test_frames_whose_transfer_failed_are_left_out_of_the_pairs(tmp_path: Path, 
 # --- wrong input
 
 
-@pytest.mark.parametrize("spec", ["coco:/data", "cityscapes", "cityscapes:", "", None, 7, Path("data")])
+@pytest.mark.parametrize("spec", ["kitti:/data", "cityscapes", "cityscapes:", "", None, 7, Path("data")])
 def test_an_unknown_layout_is_refused(spec: object):
     with pytest.raises(
         InputError, match=f"'{spec}' names no data set: write layout:path.*cityscapes, acdc, gta5"

@@ -1,5 +1,7 @@
 """The layouts as they are published."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,56 @@ def test_a_data_yaml_that_is_no_such_one_is_one_sentence(tmp_path: Path, before,
     with pytest.raises(InputError, match=message) as caught:
         load(f"ultralytics:{tmp_path}:train")
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_coco_has_a_subset_for_each_list_and_takes_images_beside_or_below(tmp_path: Path):
+    root = trees.coco(tmp_path)
+    space = load(f"coco:{root}:train").space
+    assert space.ids[:3] == (1, 11, 21) and len({*space.colours}) == 19
+    (root / "images").mkdir()
+    (root / "train").rename(root / "images" / "train")
+    assert [frame.id for frame in load(f"coco:{root}").frames] == ["000001", "000002"]
+    with pytest.raises(InputError, match=r"no subset 'val' in .*: name one of train"):
+        load(f"coco:{root}:val")
+
+
+def test_a_copy_with_void_holds_values(tmp_path: Path):
+    data = load(f"coco:{trees.coco(tmp_path)}")
+    frame, void = data.frames[0], np.zeros((32, 64), bool)
+    void[:8] = True
+    frames.write_void(frame, data.space, void, tmp_path / "copy.png")
+    copy = read_label(replace(frame, label=tmp_path / "copy.png"), data.space)
+    assert np.array_equal(copy, np.where(void, 255, trees.train_ids(frame.id)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda j: j.clear(), "is no panoptic list of COCO .KeyError: 'categories'.: restore it"),
+        (lambda j: j["annotations"].pop(0), "has no annotation of 000001.png"),
+        (lambda j: j["annotations"][0]["segments_info"].pop(0), "draws the segments 7.*does not name"),
+        (lambda j: j["categories"].append(j["categories"][0]), "has 20 categories .* of their own"),
+        (lambda j: j["categories"].pop(), "has a segment of category 1, which it does not name"),
+    ],
+)
+def test_a_list_of_coco_that_is_broken_is_one_sentence(tmp_path: Path, change, message):
+    file = trees.coco(tmp_path) / "annotations/panoptic_train.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        data = load(f"coco:{tmp_path}")
+        read_label(data.frames[0], data.space)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_coco_without_lists_or_with_lists_that_differ_is_one_sentence(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no annotations/panoptic_\*.json in .*: unpack"):
+        load(f"coco:{tmp_path}")
+    file = trees.coco(tmp_path) / "annotations/panoptic_train.json"
+    other = file.read_text().replace('"road"', '"street"')
+    file.with_name("panoptic_val.json").write_text(other)
+    with pytest.raises(
+        InputError, match=r"panoptic_val.json has other categories than .*panoptic_train.json"
+    ):
+        load(f"coco:{tmp_path}")

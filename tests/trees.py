@@ -4,6 +4,7 @@ Each maker writes pictures of random noise and label maps in which all 19 classe
 The same (id, size) gives the same bytes in every layout.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from zlib import crc32
@@ -110,6 +111,27 @@ def synthia(root: Path, ids: Iterable[str] = ("0000000", "0000001"), size: Size 
     return root
 
 
+def coco(root: Path, ids: Iterable[str] = ("000001", "000002"), size: Size = (32, 64)) -> Path:
+    """COCO's panoptic annotations of train: category 10 k + 1 for train id k, two segments of each class."""
+    annotations = []
+    for id in ids:
+        save(root / f"train/{id}.png", picture(id, size))
+        label = train_ids(id, size).astype(int)
+        drawn = 1000 * label + 70_000 + np.where(np.arange(size[1]) < size[1] // 2, 0, 1)
+        drawn[label == 255] = 0
+        colours = np.stack([drawn & 255, drawn >> 8 & 255, drawn >> 16], -1).astype(np.uint8)
+        save(root / f"annotations/panoptic_train/{id}.png", colours)
+        segments = [
+            {"id": int(i), "category_id": 10 * ((int(i) - 70_000) // 1000) + 1, "iscrowd": 0}
+            for i in np.unique(drawn[drawn > 0])
+        ]
+        annotations.append({"file_name": f"{id}.png", "segments_info": segments})
+    categories = [{"id": 10 * k + 1, "name": name, "isthing": 0} for k, name in enumerate(CITYSCAPES.names)]
+    content = {"images": [], "categories": categories[::-1], "annotations": annotations}
+    (root / "annotations/panoptic_train.json").write_text(json.dumps(content))
+    return root
+
+
 FOLDER_YAML = """\
 images: "{subset}/images/*.jpg"
 labels: "{subset}/labels/*.png"
@@ -174,5 +196,6 @@ LAYOUTS = {
     "acdc": ("night", ("GOPR0351_frame_000001", "GOPR0351_frame_000158")),
     "gta5": ("game", ("00001", "00002", "00003")),
     "synthia": ("synthia", ("0000000", "0000001")),
+    "coco": ("coco", ("000001", "000002")),
     "folder": ("day", ("a", "b", "c")),
 }

@@ -25,6 +25,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 
 from segshift import records, runs
+from segshift.data import segments
 from segshift.data.labels import LabelSpace
 from segshift.data.layouts import LAYOUTS, Layout, Part, is_below_root, path_of, printable
 from segshift.runs import InputError
@@ -227,7 +228,8 @@ def place(dataset: Dataset, frame: Frame, root: Path, what: Literal["image", "la
 
 
 def describe(dataset: Dataset, root: Path) -> None:
-    """Write what `load` needs besides the files that `place` names under `root`: dataset.yaml or split.mat.
+    """Write what `load` needs besides the files that `place` names under `root`: dataset.yaml, split.mat, or
+    COCO's lists.
 
     Raises: InputError when images, which become PNGs, and labels would be the same files.
     """
@@ -247,6 +249,10 @@ def describe(dataset: Dataset, root: Path) -> None:
     if dataset.layout == "gta5" and (dataset.root / "split.mat").exists():
         with runs.atomic(root / "split.mat") as temporary:
             shutil.copyfile(dataset.root / "split.mat", temporary)
+    if dataset.layout == "coco":
+        for file in (dataset.root / "annotations").glob("panoptic_*.json"):
+            with runs.atomic(root / "annotations" / file.name) as temporary:
+                shutil.copyfile(file, temporary)
 
 
 def images_of(datasets: Iterable[Dataset]) -> set[Path]:
@@ -438,6 +444,8 @@ def _read_ids(path: Path, space: LabelSpace) -> np.ndarray:
         colours = None if values is not None or space.red_channel else np.asarray(picture.convert("RGB"))
     if values is not None:
         return values if palette is None else _from_palette(values, palette, space)
+    if colours is not None and space.panoptic:
+        return segments.categories(colours, path)
     return _from_colours(colours, path, space) if colours is not None else _decode(path)[..., 2]
 
 

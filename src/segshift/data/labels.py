@@ -40,6 +40,8 @@ class LabelSpace:
     """(RGB, value) of every class and void, for label files drawn in colours."""
     red_channel: bool = False
     """Label files have three channels, the class in the first (SYNTHIA)."""
+    panoptic: bool = False
+    """Label files that are drawn in colours draw segments, whose classes are in a list beside them (COCO)."""
 
     @property
     def classes(self) -> int:

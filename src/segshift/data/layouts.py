@@ -38,6 +38,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints, Valida
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from segshift.data import segments
 from segshift.data.labels import CITYSCAPES, IGNORE, SYNTHIA, Colour, LabelSpace
 from segshift.runs import InputError
 
@@ -238,6 +239,32 @@ def synthia(path: Path) -> Layout:
     """RAND_CITYSCAPES: RGB and GT/LABELS."""
     part = Part("", "synthia", "RGB/*.png", "GT/LABELS/*.png")
     return Layout(path, (part,), SYNTHIA, f"unpack SYNTHIA_RAND_CITYSCAPES.rar in {path.parent}")
+
+
+def coco(path: Path) -> Layout:
+    """COCO's panoptic annotations, as unpacked: annotations/panoptic_NAME.json and its PNGs; the images in
+    NAME or images/NAME.
+
+    Raises: InputError when a list is missing, broken, or of other classes than the first.
+    """
+    lists = sorted((path / "annotations").glob("panoptic_*.json"))
+    if not lists:
+        raise InputError(
+            f"no annotations/panoptic_*.json in {path}: unpack panoptic_annotations_trainval2017.zip "
+            "there, and the zips of PNGs inside it"
+        )
+    spaces = [segments.space(file) for file in lists]
+    other = next((file for file, space in zip(lists, spaces, strict=True) if space != spaces[0]), None)
+    if other is not None:
+        raise InputError(f"{other} has other categories than {lists[0]}: keep lists of the same in a folder")
+    home = "images/" if (path / "images").is_dir() else ""
+    names = [file.stem.removeprefix("panoptic_") for file in lists]
+    parts = tuple(
+        Part(name, "coco", f"{home}{name}/*", f"annotations/panoptic_{name}/*.png") for name in names
+    )
+    colours = tuple(_shade(i, spaces[0].classes) for i in range(spaces[0].classes))
+    space = replace(spaces[0], colours=colours)
+    return Layout(path, parts, space, f"unpack the zip of PNGs in {path}/annotations")
 
 
 _Text = Annotated[str, StringConstraints(pattern=r"^[^\s\p{Cc}]([^\p{Cc}]*[^\s\p{Cc}])?$")]
@@ -532,4 +559,4 @@ def _onto_cityscapes(own: LabelSpace, pairs: dict[str, str]) -> LabelSpace:
     )
 
 
-LAYOUTS = {f.__name__: f for f in (cityscapes, acdc, gta5, synthia, ultralytics, folder)}
+LAYOUTS = {f.__name__: f for f in (cityscapes, acdc, gta5, synthia, coco, ultralytics, folder)}
