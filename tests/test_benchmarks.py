@@ -1,7 +1,9 @@
 """The tables of benchmarks/: what they make of scores. (The estimate's are in test_estimate.)"""
 
+from dataclasses import replace
 from pathlib import Path
 
+import adapters
 import gate
 import memory
 import pytest
@@ -126,6 +128,15 @@ def test_a_recipes_table_has_a_line_for_every_rule():
         "",
     ]
     assert text[5:] == ["| risk-coverage area x 1000, night | entropy |", "|---|---|", "| a | 30.5 ± 0.7 |"]
+
+
+def test_adapters_are_measured_against_full_training_in_one_table():
+    made = {a: adapters.training(adapters.Benchmark(Path("/out")), "test_vit", a) for a in adapters.ADAPTERS}
+    for adapter, config in made.items():
+        assert config == replace(made["none"], network=replace(config.network, adapter=adapter))
+    assert made["lora"].network.adapter == "lora" and made["none"].transferred == (made["none"].source,)
+    row = {"parameters": 1.26, "memory": 0.5, "rate": 2.0}
+    assert adapters.table({"a": row}).splitlines()[2] == "| a | 1.3 | 0.50 | 2.00 |"
 
 
 def test_memory_is_measured_of_the_published_settings():
