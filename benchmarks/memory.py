@@ -62,7 +62,9 @@ def peak(config: TrainConfig, out: Path, threads: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30
 
 
-def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tuple[TrainConfig, Path]]:
+def trainings(
+    b: Benchmark, encoder: str, checkpointing: bool, steps: int = STEPS
+) -> dict[str, tuple[TrainConfig, Path]]:
     """By row of the recipe: what is trained, and where."""
     home = b.out / slug(f"{encoder} checkpointing {checkpointing}")
     town = {"source": town_target("game", "train"), "target": town_target("clear", "train")}
@@ -74,7 +76,7 @@ def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tupl
             size=(512, 1024),
             validation=None,
             oracle_validation=(),
-            steps=STEPS,
+            steps=steps,
             device=b.device,
             network=replace(row.train.network, encoder=encoder, pretrained=False),
             iccld=replace(row.train.iccld, adversary_warmup=0),
