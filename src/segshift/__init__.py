@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from segshift.config import TransferConfig as TransferConfig
     from segshift.config import ZoDiConfig as ZoDiConfig
     from segshift.estimation import estimate as estimate
-    from segshift.experiments import run as run
     from segshift.predictor import Prediction as Prediction
     from segshift.predictor import Predictor as Predictor
     from segshift.predictor import load as load
+    from segshift.recipes.runner import run as run
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
     from segshift.stages.evaluate import evaluate as evaluate
@@ -66,7 +66,7 @@ _PUBLIC = {
     "load": "segshift.predictor",
     "predict": "segshift.stages.predict",
     "report": "segshift.stages.report",
-    "run": "segshift.experiments",
+    "run": "segshift.recipes.runner",
     "train": "segshift.stages.train",
     "transfer": "segshift.stages.transfer",
     "write_town": "segshift.town.writer",
