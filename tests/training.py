@@ -95,7 +95,7 @@ def start(settings: Path, out: Path, environment: dict[str, str] | None = None) 
         "from segshift.stages.train import train\n"
         "train(runs.read_config(Path(sys.argv[1]), TrainConfig), Path(sys.argv[2]))\n"
     )
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[1])])
+    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[2])])
     return subprocess.Popen(
         [sys.executable, "-c", code, settings, out],
         env=os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"} | (environment or {}),
