@@ -10,7 +10,7 @@ import trees
 from rich.console import Console
 
 from segshift import outputs
-from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig
+from segshift.config import DiffusionConfig, ICCLDNetworkConfig, NetworkConfig, TownConfig, TrainConfig
 from segshift.recipes import RECIPES, runner
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.iccld import ablation_rows, town_source
@@ -180,7 +180,9 @@ def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tm
         size=(64, 128),
         crop=(32, 64),
         device="cpu",
-        network=NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4),
+        network=NetworkConfig(
+            name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
+        ),
     )
     base = replace(base, iccld=replace(base.iccld, unet_channels=(8, 16)))
     rows = ablation_rows(base, town_target("clear", "train"), {"steps": 1}, samplings=((2, 2),))

@@ -7,7 +7,7 @@ from iccld_parts import CLASSES, batch, reached, step1
 from segshift.config import ICCLDConfig
 from segshift.methods.base import cross_entropy, weighted_cross_entropy
 from segshift.methods.iccld.self_training import SelfTraining, average_of, feature_distance, hide_blocks
-from segshift.networks import Segmenter
+from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 
 

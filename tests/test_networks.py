@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from segshift.config import NetworkConfig
-from segshift.networks import Segmenter, build, load_weights
+from segshift.networks import build
 from segshift.networks.refinenet import RefineNet
-from segshift.networks.segmenter import IMAGENET_MEAN, _features
+from segshift.networks.segmenter import IMAGENET_MEAN, Segmenter, _features
+from segshift.networks.weights import load_weights
 from segshift.runs import InputError
 
 
