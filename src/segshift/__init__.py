@@ -4,9 +4,11 @@ Everything public is here, and is imported when it is first used: `import segshi
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # without `typing`: until the command line answers to Ctrl-C, nothing may take time
 if TYPE_CHECKING:
+    from typing import Any
+
     from segshift.config import CheckConfig as CheckConfig
     from segshift.config import DiffusionConfig as DiffusionConfig
     from segshift.config import EstimateConfig as EstimateConfig
@@ -76,7 +78,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _PUBLIC:
         raise AttributeError(f"module 'segshift' has no attribute '{name}'")
     return getattr(import_module(_PUBLIC[name]), "town" if name == "write_town" else name)
