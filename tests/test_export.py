@@ -90,7 +90,7 @@ def test_the_sampled_prediction_of_iccld_is_exported_with_the_noise_of_seed_0(
         network=ICCLD,
         target=day,
         from_run=str(tmp_path / "step1"),
-        iccld=segshift.ICCLDConfig(unet_channels=(8, 16)),
+        iccld=segshift.ICCLDConfig(unet_channels=(8,)),
     )
     method = checkpoints.load_run(run)[0]
     torch.nn.init.normal_(method.average.module.denoiser.unet.conv_out.weight, std=0.3)  # or noise is nothing
