@@ -180,12 +180,18 @@ def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tm
         size=(64, 128),
         crop=(32, 64),
         device="cpu",
+        workers=0,
         network=NetworkConfig(
             name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
         ),
     )
     base = replace(base, iccld=replace(base.iccld, unet_channels=(8, 16)))
     rows = ablation_rows(base, town_target("clear", "train"), {"steps": 1}, samplings=((2, 2),))
+    plain = {row.name: row.train.network.iccld for row in rows}["full without inter-coder connections"]
+    assert plain == ICCLDNetworkConfig(latent_channels=4, inter_coder=False)
+    names = ("step 1", "full", "step 1, equal steps")
+    rows = tuple(row for row in rows if row.name in names)
+    assert len(rows) == len(names)
     experiment = Experiment(
         "chain",
         rows,

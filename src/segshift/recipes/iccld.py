@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from segshift.config import ICCLDConfig, ICCLDNetworkConfig, NetworkConfig, TownConfig, TrainConfig
+from segshift.config import ICCLDConfig, NetworkConfig, TownConfig, TrainConfig
 from segshift.recipes.experiment import Experiment, Row, Target, judged
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.runs import slug
@@ -46,7 +46,9 @@ def ablation_rows(
     of equal steps are a comparison of their own too, of trainings that are longer by step 2.
     """
     step1, full = steps(source, target, second)
-    plain = replace(source, network=replace(source.network, iccld=ICCLDNetworkConfig(inter_coder=False)))
+    plain = replace(
+        source, network=replace(source.network, iccld=replace(source.network.iccld, inter_coder=False))
+    )
     oracle = replace(source, source=target, size=source.target_size or source.size, validation=None)
 
     def longer(config: TrainConfig) -> TrainConfig:
