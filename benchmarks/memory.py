@@ -26,8 +26,8 @@ from settings import write_results
 
 from segshift.config import TownConfig, TrainConfig
 from segshift.execution.device import pick
-from segshift.experiments import fill
 from segshift.recipes import RECIPES
+from segshift.recipes.runner import fill
 from segshift.recipes.town import town_target
 from segshift.runs import read_json, slug, write_json
 from segshift.settings import Device
