@@ -16,7 +16,6 @@ from segshift.config import DiffusionConfig, TransferConfig
 from segshift.generators.base import (
     STRENGTHS,
     Card,
-    Defaults,
     DiffusionFamily,
     Domain,
     FrameError,
@@ -52,6 +51,7 @@ DEFAULT = "diffusion"
 FAMILIES = {
     "StableDiffusion": "segshift.generators.stable_diffusion",
     "StableDiffusionXL": "segshift.generators.stable_diffusion_xl",
+    "Flux": "segshift.generators.flux",
 }
 """The file of each family, by what the `_class_name` in model_index.json begins with."""
 
@@ -115,7 +115,7 @@ def describe(what: str | DiffusionConfig) -> str:
 
     module = family(what)
     home = loading.home(what, {}, (loading.INDEX,))
-    count, chosen = module.parameters(what), loading.defaults(Defaults(), home, home / "controlnet")
+    count, chosen = module.parameters(what), loading.defaults(module.CARD.usual, home, home / "controlnet")
     return _lines(
         f"{what.model}: {module.CARD.title}",
         {

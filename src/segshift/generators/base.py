@@ -166,6 +166,21 @@ between night and weather)."""
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """What a model is sampled with where the user says nothing. A model folder brings its own as
+    `segshift.json`."""
+
+    guidance: float = 9.0
+    steps: int = 20
+    eta: float = 1.0
+    short_side: int = 512
+    palette: Literal["ade20k", "cityscapes"] = "ade20k"
+    """Colours of the layout that the ControlNet was trained on."""
+    layout: Literal["colours", "edges"] = "colours"
+    """What the ControlNet takes: classes in colours, or the edges of the label map in white on black."""
+
+
+@dataclass(frozen=True)
 class Card:
     """What there is to know of a family before a model of it is loaded."""
 
@@ -181,6 +196,8 @@ class Card:
     """Weights of the first example with its ControlNet, in billions."""
     strengths: Mapping[str, float] = field(default_factory=lambda: STRENGTHS)
     """Default noise strengths: those at which b/a is what it is at STRENGTHS in Stable Diffusion."""
+    usual: Defaults = field(default_factory=Defaults)
+    """Of a model that brings none of its own."""
 
 
 Record = dict[str, Tensor]
@@ -202,21 +219,6 @@ def join(first: Record, second: Record) -> Record:
     return {name: torch.cat((tensor, second[name])) for name, tensor in first.items()}
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a model is sampled with where the user says nothing. A model folder brings its own as
-    `segshift.json`."""
-
-    guidance: float = 9.0
-    steps: int = 20
-    eta: float = 1.0
-    short_side: int = 512
-    palette: Literal["ade20k", "cityscapes"] = "ade20k"
-    """Colours of the layout that the ControlNet was trained on."""
-    layout: Literal["colours", "edges"] = "colours"
-    """What the ControlNet takes: classes in colours, or the edges of the label map in white on black."""
-
-
 class DiffusionFamily(ABC):
     """A latent diffusion model: frozen, in evaluation mode, on one device and in one dtype. Latents are
     float32."""
@@ -230,6 +232,8 @@ class DiffusionFamily(ABC):
     """Steps that its grid has at most."""
     prediction: Prediction
     """What `output` is."""
+    reads_negative: bool = True
+    """Whether guidance leads away from a negative prompt; a model that is told a number has none."""
 
     @property
     @abstractmethod
@@ -266,6 +270,11 @@ class DiffusionFamily(ABC):
     @abstractmethod
     def point(self, share: float, size: tuple[int, int]) -> Point:
         """The point at `share` of the schedule's time, in (0, 1]; it need not be one of a grid."""
+
+    def share(self, strength: float, size: tuple[int, int]) -> float:
+        """The share of the schedule's time, in (0, 1], at which latents of `size` hold the noise that
+        `strength` stands for. They differ where the schedule depends on the size."""
+        return strength
 
     @abstractmethod
     def output(

@@ -61,6 +61,7 @@ from segshift.generators.base import (
     STRENGTHS,
     DiffusionFamily,
     Domain,
+    FrameError,
     Generator,
     Record,
     Source,
@@ -287,7 +288,6 @@ class ZoDi(Generator):
     """A diffusion family that transfers images by ZoDi's walk."""
 
     measures_movement = True
-    negative_prompt = NEGATIVE_PROMPT
     needs_layouts: bool
     short_side: int
 
@@ -299,6 +299,7 @@ class ZoDi(Generator):
         self.model, self.config, self.space = model, config, space
         self.name, self.hashes, self.device = model.name, model.hashes, model.device
         self.needs_layouts = config.control
+        self.negative_prompt = NEGATIVE_PROMPT if model.reads_negative else None
         self.short_side = default.short_side if config.short_side is None else config.short_side
         self.palette = "cityscapes" if config.mode == "reference" else default.palette
         self.sampling = Sampling(
@@ -374,13 +375,20 @@ class ZoDi(Generator):
         self, batch: Encoded, index: Sequence[int], domain: Domain, seeds: Sequence[int]
     ) -> np.ndarray:
         index, seeds, chosen = _fill(index, batch.rows), _fill(seeds, batch.rows), len(index)
+        sampling = replace(self.sampling, strength=self.model.share(domain.strength, _size(batch.z0)))
+        if sampling.walked < 1:
+            height, width = batch.sources[0].image.shape[:2]
+            raise FrameError(
+                f"strength {domain.strength:.3g} walks none of {sampling.steps} steps for a picture of "
+                f"{width}x{height}: give a higher --strength, or more --steps"
+            )
         drawn = transfer(
             self.model,
             batch.z0[index],
             self.texts[domain.slug],
             self.negative,
             None if batch.hint is None else take(batch.hint, index),
-            replace(self.sampling, strength=domain.strength),
+            sampling,
             self._noise([batch.sources[i].id for i in index], seeds, domain.slug, batch.z0.shape[1:]),
         )
         return _pictures(drawn)[:chosen]
