@@ -31,7 +31,7 @@ from segshift import generators, runs
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig
 from segshift.data.labels import CITYSCAPES
-from segshift.generators import flow, flux, loading, schedule, stable_diffusion, stable_diffusion_xl
+from segshift.generators import flow, flux, loading, offload, schedule, stable_diffusion, stable_diffusion_xl
 from segshift.generators.base import STRENGTHS, Defaults
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
@@ -340,6 +340,31 @@ def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
     assert not runs.failures(out) and len(manifest(out)) == len(IDS)
 
 
+@pytest.mark.parametrize("way", ["parts", "layers"])
+def test_weights_that_wait_on_the_cpu_change_no_picture(family_config, way):
+    images = [trees.picture(id, SIZE) for id in IDS[:2]]
+    labels = [trees.train_ids(id, SIZE) for id in IDS[:2]]
+    waiting = replace(family_config, diffusion=replace(family_config.diffusion, offload=way))
+    ours, theirs = (stage.transfer_images(told, images, labels)["night"] for told in (family_config, waiting))
+    assert np.array_equal(ours, theirs)
+
+
+@torch.inference_mode()
+def test_every_tensor_is_made_where_the_networks_compute(family_config):
+    model = load(family_config)
+    modules = [getattr(model, part) for part in (*model.parts, "controlnet", "embed_layout")]
+    for module in modules:
+        if module is not None:
+            module.to("meta")  # which refuses to compute with what lies on the CPU
+    model._where = torch.device("meta")
+    text = model.embed(["night", "fog"])
+    picture = torch.zeros(2, 3, 64, 64, device="meta")
+    z, hint = model.encode(picture), model.hint(picture)
+    out = model.output(z, model.point(0.5, (8, 8)), text, hint, 1.0)
+    assert {t.device.type for t in (*text.values(), *hint.values(), z, out)} == {"meta"}
+    assert out.shape == z.shape
+
+
 @pytest.mark.parametrize("part", ["walks", "vae", "text_encoder", "controlnet"])
 def test_pickled_weights_are_refused_and_missing_parts_named(home, tmp_path, config, part):
     folder = Path(shutil.copytree(home, tmp_path / "m"))
@@ -355,6 +380,57 @@ def test_pickled_weights_are_refused_and_missing_parts_named(home, tmp_path, con
     shutil.rmtree(folder / part)
     with pytest.raises(InputError, match=rf"no folder {folder / part}: "):
         load(told)
+
+
+def test_parts_are_on_the_gpu_only_while_they_are_used(family_config, monkeypatch):
+    model = load(family_config)
+    where = {part: "cpu" for part in (*model.parts, "controlnet")}
+    parts = {part: getattr(model, part) for part in where}
+    names = {id(module): part for part, module in parts.items()}
+    for part in parts.values():
+        part.to = lambda device, part=part: where.update({names[id(part)]: str(device)})
+    offload.place("m", parts, torch.device("cpu:0"), "parts")
+    resting = {part: "cpu" for part in where} | {"vae": "cpu:0"}
+    assert where == resting
+    text = model.embed(["night"])
+    there = {part for part, device in where.items() if device != "cpu"}
+    assert len(there) == 2 and there - {"vae"} <= {"text_encoder", "text_encoder_2"}
+    z, hint = torch.zeros(1, 4, 8, 8), model.hint(torch.zeros(1, 3, 64, 64))
+    model.output(z, model.point(0.5, (8, 8)), text, hint, 1.0)
+    assert where == resting | {model.walks: "cpu:0", "controlnet": "cpu:0"}
+
+
+def test_a_model_larger_than_the_gpu_is_refused_with_what_would_fit(home, monkeypatch):
+    told = DiffusionConfig(model=str(home), device="cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr(offload, "room", lambda device: 1000)
+        with pytest.raises(InputError) as caught:
+            generators.family(told).load_model(told)
+    said = str(caught.value)
+    assert f"the weights of {home} take 0.0 GiB on cpu, which has 0.0 GiB free: take" in said
+    assert "--diffusion.offload parts (0.0 GiB), --diffusion.offload layers (0.0 GiB) or a smaller" in said
+
+    def full(module, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    modules = {"vae": torch.nn.Linear(1, 1), "unet": torch.nn.Linear(1, 1)}
+    monkeypatch.setattr(torch.nn.Module, "to", full)  # although nobody could tell before
+    with pytest.raises(InputError, match=r"on cpu, which has less free: take a smaller --diffusion\.dtype"):
+        offload.place("m", modules, torch.device("cpu"), "layers")
+
+
+def test_what_is_on_the_gpu_at_once():
+    sizes = {"vae": 1, "transformer": 20, "text_encoder": 2, "text_encoder_2": 30, "controlnet": 5}
+    assert [offload.held(sizes, way) for way in offload.WAYS] == [58, 31, 1]
+    assert offload.held(sizes | {"transformer": 40}, "parts") == 46
+
+
+def test_where_weights_wait_is_no_part_of_a_run(config, tmp_path):
+    out = stage.transfer(config, tmp_path / "out")
+    made = manifest(out)
+    next((out / "night").rglob("*leftImg8bit.png")).unlink()
+    waiting = replace(config, diffusion=replace(config.diffusion, offload="parts"))
+    assert manifest(stage.transfer(waiting, out)) == made
 
 
 # ------------------------------------------------------------------------------------------- segshift models
@@ -381,6 +457,7 @@ def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, fa
     assert f"{2 * count / 2**20:.3g} MiB in float16 or bfloat16" in said
     assert ("colours (ade20k)" if model.defaults.layout == "colours" else "edges") in said
     assert all(part in said for part in (*model.parts, "controlnet"))
+    assert all(f"--diffusion.offload {way} " in said for way in offload.WAYS)
 
 
 def test_models_fetches_no_weights(home, monkeypatch):

@@ -42,9 +42,13 @@ class DiffusionConfig(Settings):
     controlnet_revision: str | None = None
     """Commit of the ControlNet on the hub; None takes the pinned one where segshift knows it."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Arithmetic of UNet, ControlNet and VAE."""
+    """Arithmetic of the networks."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU."""
+    offload: Literal["none", "parts", "layers"] = "none"
+    """For models larger than the GPU, what waits on the CPU: nothing; `parts` that are not in use (text
+    encoders, once the prompts are read); `layers` that do not compute at the moment (slow). Changes no
+    result."""
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def describe(what: str | DiffusionConfig) -> str:
                 "licence": card.licence,
             },
         )
-    from segshift.generators import loading
+    from segshift.generators import loading, offload
 
     module = family(what)
     home = loading.home(what, {}, (loading.INDEX,))
@@ -121,6 +121,9 @@ def describe(what: str | DiffusionConfig) -> str:
         {
             "layout": f"colours ({chosen.palette})" if chosen.layout == "colours" else "edges",
             "weights": _memory(sum(count.values())),
+            "on the GPU, in float16": ", ".join(
+                f"--diffusion.offload {way} {_gib(2 * offload.held(count, way))}" for way in offload.WAYS
+            ),
             "of these, in float16": ", ".join(f"{part} {_gib(2 * n)}" for part, n in count.items()),
         },
     )

@@ -93,7 +93,7 @@ class Flux(Flow):
     def __post_init__(self) -> None:
         self.most_steps = self.scheduler.config.num_train_timesteps
         self.reads_negative = not self.transformer.config.guidance_embeds
-        self.embed_layout: nn.Module | None = None
+        self.embed_layout = None
         if self.controlnet is not None and self.controlnet.input_hint_block is not None:
             self.embed_layout = self.controlnet.input_hint_block  # once per image, not at every step
             self.controlnet.input_hint_block = nn.Identity()

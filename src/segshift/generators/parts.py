@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from segshift.config import DiffusionConfig
 from segshift.execution.device import pick
-from segshift.generators import loading
+from segshift.generators import loading, offload
 from segshift.generators.base import Defaults, DiffusionFamily, Record, join
 from segshift.runs import InputError
 
@@ -38,9 +38,14 @@ class PartsOfAFolder(DiffusionFamily):
     most_tokens: ClassVar[int] = 512
     """Of a text encoder that has no limit of its own."""
 
+    embed_layout: nn.Module | None
+    """What the ControlNet does with a layout before the first step; None where it is given latents."""
+    _where: torch.device | None = None
+
     @property
     def device(self) -> torch.device:
-        return getattr(self, self.walks).device
+        """Where the networks compute; weights may wait elsewhere."""
+        return self._where or getattr(self, self.walks).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,9 +86,7 @@ class PartsOfAFolder(DiffusionFamily):
                 f"the prompt '{prompt}' has {found} tokens, and the text encoder of {self.name} reads "
                 f"{length}: shorten it"
             )
-        return tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt").to(
-            encoder.device
-        )
+        return tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt").to(self.device)
 
     @classmethod
     def load(cls, config: DiffusionConfig, *, control: bool = True) -> Self:
@@ -117,12 +120,12 @@ class PartsOfAFolder(DiffusionFamily):
         cls._check(home, modules, scheduler)
         where = pick(config.device)
         for part in places:
-            modules[part].requires_grad_(False).eval().to(where)
+            modules[part].requires_grad_(False).eval()
             if where.type != "mps":
                 modules[part].to(memory_format=torch.channels_last)  # a tenth faster on the CPU, too
         homes = (home, places["controlnet"]) if control else (home,)
         build: Any = cls  # its fields are its own
-        return build(
+        model = build(
             name=config.model,
             scheduler=scheduler,
             defaults=loading.defaults(cls._usual(modules), *homes),
@@ -130,6 +133,11 @@ class PartsOfAFolder(DiffusionFamily):
             **tokenizers,
             **modules,
         )
+        if model.embed_layout is not None:
+            model.embed_layout.to(where)  # used once an image
+        offload.place(config.model, {part: modules[part] for part in places}, where, config.offload)
+        model._where = where
+        return model
 
     @classmethod
     def parameters(cls, config: DiffusionConfig) -> dict[str, int]:
@@ -138,12 +146,12 @@ class PartsOfAFolder(DiffusionFamily):
         """
         configs = tuple(f"{part}/config.json" for part in cls.parts)
         home = loading.home(config, {}, configs)
-        kinds = {home / part: kind for part, kind in cls.parts.items()}
+        count = {part: loading.parameters(kind, home / part) for part, kind in cls.parts.items()}
         beside = home / "controlnet"
         if config.controlnet or beside.is_dir():
             place = cls._controlnet_home(config, home, torch.float32) if config.controlnet else beside
-            kinds[place] = cls._controlnet(place, torch.float32)
-        return {place.name: loading.parameters(kind, place) for place, kind in kinds.items()}
+            count["controlnet"] = loading.parameters(cls._controlnet(place, torch.float32), place)
+        return count
 
     @classmethod
     def _controlnet_home(cls, config: DiffusionConfig, home: Path, dtype: torch.dtype) -> Path:

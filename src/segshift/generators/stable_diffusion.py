@@ -63,7 +63,7 @@ class StableDiffusion(PartsOfAFolder):
     def __post_init__(self) -> None:
         self.most_steps = self.scheduler.config.num_train_timesteps - 1
         self.prediction: Prediction = self.scheduler.config.prediction_type
-        self.embed_layout: nn.Module | None = None
+        self.embed_layout = None
         if self.controlnet is not None:  # diffusers would embed the layout again at every step
             self.embed_layout = self.controlnet.controlnet_cond_embedding
             self.controlnet.controlnet_cond_embedding = nn.Identity()
