@@ -21,6 +21,7 @@ from diffusers import (
     DDIMScheduler,
     FluxControlNetModel,
     FluxControlNetPipeline,
+    QwenImageControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
 )
@@ -31,7 +32,16 @@ from segshift import generators, runs
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig
 from segshift.data.labels import CITYSCAPES
-from segshift.generators import flow, flux, loading, offload, schedule, stable_diffusion, stable_diffusion_xl
+from segshift.generators import (
+    flow,
+    flux,
+    loading,
+    offload,
+    qwen_image,
+    schedule,
+    stable_diffusion,
+    stable_diffusion_xl,
+)
 from segshift.generators.base import STRENGTHS, Defaults
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
@@ -60,6 +70,8 @@ def pipeline(folder: Path, name) -> DiffusionConfig:
         ("FluxPipeline", flux),
         ("FluxControlNetPipeline", flux),
         ("FluxImg2ImgPipeline", flux),
+        ("QwenImagePipeline", qwen_image),
+        ("QwenImageControlNetPipeline", qwen_image),
     ],
 )
 def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
@@ -78,6 +90,8 @@ def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
         "FluxKontextPipeline",
         "FluxControlPipeline",
         "Flux2Pipeline",
+        "QwenImageEditPipeline",
+        "QwenImageLayeredPipeline",
         "StableVideoDiffusionPipeline",
         "AudioLDM2Pipeline",
     ],
@@ -207,6 +221,7 @@ MODELS = {
     "StableDiffusionXL of a union": lambda folder: tiny_diffusion.stable_diffusion_xl(
         folder, tiny_diffusion.union
     ),
+    "QwenImage": tiny_diffusion.qwen_image,
     "Flux": tiny_diffusion.flux,
     "Flux of a union": lambda folder: tiny_diffusion.flux(folder, num_mode=4),
     "Flux without guidance": lambda folder: tiny_diffusion.flux(folder, guidance=False),
@@ -441,7 +456,7 @@ def test_models_lists_every_family_with_what_it_takes(capsys):
     said = capsys.readouterr().out
     for stem in generators.FAMILIES:
         assert f"({stem}Pipeline)" in said
-    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD, flux.CARD):
+    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD, flux.CARD, qwen_image.CARD):
         told = card.title, *card.models, *card.controlnets, card.layouts, card.licence
         for text in told:
             assert text in said
@@ -757,3 +772,122 @@ def test_parts_of_flux_that_do_not_fit_each_other_are_refused(tmp_path):
     tiny_diffusion.vae(8).save_pretrained(folder / "vae")
     with pytest.raises(InputError, match=r"takes 16 channels and its VAE makes 8, in packs of four 32"):
         flux.load_model(told, control=False)
+
+
+# ------------------------------------------------------------------------------------------------ Qwen-Image
+
+
+@torch.inference_mode()
+def test_qwen_image_is_called_as_in_diffusers(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    model = qwen_image.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    theirs = QwenImageControlNetPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        transformer=model.transformer,
+        controlnet=model.controlnet,
+        scheduler=model.scheduler,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    encode = model.vae.encode  # they draw the layout's latent from its distribution
+
+    class Mode:
+        def __init__(self, images):
+            self.latents = encode(images).latent_dist.mode()
+
+    def expected(prompt: str, **more) -> torch.Tensor:
+        theirs.vae.encode = Mode
+        made = theirs(
+            prompt,
+            latents=flow.pack(z),
+            num_inference_steps=4,
+            height=64,
+            width=128,
+            control_image=2 * picture - 1,
+            output_type="latent",
+            **more,
+        ).images
+        del model.vae.encode
+        return flow.unpack(made, (8, 16))
+
+    text, hint, sampling = model.embed(["fog"]), model.hint(picture), zodi.Sampling(1, steps=4, eta=0)
+    ours = zodi.denoise(model, z, text, text, hint, replace(sampling, guidance=1.0), None)
+    assert torch.allclose(ours, expected("fog", true_cfg_scale=1.0), atol=1e-4)
+    # with guidance they give the negative pass the residuals of the prompt: without a layout we agree
+    negative = model.embed(["bad and long"])
+    without = zodi.denoise(model, z, text, negative, None, replace(sampling, guidance=4.0), None)
+    their = expected(
+        "fog", negative_prompt="bad and long", true_cfg_scale=4.0, controlnet_conditioning_scale=0.0
+    )
+    assert torch.allclose(without, their, atol=1e-4), (without - their).abs().max()
+    decoded = model.decode(ours)
+    latents = ours * torch.tensor(model.vae.config.latents_std)[None, :, None, None]
+    latents = latents + torch.tensor(model.vae.config.latents_mean)[None, :, None, None]
+    video = model.vae.decode(latents[:, :, None]).sample
+    assert torch.equal(decoded, (video[:, :, 0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8))
+    again = model.encode(decoded / 255)
+    assert again.shape == z.shape and again.dtype == torch.float32
+
+
+@torch.inference_mode()
+def test_padding_of_a_prompt_acts_on_nothing(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    model = qwen_image.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text, point = model.embed(["fog"]), model.point(0.5, (8, 8))
+    assert text["text"].shape[1] == qwen_image.TOKENS > text["mask"].sum() > 100
+    hint = model.hint(torch.rand(1, 3, 64, 64))
+    out = model.output(z, point, text, hint, 1.0)
+    filled = text["text"] + 9 * (1 - text["mask"])[..., None]
+    assert torch.allclose(model.output(z, point, text | {"text": filled}, hint, 1.0), out, atol=1e-5)
+    assert not torch.allclose(model.output(z, point, model.embed(["night"]), hint, 1.0), out, atol=1e-3)
+    with pytest.raises(InputError, match=r"has 4\d\d tokens with the words around it, and .* reads 256"):
+        model.embed(["abcdefgh" * 40])
+
+
+def test_guidance_of_qwen_image_keeps_the_length_of_each_pack(tmp_path):
+    model = qwen_image.load_model(
+        DiffusionConfig(model=str(tiny_diffusion.qwen_image(tmp_path / "m")), device="cpu")
+    )
+    first, second = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    guided = flow.pack(model.combined(first, second, 4.0))
+    assert torch.allclose(guided.norm(dim=-1), flow.pack(second).norm(dim=-1), atol=1e-5)
+    plain = flow.pack(first + 4 * (second - first))
+    assert torch.allclose(torch.cosine_similarity(guided, plain, dim=-1), torch.ones(1, 16), atol=1e-5)
+
+
+def test_a_schedule_with_an_end_is_stretched_to_it(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    model = qwen_image.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    for size in ((8, 16), (96, 192)):
+        m = model._shift(size)
+        model.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=float(np.log(m)))
+        assert [p.b for p in model.grid(30, size)] == pytest.approx(model.scheduler.sigmas.tolist(), abs=1e-6)
+        assert model.grid(30, size)[-2].b == pytest.approx(0.02)
+    assert [p.b for p in model.grid(1, (8, 16))] == [1, 0]
+
+
+def test_parts_of_qwen_image_that_do_not_fit_each_other_are_refused(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    told = DiffusionConfig(model=str(folder), device="cpu")
+    for more, message in (
+        (
+            {"joint_attention_dim": 32},
+            "the ControlNet has joint_attention_dim 32 and the transformer of .* 16",
+        ),
+        ({"extra_condition_channels": 4}, "takes a mask besides its picture, as for inpainting"),
+    ):
+        other = tiny_diffusion.qwen_controlnet(tiny_diffusion.qwen_transformer(), **more)
+        other.save_pretrained(tmp_path / "c")
+        with pytest.raises(InputError, match=message):
+            qwen_image.load_model(replace(told, controlnet=str(tmp_path / "c")))
+    with pytest.raises(InputError, match="holds a FluxControlNetModel: expected a QwenImageControlNetModel"):
+        other = tiny_diffusion.flux(tmp_path / "flux")
+        qwen_image.load_model(replace(told, controlnet=str(other / "controlnet")))
+    shutil.rmtree(folder / "vae")
+    tiny_diffusion.qwen_vae(8).save_pretrained(folder / "vae")
+    with pytest.raises(InputError, match=r"takes 16 channels and its VAE makes 8, in packs of four 32"):
+        qwen_image.load_model(told, control=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     ControlNetModel,
     ControlNetUnionModel,
     DDIMScheduler,
@@ -15,12 +16,17 @@ from diffusers import (
     FluxControlNetModel,
     FluxTransformer2DModel,
     PNDMScheduler,
+    QwenImageControlNetModel,
+    QwenImageTransformer2DModel,
     UNet2DConditionModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -251,4 +257,85 @@ def flux(folder: Path, guidance: bool = True, shards: str = "10KB", **more) -> P
         folder / "tokenizer_2"
     )
     index(folder, "FluxPipeline")
+    return folder
+
+
+def qwen_transformer(**more) -> QwenImageTransformer2DModel:
+    """Of latents of 4 channels in packs of four."""
+    told = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    return QwenImageTransformer2DModel(**told | more)
+
+
+def qwen_controlnet(of: QwenImageTransformer2DModel, **more) -> QwenImageControlNetModel:
+    """Whose layout acts."""
+    shared = inspect.signature(QwenImageControlNetModel).parameters.keys() & of.config.keys()
+    made = QwenImageControlNetModel(**{name: of.config[name] for name in shared} | more)
+    for layer in (*made.controlnet_blocks, made.controlnet_x_embedder):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return made
+
+
+def qwen_vae(channels: int = 4) -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * i for i in range(channels)],
+        latents_std=[1.0 + 0.1 * i for i in range(channels)],
+    )
+
+
+def qwen_image(folder: Path) -> Path:
+    """As the hub's Qwen-Image: flow, a VAE of videos, the text of a language model that sees, the large parts
+    in several files."""
+    torch.manual_seed(4)
+    folder.mkdir(parents=True)
+    net = qwen_transformer()
+    net.save_pretrained(folder / "transformer", max_shard_size="10KB")
+    qwen_vae().save_pretrained(folder / "vae")
+    qwen_controlnet(net).save_pretrained(folder / "controlnet")
+    schedule = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
+    )
+    schedule.save_pretrained(folder / "scheduler")
+    letters = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate([*letters, *special])}, merges=[])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 128,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+    )
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    encoder.save_pretrained(folder / "text_encoder", max_shard_size="10KB")
+    index(folder, "QwenImagePipeline")
     return folder

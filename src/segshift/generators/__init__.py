@@ -52,6 +52,7 @@ FAMILIES = {
     "StableDiffusion": "segshift.generators.stable_diffusion",
     "StableDiffusionXL": "segshift.generators.stable_diffusion_xl",
     "Flux": "segshift.generators.flux",
+    "QwenImage": "segshift.generators.qwen_image",
 }
 """The file of each family, by what the `_class_name` in model_index.json begins with."""
 

@@ -282,6 +282,10 @@ class DiffusionFamily(ABC):
     ) -> Tensor:
         """The network's output, float32 [B,C,h,w]. text, hint: of B rows; no hint is no layout."""
 
+    def combined(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+        """The output under guidance w: o(negative) + w (o(text) - o(negative))."""
+        return unconditional + guidance * (conditional - unconditional)
+
     def denoise(
         self,
         z: Tensor,
@@ -295,8 +299,8 @@ class DiffusionFamily(ABC):
     ) -> tuple[Tensor, Tensor]:
         """eps and x0 at a point, both [B,C,h,w].
 
-        text, negative: of one row. hint: of B rows. With a `negative` and guidance w != 1 the network's
-        output is o(negative) + w (o(text) - o(negative)), of one batch of 2B, the layout acting in both.
+        text, negative: of one row. hint: of B rows. With a `negative` and guidance w != 1 the outputs of one
+        batch of 2B are `combined`, the layout acting in both.
         """
         rows = len(z)
         if negative is None or guidance == 1:
@@ -307,7 +311,7 @@ class DiffusionFamily(ABC):
             unconditional, conditional = self.output(
                 torch.cat((z, z)), point, both, hints, control_strength
             ).chunk(2)
-            o = unconditional + guidance * (conditional - unconditional)
+            o = self.combined(unconditional, conditional, guidance)
         return schedule.eps_and_x0(self.prediction, o, z, point)
 
 

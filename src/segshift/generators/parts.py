@@ -121,7 +121,7 @@ class PartsOfAFolder(DiffusionFamily):
         where = pick(config.device)
         for part in places:
             modules[part].requires_grad_(False).eval()
-            if where.type != "mps":
+            if where.type != "mps" and all(weight.ndim < 5 for weight in modules[part].parameters()):
                 modules[part].to(memory_format=torch.channels_last)  # a tenth faster on the CPU, too
         homes = (home, places["controlnet"]) if control else (home,)
         build: Any = cls  # its fields are its own
