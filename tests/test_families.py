@@ -355,6 +355,15 @@ def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
     assert not runs.failures(out) and len(manifest(out)) == len(IDS)
 
 
+def test_fast_leaves_guidance_out_where_a_family_has_a_negative_prompt(family_config):
+    image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
+    model, made = load(family_config), {}
+    for speed in ("exact", "fast"):
+        told = replace(family_config, speed=speed, guidance=7.0, strength=0.99, steps=10)
+        [made[speed]] = stage.transfer_images(told, [image], [label], model=model)["night"]
+    assert np.array_equal(made["exact"], made["fast"]) != model.reads_negative
+
+
 @pytest.mark.parametrize("way", ["parts", "layers"])
 def test_weights_that_wait_on_the_cpu_change_no_picture(family_config, way):
     images = [trees.picture(id, SIZE) for id in IDS[:2]]
