@@ -15,14 +15,15 @@ import trees
 from PIL import Image
 from training import config as training_config
 
-from segshift import experiments, outputs, runs
 from segshift import networks as segmentation_networks
+from segshift import outputs, runs
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.engine.worker import targets
 from segshift.estimation import estimate
+from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, metrics
 from segshift.training import checkpoints
@@ -266,7 +267,7 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
 
     # its config.json repeats it, and does nothing again; one draw less is found as it is
     before, told = pictures(out, home / "transferred"), (out / "estimate.json").read_bytes()
-    experiments.run(str(out / "config.json"))
+    runner.run(str(out / "config.json"))
     assert (out / "estimate.json").read_bytes() == told
     estimate(config(home), out)
     assert (

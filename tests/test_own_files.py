@@ -17,7 +17,7 @@ import tiny_diffusion
 import trees
 from training import config as training_config
 
-from segshift import estimation, experiments, records, runs
+from segshift import estimation, records, runs
 from segshift.config import (
     CheckConfig,
     DiffusionConfig,
@@ -30,6 +30,7 @@ from segshift.config import (
     TransferConfig,
 )
 from segshift.generators import stable_diffusion
+from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.stages.check import check
 from segshift.stages.evaluate import evaluate
@@ -172,7 +173,7 @@ READERS: dict[str, tuple[Command, ...]] = {
     "predicted/config.json": (
         report_on("predicted"),
         predict_again,
-        lambda w: experiments.run(str(w.root / "predicted/config.json")),
+        lambda w: runner.run(str(w.root / "predicted/config.json")),
     ),
     "predicted/model.json": (predict_again, evaluate_again),
     "predicted/predictions.jsonl": (report_on("predicted"), predict_again),
