@@ -72,7 +72,7 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
     execution.one_process("estimate", execution.STAGES_FIRST)
     data = frames.load(config.source)
     goals = _check(config, data)
-    lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
+    lasting = replace(config, diffusion=replace(config.diffusion, device="auto", offload="none"))
     output = outputs.open_output(
         out, "estimate", lasting, free=_FREE, begun=lambda out: (out / "source" / "predictions").exists()
     )
