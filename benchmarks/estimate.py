@@ -38,12 +38,12 @@ from scipy.stats import spearmanr
 from settings import write_results
 
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig
-from segshift.estimation import estimate
 from segshift.experiments import fill
 from segshift.recipes.town import TOWN_DOMAINS, town_target
 from segshift.runs import InputError, read_config, read_json, slug
 from segshift.scoring.bootstrap import CLASS_FLOOR, FAILS_BELOW, LEVEL, shown, widened
 from segshift.stages import evaluate, predict
+from segshift.stages.estimate import estimate
 
 
 @dataclass(frozen=True)

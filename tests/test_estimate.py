@@ -22,9 +22,9 @@ from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, Trai
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.engine.worker import targets
-from segshift.estimation import estimate
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, metrics
+from segshift.stages.estimate import estimate
 from segshift.training import checkpoints
 
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)

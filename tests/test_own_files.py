@@ -17,7 +17,7 @@ import tiny_diffusion
 import trees
 from training import config as training_config
 
-from segshift import estimation, experiments, records, runs
+from segshift import experiments, records, runs
 from segshift.config import (
     CheckConfig,
     DiffusionConfig,
@@ -32,6 +32,7 @@ from segshift.config import (
 from segshift.generators import stable_diffusion
 from segshift.runs import InputError
 from segshift.stages.check import check
+from segshift.stages.estimate import estimate
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
 from segshift.stages.report import report
@@ -106,7 +107,7 @@ class World:
             device="cpu",
             diffusion=model,
         )
-        estimation.estimate(self.estimating, at / "estimate")
+        estimate(self.estimating, at / "estimate")
         shutil.copytree(at, self.copy, symlinks=True)
 
     def restore(self) -> None:
@@ -155,7 +156,7 @@ def gate_again(w: World) -> None:
 
 
 def estimate_again(w: World) -> None:
-    estimation.estimate(w.estimating, w.root / "estimate")
+    estimate(w.estimating, w.root / "estimate")
 
 
 def load_model(w: World) -> None:

@@ -9,7 +9,7 @@
     OUT/predictions.jsonl     Prediction             stages.predict
     OUT/metrics.json          METRICS                stages.evaluate
     OUT/frames.npz            read_matrices          stages.evaluate
-    OUT/estimate.json         ESTIMATE               estimation
+    OUT/estimate.json         ESTIMATE               stages.estimate
     RUN/metrics.jsonl         LOGGED                 stages.train
     RUN/labels.json           labels.LabelSpace      checkpoints
     RUN/environment.json      Versions               checkpoints

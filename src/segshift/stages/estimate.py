@@ -14,9 +14,8 @@ on the same frames transferred to their own domain with the same noise strength,
                                                         `transferred` puts them elsewhere, for several
                                                         estimates to share
 
-This runs other stages, each of which skips what is finished, and so stands beside `experiments`, not among
-them. A folder may be asked for other domains, draws or strengths later: each has its own `<set>`, and what is
-there is used again.
+It runs the other stages, each of which skips what is finished. A folder may be asked for other domains, draws
+or strengths later: each has its own `<set>`, and what is there is used again.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from segshift.generators import Domain
 from segshift.predictor import Predictor
 from segshift.runs import InputError
 from segshift.scoring import bootstrap
+from segshift.scoring import estimate as statistics
 from segshift.stages import evaluate, predict, transfer
 
 _log = logging.getLogger(__name__)
@@ -264,38 +263,20 @@ def _result(
         return float(np.mean([draw.confidence[id] for draw in draws for id in ids]))
 
     domains, plain = {}, matrices([source])
-    known = (plain.sum((1, 3)) > 0).sum(0) >= bootstrap.FEWEST_OF_CLASS  # [C]
     for name, goal in zip(config.to, goals, strict=True):
         own, target = sets[config.own_prompt, goal.strength], sets[name, goal.strength]
-        counted = [plain, matrices(own), matrices(target)]
-        values = bootstrap.scores(*(m.sum((0, 1)) for m in counted))
-        spread = bootstrap.resampled(
-            counted, config.resamples, config.seed, common_noise=config.mode == "reference"
-        )
-        told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names, known), strict=True))
-        means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
-        predicted, drop = (
-            told["corrected"],
-            _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3]),
-        )
-        deviation = bootstrap.GENERATOR * (predicted["miou"]["value"] or 0.0)
         domains[goal.slug] = {
             "name": name,
             "prompt": goal.prompt,
             "strength": goal.strength,
-            **told,
-            "corrected": {
-                "miou": _widened(predicted["miou"], deviation),
-                "iou": {
-                    c: _widened(one, bootstrap.class_error(one["value"] or 0.0))
-                    for c, one in predicted["iou"].items()
-                },
-            },
-            "without_generator": predicted,
+            **statistics.of_domain(
+                (plain, matrices(own), matrices(target)),
+                names,
+                config.resamples,
+                config.seed,
+                common_noise=config.mode == "reference",
+            ),
             "trained_on": bool(trained_on & {goal.slug, goal.prompt}),
-            "drop": _widened(drop, deviation, at_least=-1),
-            "transfer_cost": _between(means[0] - means[1], mean_spread[:, 0] - mean_spread[:, 1]),
-            "failing": [names[c] for c in bootstrap.failing(values[0], values[3])],
             "confidence": {
                 "source": confidence([source]),
                 "own": confidence(own),
@@ -375,45 +356,6 @@ def _warn_of_training_frames(run: Path, data: Dataset) -> None:
             len(data.frames),
             data.name,
         )
-
-
-def _with_intervals(
-    values: np.ndarray, spread: np.ndarray, names: Sequence[str], known: np.ndarray
-) -> list[dict[str, Any]]:
-    """mIoU and per-class IoU with their intervals, of values [K, C] and their resamples [R, K, C]; one dict
-    for each K.
-    `known` [C]: classes that enough frames show to have an interval."""
-    means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
-    return [
-        {
-            "miou": _between(means[k], mean_spread[:, k]),
-            "iou": {
-                name: _between(values[k, c], spread[:, k, c] if known[c] else np.array([np.nan]))
-                for c, name in enumerate(names)
-            },
-        }
-        for k in range(len(values))
-    ]
-
-
-def _between(value: float, spread: np.ndarray) -> dict[str, float | None]:
-    """A value and the interval of its resamples [R]; JSON has no nan."""
-    ends = bootstrap.interval(spread[:, None])
-    three = (value, ends[0][0], ends[1][0])
-    return {
-        key: None if isnan(v) else float(v) for key, v in zip(("value", "low", "high"), three, strict=True)
-    }
-
-
-def _widened(
-    told: dict[str, float | None], deviation: float, at_least: float = 0.0
-) -> dict[str, float | None]:
-    """A value with its interval, and in it the generator's error."""
-    value, low, high = told["value"], told["low"], told["high"]
-    if value is None or low is None or high is None:
-        return told
-    low, high = bootstrap.widened(value, low, high, deviation)
-    return {"value": value, "low": max(at_least, low), "high": min(1.0, high)}
 
 
 def _print(result: dict[str, Any]) -> None:
