@@ -15,7 +15,7 @@ import trees
 from PIL import Image
 from training import config as training_config
 
-from segshift import experiments, outputs, runs
+from segshift import experiments, outputs, records, runs
 from segshift import networks as segmentation_networks
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
@@ -364,6 +364,76 @@ def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, 
     )  # its own domain: the transfer's cost alone
     assert day["drop"]["value"] == pytest.approx(day["transfer_cost"]["value"] / 2)
     assert day["drop"]["low"] < day["transfer_cost"]["value"] / 4  # and hardly any is among what it may be
+
+
+def test_the_best_of_several_networks_is_counted_over_the_same_resamples():
+    rng = np.random.default_rng(0)
+    frames_of = matrices(*rng.integers(20, 80, (12, 2)).tolist(), wrong=50)
+    worse = frames_of.copy()
+    worse[..., 0, 0] -= 15
+    resamples = [bootstrap.mean(bootstrap.resampled([one] * 3, 1000, 0))[:, 3] for one in (worse, frames_of)]
+    assert resamples[0].max() > resamples[1].min()  # alone they overlap; frame by frame one is always better
+    assert (resamples[1] > resamples[0]).all()
+    low, high = bootstrap.best(np.stack(resamples), 0)
+    assert low + high == pytest.approx(1) and 0.75 < high < 0.95  # but the generator may misjudge one of them
+    twins = bootstrap.best(np.stack([resamples[1]] * 3), 0)
+    assert twins == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+    assert (bootstrap.best(np.stack([resamples[1]] * 3), 0) == twins).all()
+
+
+def test_networks_are_ranked_on_frames_that_are_transferred_once(home: Path, tmp_path: Path, capsys):
+    candidates = [training_run(home, tmp_path / name / "run", transferred=()) for name in ("a", "b")]
+    torch.manual_seed(5)
+    checkpoints.save_best(
+        candidates[1], 6, checkpoints.method_of(training_config(home, method="source_only"), CITYSCAPES), None
+    )
+    several = config(
+        home, run=(*map(str, candidates), str(home / "mine.pth")), to=("night", "fog"), transferred=None
+    )
+    out = estimate(several, tmp_path / "out")
+    made = sorted(path.name for path in (out / "transferred").iterdir())
+    assert len(made) == 4 and len([name for name in made if name.startswith("driving")]) == 2
+    ranked = runs.read_json(out / "ranking.json", records.RANKING)
+    assert list(ranked["candidates"]) == ["a/run", "b/run", "mine.pth"]
+    for domain in ranked["domains"].values():
+        values = [line["miou"]["value"] for line in domain["ranking"]]
+        assert values == sorted(values, reverse=True) and sum(line["best"] for line in domain["ranking"]) == 1
+    assert "is the best" in capsys.readouterr().out
+
+    # each estimate is what the network gets alone
+    alone = estimate(
+        replace(several, run=(str(candidates[1]),), network=None, transferred=str(out / "transferred")),
+        tmp_path / "alone",
+    )
+    for slug, domain in runs.read_json(alone / "estimate.json")["domains"].items():
+        other = ranked["candidates"]["b/run"]["domains"][slug]
+        assert {**domain, "own_draws": 0, "target_draws": 0} == {**other, "own_draws": 0, "target_draws": 0}
+
+    # the page shows it, and a second call does nothing again
+    before, told = pictures(out), (out / "ranking.json").read_bytes()
+    experiments.run(str(out / "config.json"))
+    assert pictures(out) == before and (out / "ranking.json").read_bytes() == told
+    assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert page.count('<table class="ranking">') == 1 and "network, best first" in page
+
+
+def test_networks_that_cannot_be_ranked_are_refused(home: Path, tmp_path: Path):
+    a, b = (
+        training_run(home, tmp_path / name, transferred=(), classes=classes)
+        for name, classes in (("a", 13), ("b", None))
+    )
+    plain = config(home, network=None)
+    with pytest.raises(InputError, match=r"a is scored on 13 classes and .*b on every class.*add --classes"):
+        estimate(replace(plain, run=(str(a), str(b))), tmp_path / "out")
+    with pytest.raises(InputError, match=r"--run names .*/a twice"):
+        estimate(replace(plain, run=(str(a), str(a))), tmp_path / "out")
+    mine = f"folder:{trees.folder(tmp_path / 'mine', ids=[f'{i:02d}' for i in range(10)])}:train"
+    with pytest.raises(InputError, match=r"a was trained on the 19 classes of 'cityscapes', .* the 3 of"):
+        estimate(replace(plain, run=(str(a), str(b)), source=mine), tmp_path / "out")
+    with pytest.raises(InputError, match=r"--run is \(\): expected"):
+        replace(plain, run=())
+    assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "config.json").exists()
 
 
 # ------------------------------------------------------------------------------------------ wrong input

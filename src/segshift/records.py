@@ -10,6 +10,7 @@
     OUT/metrics.json          METRICS                stages.evaluate
     OUT/frames.npz            read_matrices          stages.evaluate
     OUT/estimate.json         ESTIMATE               stages.estimate
+    OUT/ranking.json          RANKING                stages.estimate
     RUN/metrics.jsonl         LOGGED                 stages.train
     RUN/labels.json           labels.LabelSpace      checkpoints
     RUN/environment.json      Versions               checkpoints
@@ -328,6 +329,43 @@ def _estimates_its_classes(found: Estimate) -> Estimate:
 
 
 ESTIMATE: Any = Annotated[Estimate, AfterValidator(_estimates_its_classes)]
+
+
+class Ranked(TypedDict):
+    """A network's place in a domain."""
+
+    candidate: str
+    miou: Between
+    best: Share
+    """Probability that it is the best."""
+
+
+class DomainRanking(TypedDict):
+    """Networks in a domain, best first."""
+
+    name: str
+    ranking: Annotated[list[Ranked], Field(min_length=1)]
+
+
+class Ranking(TypedDict):
+    """Several networks, each with its estimate."""
+
+    protocol: str
+    level: Share
+    candidates: Annotated[
+        dict[str, Annotated[Estimate, AfterValidator(_estimates_its_classes)]], Field(min_length=1)
+    ]
+    domains: Annotated[dict[str, DomainRanking], Field(min_length=1)]
+
+
+def _ranks_its_candidates(found: Ranking) -> Ranking:
+    for domain in found["domains"].values():
+        named = [line["candidate"] for line in domain["ranking"]]
+        _require(set(named) <= found["candidates"].keys(), "a candidate without an estimate")
+    return found
+
+
+RANKING: Any = Annotated[Ranking, AfterValidator(_ranks_its_candidates)]
 
 # ----------------------------------------------------------------------------------------------- training
 

@@ -126,6 +126,12 @@ FolderText = Annotated[str, BeforeValidator(_text), _path(InputFolder)]
 RunText = Annotated[str, BeforeValidator(_text), _path(RunFolder)]
 PredictorText = Annotated[str, BeforeValidator(_text), AfterValidator(_predictor)]
 """What predicts: a run or a file of weights as a RunFolder, or a plain text [FOLDER/]module:factory."""
+PredictorsText = Annotated[
+    tuple[PredictorText, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str | os.PathLike) else given),
+    Field(min_length=1),
+]
+"""One or more of what predicts; one may stand alone."""
 ModelText = Annotated[str, BeforeValidator(_text), AfterValidator(_model)]
 FactoryText = Annotated[str, AfterValidator(_factory)]
 NetworkText = Annotated[str, BeforeValidator(_text), AfterValidator(_network)]

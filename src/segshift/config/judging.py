@@ -17,6 +17,7 @@ from segshift.settings import (
     FolderText,
     PathText,
     PositiveShare,
+    PredictorsText,
     PredictorText,
     RunText,
     Seed,
@@ -128,12 +129,12 @@ class EvaluateConfig(Settings):
 @dataclass(frozen=True)
 class EstimateConfig(Settings):
     """Predict a network's mIoU in domains of which there is no image, from labelled source frames and a
-    sentence.
+    sentence; rank several networks.
     """
 
-    run: PredictorText
+    run: PredictorsText
     """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
-    network of yours that brings its weights, or a black box, which only predicts."""
+    network of yours that brings its weights, or a black box, which only predicts. Several are ranked."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""
@@ -159,7 +160,7 @@ class EstimateConfig(Settings):
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
     """
     network: ForeignNetwork = None
-    """The network of a weights file that segshift did not train; None takes the run's own."""
+    """The network of the weights files that segshift did not train; None takes the runs' own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of its target, where it has
     one), for other networks that of the source frames, where they have one in common."""

@@ -6,7 +6,7 @@ nan, so null stands for what is not known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
@@ -23,9 +23,12 @@ def of_domain(
     seed: int,
     *,
     common_noise: bool = False,
-) -> dict[str, Any]:
-    """What estimate.json says of the scores in one domain, from M [F, D, C, C + 1] of source, own domain and
-    target; `names` of the C classes. The other arguments are those of `bootstrap.resampled`."""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What estimate.json says of the scores in one domain, and the predicted mIoU of the resamples, [R].
+
+    counted: M [F, D, C, C + 1] of source, own domain and target. names: of the C classes. The other arguments
+    are those of `bootstrap.resampled`.
+    """
     known = (counted[0].sum((1, 3)) > 0).sum(0) >= bootstrap.FEWEST_OF_CLASS  # [C]
     values = bootstrap.scores(*(m.sum((0, 1)) for m in counted))
     spread = bootstrap.resampled(counted, resamples, seed, common_noise=common_noise)
@@ -36,7 +39,7 @@ def of_domain(
         _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3]),
     )
     deviation = bootstrap.GENERATOR * (predicted["miou"]["value"] or 0.0)
-    return {
+    found = {
         **told,
         "corrected": {
             "miou": _widened(predicted["miou"], deviation),
@@ -50,6 +53,22 @@ def of_domain(
         "transfer_cost": _between(means[0] - means[1], mean_spread[:, 0] - mean_spread[:, 1]),
         "failing": [names[c] for c in bootstrap.failing(values[0], values[3])],
     }
+    return found, mean_spread[:, 3]
+
+
+def ranking(
+    candidates: Mapping[str, tuple[Mapping[str, Any], np.ndarray]], seed: int
+) -> list[dict[str, Any]]:
+    """Networks in one domain, best first, by what `of_domain` says of each with the same seed.
+
+    Returns: name, predicted mIoU with its interval, and the probability that it is the best, in [0, 1].
+    """
+    shares = bootstrap.best(np.stack([spread for _, spread in candidates.values()]), seed)
+    lines = [
+        {"candidate": name, "miou": told["corrected"]["miou"], "best": float(share)}
+        for (name, (told, _)), share in zip(candidates.items(), shares, strict=True)
+    ]
+    return sorted(lines, key=lambda line: -(line["miou"]["value"] or 0.0))
 
 
 def _with_intervals(

@@ -7,9 +7,12 @@ on the same frames transferred to their own domain with the same noise strength,
 (`bootstrap.SHARE`).
 
     OUT/config.json                                     the configuration of the last call
-    OUT/estimate.json                                   everything that was found
+    OUT/estimate.json                                   everything that was found of one network
     OUT/<set>/predictions, OUT/<set>/evaluation         the network on a set of frames: source, or a
                                                         transferred one
+    OUT/ranking.json                                    of several networks: the estimate of each, and their
+                                                        order in every domain
+    OUT/candidates/<network>/<set>                      of several networks, in place of OUT/<set>
     OUT/transferred/<set>                               a transferred set, <domain>-<strength>-<seed>;
                                                         `transferred` puts them elsewhere, for several
                                                         estimates to share
@@ -22,17 +25,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from segshift import execution, generators, outputs, predictor, records, runs
-from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig, TransferConfig
+from segshift.config import (
+    EstimateConfig,
+    EvaluateConfig,
+    NetworkConfig,
+    PredictConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from segshift.data import frames
 from segshift.data.frames import Dataset
 from segshift.engine.worker import targets
@@ -50,8 +61,24 @@ _FREE = ("to", "own_prompt", "strength", "draws", "seed", "resamples", "batch_si
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A network that is judged."""
+
+    name: str
+    run: str
+    network: NetworkConfig | None
+    """Of a file of weights."""
+    size: tuple[int, int] | None
+    """What it sees; None for a run's own size."""
+    classes: Literal[13, 16, 19] | None
+    """The class set that it is scored on."""
+    folder: Path
+    predictor: Predictor
+
+
+@dataclass(frozen=True)
 class Scored:
-    """The network on one set of frames."""
+    """A network on one set of frames."""
 
     confusion: dict[str, np.ndarray]
     """[C, C + 1] int64 by frame id."""
@@ -61,48 +88,70 @@ class Scored:
     """Where the set lies and what made it, for estimate.json."""
 
 
+@dataclass(frozen=True)
+class Moved:
+    """The source frames, transferred to a domain with one seed."""
+
+    name: str
+    data: str
+    """layout:path[:subset]."""
+    tree: Path
+    told: dict[str, Any]
+    """What made them, for estimate.json."""
+
+
 def estimate(config: EstimateConfig, out: str | Path) -> Path:
-    """Write OUT/estimate.json and print the table; returns `out`, which may lie in the run's own folder.
+    """Write OUT/estimate.json, of several networks OUT/ranking.json, and print the table; returns `out`,
+    which may lie in a run's own folder.
 
     Raises: InputError on a source without labels or with fewer than 10 frames, an empty prompt, a network of
-    other classes than the source's, and whatever transfer, predict and evaluate refuse. The network is tried
-    on the source frames first, so a wrong one costs no transfer.
+    other classes than the source's or the other networks', and whatever transfer, predict and evaluate
+    refuse. The networks are tried on the source frames first, so a wrong one costs no transfer.
     """
     execution.one_process("estimate", execution.STAGES_FIRST)
     data = frames.load(config.source)
     goals = _check(config, data)
     lasting = replace(config, diffusion=replace(config.diffusion, device="auto"))
-    output = outputs.open_output(
-        out, "estimate", lasting, free=_FREE, begun=lambda out: (out / "source" / "predictions").exists()
-    )
+    output = outputs.open_output(out, "estimate", lasting, free=_FREE, begun=_begun)
     out = output.path
-    _warn_of_training_frames(Path(config.run), data)
-    config = replace(config, size=_size(config, data))
-    network = predictor.of(_prediction(config, config.source), data)  # a wrong one costs no transfer
+    candidates = _candidates(config, data, out)
     output.claim()
-    source = _score(config, network, config.source, out / "source", {})
+    sources = {one.name: _score(config, one, config.source, "source", {}) for one in candidates}
 
-    seeds = range(config.seed, config.seed + config.draws)
     tree = Path(config.transferred) if config.transferred else out / "transferred"
-    sets: dict[tuple[str, float], list[Scored]] = {}
+    sets: dict[tuple[str, float], list[Moved]] = {}
     for name, goal in zip(config.to, goals, strict=True):
         for prompt in (name, config.own_prompt):  # the own domain once for each strength, and kept
             if (prompt, goal.strength) not in sets:
                 sets[prompt, goal.strength] = [
-                    _transferred(config, network, data, prompt, goal.strength, s, tree, out) for s in seeds
+                    _transferred(config, data, prompt, goal.strength, config.seed + i, tree)
+                    for i in range(config.draws)
                 ]
-    scored = runs.read_json(out / "source" / "evaluation" / "metrics.json", records.METRICS)
-    result = _result(config, data, goals, source, sets, scored)
-    lost = {
-        f["id"]: f
-        for drawn in sets.values()
-        for one in drawn
-        for f in runs.failures(Path(one.told["transferred"]))
-    }
+    results: dict[str, dict[str, Any]] = {}
+    predicted: dict[str, dict[str, np.ndarray]] = {}
+    for one in candidates:
+        scored = {
+            key: [_score(config, one, draw.data, draw.name, draw.told) for draw in draws]
+            for key, draws in sets.items()
+        }
+        results[one.name], predicted[one.name] = _result(config, one, data, goals, sources[one.name], scored)
+    lost = {f["id"]: f for draws in sets.values() for draw in draws for f in runs.failures(draw.tree)}
     runs.write_failures(out, lost.values())  # and the estimate is of the other frames
-    runs.write_json(out / "estimate.json", result)
-    _print(result)
+    if len(candidates) == 1:
+        [result] = results.values()
+        runs.write_json(out / "estimate.json", result)
+        _print(result, "this network")
+        return out
+    for name, result in results.items():
+        _print_warnings(result, name)
+    ranked = _ranking(config, results, predicted)
+    runs.write_json(out / "ranking.json", ranked)
+    _print_ranking(ranked)
     return out
+
+
+def _begun(out: Path) -> bool:
+    return (out / "source" / "predictions").exists() or (out / "candidates").exists()
 
 
 def _check(config: EstimateConfig, data: Dataset) -> tuple[Domain, ...]:
@@ -127,14 +176,54 @@ def _check(config: EstimateConfig, data: Dataset) -> tuple[Domain, ...]:
     return goals
 
 
-def _size(config: EstimateConfig, data: Dataset) -> tuple[int, int] | None:
-    """What the network sees, transferred frames too, which are smaller than their sources; None for a run's
-    own size.
+def _candidates(config: EstimateConfig, data: Dataset, out: Path) -> list[Candidate]:
+    """The networks, ready to predict. Raises: InputError for one that is given twice, and for networks that
+    are not scored on the same classes."""
+    if twice := [run for run, count in Counter(config.run).items() if count > 1]:
+        raise InputError(f"--run names {twice[0]} twice: name each network once")
+    foreign = [run for run in config.run if Path(run).is_file()] or config.run  # a run has its own network
+    names = runs.short_names(config.run)
+    found = []
+    for i, (run, name) in enumerate(zip(config.run, names, strict=True)):
+        trained = Path(run).is_dir()
+        classes = config.classes
+        if classes is None and trained:
+            classes = runs.read_config(Path(run) / "config.json", TrainConfig).classes
+        network = config.network if run in foreign else None
+        size = config.size if config.size is not None or trained else _size(data)
+        several = len(names) > 1
+        _warn_of_training_frames(Path(run), data, name if several else "this network")
+        predicting = _prediction(config, run, network, size, config.source)
+        found.append(
+            Candidate(
+                name,
+                run,
+                network,
+                size,
+                classes,
+                out / "candidates" / f"{i + 1}-{runs.slug(name)}" if several else out,
+                predictor.of(predicting, data),  # a wrong one costs no transfer
+            )
+        )
+    first = found[0]
+    for other in found[1:]:
+        if other.classes != first.classes:
+            raise InputError(
+                f"{first.run} is scored on {_classes(first)} and {other.run} on {_classes(other)}, whose "
+                "scores cannot be ranked: add --classes with one set for all"
+            )
+    return found
 
-    Raises: InputError for a weights file where the source frames have several sizes.
+
+def _classes(one: Candidate) -> str:
+    return "every class of the data set" if one.classes is None else f"{one.classes} classes"
+
+
+def _size(data: Dataset) -> tuple[int, int]:
+    """What a network from elsewhere sees, transferred frames too, which are smaller than their sources.
+
+    Raises: InputError where the source frames have several sizes.
     """
-    if config.size is not None or Path(config.run).is_dir():
-        return config.size
     sizes = {frames.image_size(frame.image) for frame in data.frames}
     if len(sizes) > 1:
         raise InputError(
@@ -170,17 +259,9 @@ def _transfer_config(config: EstimateConfig) -> TransferConfig:
 
 
 def _transferred(
-    config: EstimateConfig,
-    network: Predictor,
-    data: Dataset,
-    prompt: str,
-    strength: float,
-    seed: int,
-    tree: Path,
-    out: Path,
-) -> Scored:
-    """Transfer the source frames to one domain with one seed, or find that done, and score the network on
-    them.
+    config: EstimateConfig, data: Dataset, prompt: str, strength: float, seed: int, tree: Path
+) -> Moved:
+    """Transfer the source frames to one domain with one seed, or find that done.
 
     Raises: InputError where no frame could be transferred.
     """
@@ -204,34 +285,32 @@ def _transferred(
         "weights": lines[0]["weights"],
         "images_sha256": digest,
     }
-    made = ":".join(filter(None, (data.layout, str(folder), data.subset)))
-    return _score(config, network, made, out / name, what)
+    return Moved(name, ":".join(filter(None, (data.layout, str(folder), data.subset))), folder, what)
 
 
-def _prediction(config: EstimateConfig, data: str) -> PredictConfig:
+def _prediction(
+    config: EstimateConfig, run: str, network: NetworkConfig | None, size: tuple[int, int] | None, data: str
+) -> PredictConfig:
     return PredictConfig(
-        run=config.run,
+        run=run,
         data=data,
         checkpoint=config.checkpoint,
-        network=config.network,
-        size=config.size,
+        network=network,
+        size=size,
         batch_size=config.batch_size,
         device=config.device,
     )
 
 
-def _score(
-    config: EstimateConfig, network: Predictor, data: str, folder: Path, told: dict[str, Any]
-) -> Scored:
+def _score(config: EstimateConfig, one: Candidate, data: str, name: str, told: dict[str, Any]) -> Scored:
     """Predict and evaluate one set of frames. Raises: InputError, also when a frame cannot be read."""
-    predictions, evaluation = folder / "predictions", folder / "evaluation"
-    predict.predict(_prediction(config, data), predictions, network)
+    predictions, evaluation = one.folder / name / "predictions", one.folder / name / "evaluation"
+    predict.predict(_prediction(config, one.run, one.network, one.size, data), predictions, one.predictor)
     if failed := runs.failures(predictions):
         raise InputError(failed[0]["error"])
-    classes = config.classes
-    if classes is None and Path(config.run).is_dir():
-        classes = runs.read_config(Path(config.run) / "config.json", TrainConfig).classes
-    evaluate.evaluate(EvaluateConfig(predictions=str(predictions), data=data, classes=classes), evaluation)
+    evaluate.evaluate(
+        EvaluateConfig(predictions=str(predictions), data=data, classes=one.classes), evaluation
+    )
     scored = runs.read_json(evaluation / "metrics.json", records.METRICS)
     confusion = records.read_matrices(evaluation, scored)
     predicted = runs.read_lines(predictions / "predictions.jsonl", records.Prediction)
@@ -243,17 +322,19 @@ def _score(
 
 def _result(
     config: EstimateConfig,
+    network: Candidate,
     data: Dataset,
     goals: Sequence[Domain],
     source: Scored,
     sets: dict[tuple[str, float], list[Scored]],
-    scored: records.Metrics,
-) -> dict[str, Any]:
-    """estimate.json. Scores are fractions in [0, 1]; null where a class has none."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What estimate.json says of a network, and the predicted mIoU of the resamples [R] by domain. Scores are
+    fractions in [0, 1]; null where a class has none."""
+    scored = runs.read_json(Path(source.told["evaluation"]) / "metrics.json", records.METRICS)
     everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
     ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
     _require_frames(f"what was transferred of {data.name}", len(ids))
-    names, trained_on = scored["classes"], _trained_on(Path(config.run))
+    names, trained_on = scored["classes"], _trained_on(Path(network.run))
 
     def matrices(draws: list[Scored]) -> np.ndarray:
         """[F, D, C, C + 1]."""
@@ -262,20 +343,21 @@ def _result(
     def confidence(draws: list[Scored]) -> float:
         return float(np.mean([draw.confidence[id] for draw in draws for id in ids]))
 
-    domains, plain = {}, matrices([source])
+    domains, spreads, plain = {}, {}, matrices([source])
     for name, goal in zip(config.to, goals, strict=True):
         own, target = sets[config.own_prompt, goal.strength], sets[name, goal.strength]
+        told, spreads[goal.slug] = statistics.of_domain(
+            (plain, matrices(own), matrices(target)),
+            names,
+            config.resamples,
+            config.seed,
+            common_noise=config.mode == "reference",
+        )
         domains[goal.slug] = {
             "name": name,
             "prompt": goal.prompt,
             "strength": goal.strength,
-            **statistics.of_domain(
-                (plain, matrices(own), matrices(target)),
-                names,
-                config.resamples,
-                config.seed,
-                common_noise=config.mode == "reference",
-            ),
+            **told,
             "trained_on": bool(trained_on & {goal.slug, goal.prompt}),
             "confidence": {
                 "source": confidence([source]),
@@ -287,13 +369,16 @@ def _result(
         }
     seeds = ", ".join(str(config.seed + i) for i in range(config.draws))
     model = everywhere[-1].told["model"]
-    return {
-        "protocol": f"estimate without target images from {scored['protocol']}; {len(ids)} frames "
-        f"transferred with {model}, "
-        f"seeds {seeds}; own domain '{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, "
-        f"noise draws, what the transfer costs, and an error of the generator of {bootstrap.GENERATOR:.0%} "
-        f"(classes {bootstrap.GENERATOR_CLASS:.0%} and {100 * bootstrap.CLASS_FLOOR:.0f} points) as on the "
-        "embedded town; classes without a labelled pixel are left out",
+    how = (
+        f"{len(ids)} frames transferred with {model}, seeds {seeds}; own domain '{config.own_prompt}'; "
+        f"{bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of "
+        f"the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%} and "
+        f"{100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded town; classes without a labelled "
+        "pixel are left out"
+    )
+    result = {
+        "protocol": f"estimate without target images from {scored['protocol']}; {how}",
+        "how": how,
         "setting": scored["setting"],
         "model": scored["model"],
         "classes": names,
@@ -306,6 +391,34 @@ def _result(
         "own_prompt": config.own_prompt,
         "source": source.told,
         "domains": domains,
+    }
+    return result, spreads
+
+
+def _ranking(
+    config: EstimateConfig, results: dict[str, dict[str, Any]], predicted: dict[str, dict[str, np.ndarray]]
+) -> dict[str, Any]:
+    """ranking.json: every network's estimate, and their order in each domain."""
+    first = next(iter(results.values()))
+    return {
+        "protocol": f"ranking without target images from {first['setting']}; {first['how']}; paired "
+        f"bootstrap over frames, and an error of the generator of {bootstrap.GENERATOR_NETWORK:.0%} that is "
+        "each network's own",
+        "level": bootstrap.LEVEL,
+        "candidates": results,
+        "domains": {
+            slug: {
+                "name": domain["name"],
+                "ranking": statistics.ranking(
+                    {
+                        name: (result["domains"][slug], predicted[name][slug])
+                        for name, result in results.items()
+                    },
+                    config.seed,
+                ),
+            }
+            for slug, domain in first["domains"].items()
+        },
     }
 
 
@@ -338,8 +451,8 @@ def _trained_on(run: Path) -> set[str]:
     return found
 
 
-def _warn_of_training_frames(run: Path, data: Dataset) -> None:
-    """A score on frames that were trained on is none."""
+def _warn_of_training_frames(run: Path, data: Dataset, who: str) -> None:
+    """A score on frames that were trained on is none. who: what the network is called."""
     seen: set[Path] = set()
     for name in dict.fromkeys(
         name for config in _trainings(run) for name in (config.source, *config.more_sources)
@@ -350,25 +463,28 @@ def _warn_of_training_frames(run: Path, data: Dataset) -> None:
             continue  # not there any more
     if known := len(frames.images_of((data,)) & seen):
         _log.warning(
-            "%d of %d frames of %s were trained on by this network: its scores there, and what follows "
-            "from them, are far too high; name a split that no training has seen",
+            "%d of %d frames of %s were trained on by %s: its scores there, and what follows from them, are "
+            "far too high; name a split that no training has seen",
             known,
             len(data.frames),
             data.name,
+            who,
         )
 
 
-def _print(result: dict[str, Any]) -> None:
-    def percent(told: dict[str, float | None], sign: str = "") -> str:
-        if told["value"] is None:
-            return "-"
-        value = f"{100 * told['value']:{sign}.1f}"
-        return (
-            value
-            if told["low"] is None or told["high"] is None
-            else f"{value} ({100 * told['low']:{sign}.1f} to {100 * told['high']:{sign}.1f})"
-        )
+def _percent(told: records.Interval, sign: str = "") -> str:
+    if told["value"] is None:
+        return "-"
+    value = f"{100 * told['value']:{sign}.1f}"
+    return (
+        value
+        if told["low"] is None or told["high"] is None
+        else f"{value} ({100 * told['low']:{sign}.1f} to {100 * told['high']:{sign}.1f})"
+    )
 
+
+def _print(result: dict[str, Any], who: str) -> None:
+    """The tables of one network, and its warnings."""
     domains = result["domains"].values()
     detail = Table(
         "class",
@@ -380,7 +496,7 @@ def _print(result: dict[str, Any]) -> None:
         on_source = next(iter(domains))["source"]["iou"][name]
         if on_source["value"] is not None:
             detail.add_row(
-                name, percent(on_source), *(percent(domain["corrected"]["iou"][name]) for domain in domains)
+                name, _percent(on_source), *(_percent(domain["corrected"]["iou"][name]) for domain in domains)
             )
     Console().print(detail)
     view = Table(title=f"predicted mIoU %, with {result['level']:.0%} intervals", caption=result["protocol"])
@@ -394,29 +510,51 @@ def _print(result: dict[str, Any]) -> None:
     ):
         view.add_column(heading)
     for domain in domains:
-        loss = domain["transfer_cost"]
         view.add_row(
             domain["name"],
-            percent(domain["corrected"]["miou"]),
-            percent(domain["drop"]),
-            percent(loss),
-            percent(domain["raw"]["miou"]),
+            _percent(domain["corrected"]["miou"]),
+            _percent(domain["drop"]),
+            _percent(domain["transfer_cost"]),
+            _percent(domain["raw"]["miou"]),
             ", ".join(domain["failing"]) or "none",
         )
+    _print_warnings(result, who)
+    Console().print(view)
+
+
+def _print_ranking(ranked: dict[str, Any]) -> None:
+    """The networks of every domain, best first."""
+    for domain in ranked["domains"].values():
+        view = Table(
+            "network",
+            "predicted",
+            "is the best",
+            title=f"{domain['name']}: predicted mIoU %, with {ranked['level']:.0%} intervals",
+            caption=ranked["protocol"],
+        )
+        for line in domain["ranking"]:
+            view.add_row(line["candidate"], _percent(line["miou"]), f"{line['best']:.0%}")
+        Console().print(view)
+
+
+def _print_warnings(result: dict[str, Any], who: str) -> None:
+    """What makes an estimate one not to rely on; `who` is what its network is called."""
+    for domain in result["domains"].values():
         if domain["trained_on"]:
             _log.warning(
-                "%s: this network was trained on transferred frames of the domain, and is examined on more "
-                "of them: on the embedded town such estimates were %.0f points too high",
+                "%s: %s was trained on transferred frames of the domain, and is examined on more of them: on "
+                "the embedded town such estimates were %.0f points too high",
                 domain["name"],
+                who,
                 100 * bootstrap.TRAINED_ON,
             )
-        source = domain["source"]["miou"]["value"]
-        if source and loss["value"] > source / 2:
+        source, loss = domain["source"]["miou"]["value"], domain["transfer_cost"]["value"]
+        if source and loss > source / 2:
             _log.warning(
-                "%s: the transfer alone costs %.1f of %.1f points: do not rely on this estimate, use a "
+                "%s: the transfer alone costs %s %.1f of %.1f points: do not rely on this estimate, use a "
                 "better generator or a lower strength",
                 domain["name"],
-                100 * loss["value"],
+                who,
+                100 * loss,
                 100 * source,
             )
-    Console().print(view)
