@@ -3,6 +3,7 @@ input."""
 
 import importlib
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.engine.worker import targets
 from segshift.runs import InputError
-from segshift.scoring import bootstrap, metrics
+from segshift.scoring import bootstrap, label_free, metrics
 from segshift.stages.estimate import estimate
 from segshift.training import checkpoints
 
@@ -416,6 +417,127 @@ def test_networks_are_ranked_on_frames_that_are_transferred_once(home: Path, tmp
     assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
     page = (tmp_path / "page" / "index.html").read_text()
     assert page.count('<table class="ranking">') == 1 and "network, best first" in page
+
+
+def copied(folder: Path, images: list[Path], change=lambda image: image) -> Path:
+    """The pictures once more, under names of their own and in another format."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(change(np.array(Image.open(image)))).save(folder / f"{i:03d}.tiff")
+    return folder
+
+
+WORLD = """
+import numpy as np
+
+def build(classes):
+    def scores(image):  # sure and right where the red channel is 12 times a train id
+        return -4 * (image[:, :, 0] / 12 - np.arange(classes)[:, None, None]) ** 2
+    return scores
+
+def noisy(image, layout, domain, seed, amount=None):
+    amount = amount or (4 if "night" in domain.prompt else 2)
+    return (image + np.random.default_rng(seed).normal(0, amount, image.shape)).clip(0, 255).astype(np.uint8)
+
+def rain():
+    return noisy
+
+def nothing():
+    return lambda image, layout, domain, seed: image
+"""
+"""A network and generators on frames whose red channel tells their labels, under noise."""
+
+
+@pytest.fixture
+def noisy_world(tmp_path: Path, monkeypatch) -> EstimateConfig:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noisy_world.py").write_text(WORLD)
+    sys.modules.pop("noisy_world", None)
+    day = f"cityscapes:{trees.cityscapes(tmp_path / 'day', IDS, (64, 64), split='val')}:val"
+    for frame in frames.load(day).frames:
+        ids = frames.read_label(frame, CITYSCAPES)
+        trees.save(frame.image, np.repeat(12 * (ids % 19)[..., None], 3, 2).astype(np.uint8))
+    return EstimateConfig(
+        "noisy_world:build",
+        day,
+        draws=2,
+        resamples=100,
+        device="cpu",
+        generator="noisy_world:rain",
+        transferred=str(tmp_path / "transferred"),
+    )
+
+
+def test_target_images_show_what_the_generator_is_off_by(noisy_world, tmp_path: Path, capsys):
+    out = estimate(noisy_world, tmp_path / "out")
+    alone = runs.read_json(out / "estimate.json")["domains"]["night"]
+    values = [alone[name]["miou"]["value"] for name in ("source", "own", "raw")]
+    assert values == sorted(values, reverse=True)
+    made = sorted((tmp_path / "transferred").glob("night-0.9-4[23]/night/**/*_leftImg8bit.png"))
+    assert len(made) == 20
+
+    # as if the generator were right: nothing is seen, and the interval holds what frames may hide
+    same = replace(noisy_world, target_images=str(copied(tmp_path / "same", made)))
+    told = runs.read_json(estimate(same, out) / "estimate.json", records.ESTIMATE)
+    night = told["domains"]["night"]
+    seen = night["target_images"]
+    assert "20 unlabelled target images" in told["protocol"] and seen["count"] == 20
+    assert seen["generator_error"]["value"] == pytest.approx(0, abs=1e-6)
+    assert seen["generator_error"]["low"] < 0 < seen["generator_error"]["high"]
+    for name in label_free.SCORES:
+        assert seen["scores"][name]["generated"] == pytest.approx(seen["scores"][name]["real"], abs=1e-5)
+    assert seen["without"] == alone["corrected"]["miou"]
+    assert night["corrected"]["miou"]["value"] == pytest.approx(alone["corrected"]["miou"]["value"], abs=1e-5)
+    assert "target_images" not in alone and "20 target images show" in capsys.readouterr().out
+
+    # real ones are worse: half of what is seen is taken off, of every class alike
+    def worse(image: np.ndarray) -> np.ndarray:
+        return (image + np.random.default_rng(0).normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
+
+    real = replace(noisy_world, target_images=str(copied(tmp_path / "real", made, worse)))
+    night = runs.read_json(estimate(real, out) / "estimate.json")["domains"]["night"]
+    error = night["target_images"]["generator_error"]
+    assert error["high"] < 0 and -0.5 < error["value"] < -0.02
+    before, now = alone["corrected"]["miou"], night["corrected"]["miou"]
+    assert now["value"] == pytest.approx(before["value"] + error["value"] / 2)
+    assert now["low"] < before["low"]
+    classes = [one["without_generator"]["iou"]["road"]["value"] for one in (alone, night)]
+    assert classes[1] / classes[0] == pytest.approx(now["value"] / before["value"])
+    assert night["target_images"]["baselines"].keys() == {
+        "average confidence",
+        "difference of confidences",
+        "ATC",
+        "nuclear norm",
+    }
+    again = (out / "estimate.json").read_bytes()
+    estimate(real, out)
+    assert (out / "estimate.json").read_bytes() == again
+    assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
+    assert "20 unlabelled target images" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_target_images_that_say_nothing_are_refused(home: Path, tmp_path: Path, monkeypatch):
+    day = [frame.image for frame in frames.load(f"cityscapes:{home}/day:val").frames]
+    others = copied(tmp_path / "others", [*day, *day], lambda image: 255 - image)
+    few = copied(tmp_path / "few", [*day, *day[:9]], lambda image: 255 - image)
+    mixed = copied(tmp_path / "mixed", [*day[:3], *others.iterdir()])
+    mine = trees.folder(tmp_path / "mine", ids=[f"{i:02d}" for i in range(20)])
+    for images, changes, message in (
+        (few, {}, "few has 19 target images, expected 20 or more"),
+        (mixed, {}, r"3 of the 23 images of .*mixed are labelled frames of cityscapes:"),
+        (others, {"to": ("night", "fog")}, "--target-images are of one domain, and --to names 2"),
+        (f"folder:{mine}:train", {}, "has the classes of .* give the folder of its pictures"),
+    ):
+        with pytest.raises(InputError, match=message):
+            estimate(config(home, target_images=str(images), **changes), tmp_path / "out")
+        assert not (tmp_path / "out" / "config.json").exists()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sure_box.py").write_text(
+        "def build(classes):\n    return lambda image: image[:, :, 0] * 0 + 10\n"
+    )
+    sure = config(home, run="sure_box:build", network=None, target_images=str(others))
+    with pytest.raises(InputError, match=r"is sure of every pixel, .* leave --target-images out"):
+        estimate(sure, tmp_path / "sure")
 
 
 def test_networks_that_cannot_be_ranked_are_refused(home: Path, tmp_path: Path):

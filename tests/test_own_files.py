@@ -311,7 +311,15 @@ def test_a_file_broken_by_hand_is_named(world: World, name: str):
 def test_what_a_type_does_not_name_is_kept_and_numbers_are_numbers(tmp_path: Path):
     file, line = (
         tmp_path / "predictions.jsonl",
-        {"more": [1], "id": "a", "confidence": 1, "file": "a.png", "last": None},
+        {
+            "more": [1],
+            "id": "a",
+            "confidence": 1,
+            "file": "a.png",
+            "confidences": [2],
+            "nuclear_norm": 0.5,
+            "last": None,
+        },
     )
     runs.write_lines(file, [line])
     [found] = runs.read_lines(file, records.Prediction)

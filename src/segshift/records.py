@@ -130,6 +130,9 @@ class Prediction(TypedDict):
     id: str
     file: Location
     confidence: Share
+    confidences: Annotated[list[Pixels], Field(min_length=1)]
+    """Pixels by confidence, in the bins of `label_free`."""
+    nuclear_norm: Share
 
 
 class Calibration(TypedDict):
@@ -300,6 +303,15 @@ class Estimated(TypedDict):
     iou: dict[str, Between]
 
 
+class TargetImages(TypedDict):
+    """What unlabelled images of the target say of a generator."""
+
+    count: int
+    generator_error: Between
+    without: Between
+    """The mIoU that is predicted without them."""
+
+
 class DomainEstimate(TypedDict):
     """A domain of an estimate."""
 
@@ -309,6 +321,7 @@ class DomainEstimate(TypedDict):
     transfer_cost: Between
     drop: Between
     failing: list[str]
+    target_images: NotRequired[TargetImages | None]
 
 
 class Estimate(TypedDict):

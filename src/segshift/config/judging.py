@@ -15,6 +15,7 @@ from segshift.settings import (
     Device,
     FactoryText,
     FolderText,
+    ImagesText,
     PathText,
     PositiveShare,
     PredictorsText,
@@ -142,6 +143,10 @@ class EstimateConfig(Settings):
     """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a
     sandstorm").
     """
+    target_images: ImagesText | None = None
+    """Unlabelled images of the target, 20 or more (50 to 200 do): a data set as layout:path[:subset], or a
+    folder or glob of pictures. What the network is sure of there and on the generated frames shows the
+    generator's error. They are of one domain, so --to names one."""
     own_prompt: str = "driving in daylight"
     """Sentence for the source's own domain: transferred there, the frames show what the transfer alone costs.
     """

@@ -57,6 +57,11 @@ TRAINED_ON = 0.09
 the domain: they know the generator. Told in a warning, and not taken off: how much it is depends on the
 generator."""
 
+SEEN_SHARE, SEEN_UNSURE = 0.5, 0.5
+"""How much of the generator's error that `label_free` sees is taken off, and its standard deviation in the
+interval. Not fitted to anything: a network may be as sure where it is wrong (0), and the scores may tell all
+of it (1)."""
+
 SCORES = ("source", "own", "raw", "corrected")
 """S, O, T and P, in the order of `scores`."""
 
@@ -110,8 +115,7 @@ def resampled(
     UNSURE^2). What they do not show is left to `widened`.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
-    frames = len(sets[0])
-    weights = rng.dirichlet(np.ones(frames), size=resamples)  # [R, F]
+    weights = rng.dirichlet(np.ones(len(sets[0])), size=resamples)  # [R, F], those of `weights`
     summed = []
     for matrices in sets:
         count = matrices.shape[1]
@@ -123,6 +127,12 @@ def resampled(
         summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
     return np.stack([scores(s, o, t, share) for s, o, t, share in zip(*summed, shares, strict=True)])
+
+
+def weights(frames: int, resamples: int, seed: int, what: str = "bootstrap") -> np.ndarray:
+    """Weights of F frames in R resamples, [R, F]: those of `resampled`, or of frames of another kind."""
+    rng = np.random.default_rng(transforms.key_seed(seed, what))
+    return rng.dirichlet(np.ones(frames), size=resamples)
 
 
 def best(predicted: np.ndarray, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Estimate a network's score in a domain of which there is no image (ours).
+"""Estimate a network's score in a domain without labels, and mostly without an image (ours).
 
 ZoDi's authors note that generated images "enable to estimate the model's performance without target images by
 inspecting" them (arXiv 2403.13652). Here that is a number: labelled source frames are transferred to the
@@ -13,6 +13,7 @@ on the same frames transferred to their own domain with the same noise strength,
     OUT/ranking.json                                    of several networks: the estimate of each, and their
                                                         order in every domain
     OUT/candidates/<network>/<set>                      of several networks, in place of OUT/<set>
+    OUT/target-images-<name>                            the network's predictions of target images
     OUT/transferred/<set>                               a transferred set, <domain>-<strength>-<seed>;
                                                         `transferred` puts them elsewhere, for several
                                                         estimates to share
@@ -27,6 +28,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,19 +46,30 @@ from segshift.config import (
     TrainConfig,
     TransferConfig,
 )
-from segshift.data import frames
+from segshift.data import frames, pictures
 from segshift.data.frames import Dataset
 from segshift.engine.worker import targets
 from segshift.generators import Domain
 from segshift.predictor import Predictor
 from segshift.runs import InputError
-from segshift.scoring import bootstrap
+from segshift.scoring import bootstrap, label_free
 from segshift.scoring import estimate as statistics
+from segshift.settings import Data
 from segshift.stages import evaluate, predict, transfer
 
 _log = logging.getLogger(__name__)
 
-_FREE = ("to", "own_prompt", "strength", "draws", "seed", "resamples", "batch_size", "device")
+_FREE = (
+    "to",
+    "target_images",
+    "own_prompt",
+    "strength",
+    "draws",
+    "seed",
+    "resamples",
+    "batch_size",
+    "device",
+)
 """Fields that may differ when a folder is used again: they name other sets, or change none."""
 
 
@@ -82,8 +95,8 @@ class Scored:
 
     confusion: dict[str, np.ndarray]
     """[C, C + 1] int64 by frame id."""
-    confidence: dict[str, float]
-    """The network's own, in [0, 1], by frame id."""
+    lines: dict[str, records.Prediction]
+    """Of predictions.jsonl, by frame id."""
     told: dict[str, Any]
     """Where the set lies and what made it, for estimate.json."""
 
@@ -115,8 +128,10 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
     output = outputs.open_output(out, "estimate", lasting, free=_FREE, begun=_begun)
     out = output.path
     candidates = _candidates(config, data, out)
+    images = _target_images(config, data)
     output.claim()
     sources = {one.name: _score(config, one, config.source, "source", {}) for one in candidates}
+    reals = {one.name: _real(config, one, images, sources[one.name]) for one in candidates} if images else {}
 
     tree = Path(config.transferred) if config.transferred else out / "transferred"
     sets: dict[tuple[str, float], list[Moved]] = {}
@@ -134,7 +149,9 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
             key: [_score(config, one, draw.data, draw.name, draw.told) for draw in draws]
             for key, draws in sets.items()
         }
-        results[one.name], predicted[one.name] = _result(config, one, data, goals, sources[one.name], scored)
+        results[one.name], predicted[one.name] = _result(
+            config, one, data, goals, sources[one.name], scored, reals.get(one.name)
+        )
     lost = {f["id"]: f for draws in sets.values() for draw in draws for f in runs.failures(draw.tree)}
     runs.write_failures(out, lost.values())  # and the estimate is of the other frames
     if len(candidates) == 1:
@@ -217,6 +234,75 @@ def _candidates(config: EstimateConfig, data: Dataset, out: Path) -> list[Candid
 
 def _classes(one: Candidate) -> str:
     return "every class of the data set" if one.classes is None else f"{one.classes} classes"
+
+
+def _target_images(config: EstimateConfig, data: Dataset) -> Dataset | None:
+    """The unlabelled images of the target, None where none are named.
+
+    Raises: InputError for fewer than `label_free.FEWEST`, for several domains, for a video, and for images
+    that are labelled source frames in truth, pixel for pixel.
+    """
+    if config.target_images is None:
+        return None
+    if len(config.to) > 1:
+        raise InputError(
+            f"--target-images are of one domain, and --to names {len(config.to)}: estimate the domains one "
+            "after the other into the same folder, which transfers nothing again"
+        )
+    if isinstance(config.target_images, Data):
+        found, video = frames.load(config.target_images), None
+    else:
+        found, video = pictures.find(config.target_images, data.space)
+    if video is not None:
+        raise InputError(
+            f"{config.target_images} is a video, whose frames are nearly alike: give pictures of different "
+            "places as --target-images"
+        )
+    if found.space.names != data.space.names:
+        raise InputError(
+            f"{found.name} has the classes of '{found.space.name}', {data.name} of '{data.space.name}': "
+            "give the folder of its pictures as --target-images, for labels are not read"
+        )
+    if len(found.frames) < label_free.FEWEST:
+        raise InputError(
+            f"{config.target_images} has {len(found.frames)} target images, expected {label_free.FEWEST} or "
+            "more, of fewer the label-free scores mean nothing: add some, or leave --target-images out"
+        )
+    with ThreadPoolExecutor(runs.cpus()) as pool:
+        labelled = set(pool.map(_pixels, (frame.image for frame in data.frames)))
+        same = sum(pool.map(lambda frame: _pixels(frame.image) in labelled, found.frames))
+    if same:
+        raise InputError(
+            f"{same} of the {len(found.frames)} images of {config.target_images} are labelled frames of "
+            f"{data.name}: name images of the target domain as --target-images"
+        )
+    return found
+
+
+def _pixels(image: Path) -> bytes:
+    """A hash of a picture's pixels, whatever its file's format. Raises: InputError."""
+    pixels = frames.read_image(image)
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+def _real(
+    config: EstimateConfig, one: Candidate, images: Dataset, source: Scored
+) -> list[records.Prediction]:
+    """A network's predictions of the target images. Raises: InputError where it is sure of every pixel, or
+    an image cannot be read."""
+    if np.mean([line["confidence"] for line in source.lines.values()]) > label_free.SURE:
+        raise InputError(
+            f"{one.run} is sure of every pixel, as a black box that returns train ids, so label-free scores "
+            "say nothing of it: leave --target-images out, or return scores"
+        )
+    out = one.folder / f"target-images-{runs.slug(images.name)}"
+    predicting = _prediction(config, one.run, one.network, one.size, images.name)
+    if images.layout == "pictures":
+        predicting = replace(predicting, data=None, images=images.name)
+    predict.predict(predicting, out, one.predictor)
+    if failed := runs.failures(out):
+        raise InputError(failed[0]["error"])
+    return list(_lines(out).values())
 
 
 def _size(data: Dataset) -> tuple[int, int]:
@@ -313,11 +399,13 @@ def _score(config: EstimateConfig, one: Candidate, data: str, name: str, told: d
     )
     scored = runs.read_json(evaluation / "metrics.json", records.METRICS)
     confusion = records.read_matrices(evaluation, scored)
-    predicted = runs.read_lines(predictions / "predictions.jsonl", records.Prediction)
-    confidence = {line["id"]: line["confidence"] for line in predicted}
-    return Scored(
-        confusion, confidence, told | {"predictions": str(predictions), "evaluation": str(evaluation)}
-    )
+    lines = _lines(predictions)
+    return Scored(confusion, lines, told | {"predictions": str(predictions), "evaluation": str(evaluation)})
+
+
+def _lines(predictions: Path) -> dict[str, records.Prediction]:
+    found = runs.read_lines(predictions / "predictions.jsonl", records.Prediction)
+    return {line["id"]: line for line in found}
 
 
 def _result(
@@ -327,9 +415,10 @@ def _result(
     goals: Sequence[Domain],
     source: Scored,
     sets: dict[tuple[str, float], list[Scored]],
+    real: list[records.Prediction] | None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What estimate.json says of a network, and the predicted mIoU of the resamples [R] by domain. Scores are
-    fractions in [0, 1]; null where a class has none."""
+    fractions in [0, 1]; null where a class has none. real: predictions of the target images."""
     scored = runs.read_json(Path(source.told["evaluation"]) / "metrics.json", records.METRICS)
     everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
     ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
@@ -341,7 +430,10 @@ def _result(
         return np.stack([[draw.confusion[id] for draw in draws] for id in ids])
 
     def confidence(draws: list[Scored]) -> float:
-        return float(np.mean([draw.confidence[id] for draw in draws for id in ids]))
+        return float(np.mean([draw.lines[id]["confidence"] for draw in draws for id in ids]))
+
+    def seen(draws: list[Scored]) -> label_free.Seen:
+        return label_free.seen([[draw.lines[id] for id in ids] for draw in draws])
 
     domains, spreads, plain = {}, {}, matrices([source])
     for name, goal in zip(config.to, goals, strict=True):
@@ -352,6 +444,9 @@ def _result(
             config.resamples,
             config.seed,
             common_noise=config.mode == "reference",
+            images=statistics.TargetImages((seen([source]), seen(own), seen(target)), label_free.seen([real]))
+            if real
+            else None,
         )
         domains[goal.slug] = {
             "name": name,
@@ -376,8 +471,10 @@ def _result(
         f"{100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded town; classes without a labelled "
         "pixel are left out"
     )
+    images = f"with {len(real)} unlabelled" if real else "without"
     result = {
-        "protocol": f"estimate without target images from {scored['protocol']}; {how}",
+        "protocol": f"estimate {images} target images from {scored['protocol']}; {how}",
+        "images": images,
         "how": how,
         "setting": scored["setting"],
         "model": scored["model"],
@@ -401,9 +498,9 @@ def _ranking(
     """ranking.json: every network's estimate, and their order in each domain."""
     first = next(iter(results.values()))
     return {
-        "protocol": f"ranking without target images from {first['setting']}; {first['how']}; paired "
-        f"bootstrap over frames, and an error of the generator of {bootstrap.GENERATOR_NETWORK:.0%} that is "
-        "each network's own",
+        "protocol": f"ranking {first['images']} target images from {first['setting']}; {first['how']}; "
+        f"paired bootstrap over frames, and an error of the generator of {bootstrap.GENERATOR_NETWORK:.0%} "
+        "that is each network's own",
         "level": bootstrap.LEVEL,
         "candidates": results,
         "domains": {
@@ -520,6 +617,13 @@ def _print(result: dict[str, Any], who: str) -> None:
         )
     _print_warnings(result, who)
     Console().print(view)
+    for domain in domains:
+        if told := domain.get("target_images"):
+            Console(soft_wrap=True, highlight=False).print(
+                f"{domain['name']}: {told['count']} target images show an error of the generator of "
+                f"{_percent(told['generator_error'], '+')} points, of which half is taken off; without them "
+                f"{_percent(told['without'])}"
+            )
 
 
 def _print_ranking(ranked: dict[str, Any]) -> None:
