@@ -14,6 +14,7 @@ import tiny_diffusion
 import torch
 import trees
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training import config as training_config
 
 from segshift import experiments, outputs, records, runs
@@ -442,6 +443,9 @@ def noisy(image, layout, domain, seed, amount=None):
 def rain():
     return noisy
 
+def other():
+    return lambda *what: noisy(*what, amount=5)
+
 def nothing():
     return lambda image, layout, domain, seed: image
 """
@@ -538,6 +542,56 @@ def test_target_images_that_say_nothing_are_refused(home: Path, tmp_path: Path, 
     sure = config(home, run="sure_box:build", network=None, target_images=str(others))
     with pytest.raises(InputError, match=r"is sure of every pixel, .* leave --target-images out"):
         estimate(sure, tmp_path / "sure")
+
+
+def test_another_judge_does_not_know_what_a_network_was_trained_on(noisy_world, tmp_path: Path, caplog):
+    """The network saw frames of one generator: it is judged too kindly by that one alone."""
+    estimate(noisy_world, tmp_path / "first")
+    [tree] = (tmp_path / "transferred").glob("night-0.9-42/night")
+    trained = training_run(
+        tmp_path, tmp_path / "run", source=noisy_world.source, transferred=(f"cityscapes:{tree}:val",)
+    )
+    found = {}
+    for generator in ("noisy_world:rain", "noisy_world:other"):
+        caplog.clear()
+        judged = replace(noisy_world, run=str(trained), generator=generator, transferred=None)
+        out = estimate(judged, tmp_path / generator.replace(":", "-"))
+        told = runs.read_json(out / "estimate.json", records.ESTIMATE)
+        found[generator] = told["domains"]["night"]["trained_on"]
+        assert told["generator"]["model"] == generator and generator in told["protocol"]
+        assert ("the same generator's" in caplog.text) == found[generator]
+    assert found == {"noisy_world:rain": True, "noisy_world:other": False}
+
+
+def test_diffusion_models_are_told_apart_by_their_weights(home: Path, tmp_path: Path):
+    other = shutil.copytree(home / "prior", tmp_path / "other")
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor + 0.001 for name, tensor in tensors.items()}, file)
+    estimate(config(home), tmp_path / "first")
+    [tree] = (home / "transferred").glob("night-0.9-42/night")
+    run = training_run(home, tmp_path / "run", transferred=(f"cityscapes:{tree}:val",))
+    for folder, known in ((shutil.copytree(home / "prior", tmp_path / "moved"), True), (other, False)):
+        model = DiffusionConfig(model=str(folder), device="cpu")
+        judged = config(home, run=str(run), network=None, transferred=None, diffusion=model)
+        out = estimate(judged, tmp_path / f"by-{folder.name}")
+        assert runs.read_json(out / "estimate.json")["domains"]["night"]["trained_on"] == known
+
+
+def test_a_generator_that_changes_nothing_has_measured_the_source(
+    noisy_world, tmp_path: Path, caplog, capsys
+):
+    out = estimate(replace(noisy_world, generator="noisy_world:nothing", transferred=None), tmp_path / "out")
+    night = runs.read_json(out / "estimate.json")["domains"]["night"]
+    assert night["changed"] == 0 and night["raw"] == night["source"]
+    said = "night: noisy_world:nothing leaves the frames as they are (0.00 grey levels off on average)"
+    assert said in caplog.text and "judged by noisy_world:nothing" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    caplog.clear()
+    out = estimate(noisy_world, tmp_path / "noisy")
+    assert runs.read_json(out / "estimate.json")["domains"]["night"]["changed"] > 2
+    assert "leaves the frames as they are" not in caplog.text
 
 
 def test_networks_that_cannot_be_ranked_are_refused(home: Path, tmp_path: Path):

@@ -326,6 +326,7 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
         "protocol": "as told",
         "level": 0.9,
         "model": found["model"] | {"weights": weights, "input": "size 64x64"},
+        "generator": {"model": "/models/prior", "weights": {}},
         "classes": found["classes"],
     }
     runs.write_json(run / "estimate/estimate.json", told | {"domains": domains})

@@ -67,6 +67,8 @@ class Line(TypedDict):
 
     id: str
     prompt: NotRequired[str]
+    model: NotRequired[str]
+    weights: NotRequired[dict[str, str]]
     gate: NotRequired[GateRecord]
 
 
@@ -324,12 +326,20 @@ class DomainEstimate(TypedDict):
     target_images: NotRequired[TargetImages | None]
 
 
+class Judge(TypedDict):
+    """The generator that an estimate is made with."""
+
+    model: str
+    weights: dict[str, str]
+
+
 class Estimate(TypedDict):
     """What is predicted for domains without images."""
 
     protocol: str
     level: Share
     model: Model
+    generator: Judge
     classes: Annotated[list[str], Field(min_length=1)]
     domains: Annotated[dict[str, DomainEstimate], Field(min_length=1)]
 

@@ -504,7 +504,13 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
     for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
         classes = tuple(result["classes"])
         group = groups.setdefault(classes, {"classes": classes, "networks": [], "pairs": [], "rankings": []})
-        network = {"name": name, "about": result["protocol"], "level": result["level"], "rows": []}
+        network = {
+            "name": name,
+            "about": result["protocol"],
+            "level": result["level"],
+            "rows": [],
+            "judge": result["generator"]["model"].rstrip("/").rpartition("/")[2],
+        }
         for slug, domain in result["domains"].items():
             true = _truth(truths.get(_same(result, slug), []), f"{name}, {domain['name']}")
             row = {

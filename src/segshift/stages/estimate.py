@@ -50,6 +50,7 @@ from segshift.data import frames, pictures
 from segshift.data.frames import Dataset
 from segshift.engine.worker import targets
 from segshift.generators import Domain
+from segshift.generators.base import resize
 from segshift.predictor import Predictor
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free
@@ -59,6 +60,8 @@ from segshift.stages import evaluate, predict, transfer
 
 _log = logging.getLogger(__name__)
 
+UNCHANGED = 0.5
+"""Grey levels on average below which a generator has changed nothing."""
 _FREE = (
     "to",
     "target_images",
@@ -371,7 +374,20 @@ def _transferred(
         "weights": lines[0]["weights"],
         "images_sha256": digest,
     }
-    return Moved(name, ":".join(filter(None, (data.layout, str(folder), data.subset))), folder, what)
+    made = ":".join(filter(None, (data.layout, str(folder), data.subset)))
+    return Moved(name, made, folder, what | {"changed": _changed(data, frames.load(made))})
+
+
+def _changed(data: Dataset, made: Dataset) -> float:
+    """By how many grey levels transferred frames differ from their sources, the mean over some of them."""
+    differences = []
+    for before, after in frames.pair(data, made)[: bootstrap.FEWEST_FRAMES]:
+        picture = frames.read_image(after.image)
+        source = frames.read_image(before.image)
+        if source.shape != picture.shape:
+            source = resize(source, picture.shape[:2])
+        differences.append(np.abs(picture.astype(np.int16) - source).mean())
+    return round(float(np.mean(differences)), 3)
 
 
 def _prediction(
@@ -423,7 +439,10 @@ def _result(
     everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
     ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
     _require_frames(f"what was transferred of {data.name}", len(ids))
-    names, trained_on = scored["classes"], _trained_on(Path(network.run))
+    names = scored["classes"]
+    last = everywhere[-1].told
+    judge: records.Judge = {"model": last["model"], "weights": last["weights"]}
+    trained_on = _trained_on(Path(network.run), judge)
 
     def matrices(draws: list[Scored]) -> np.ndarray:
         """[F, D, C, C + 1]."""
@@ -454,6 +473,7 @@ def _result(
             "strength": goal.strength,
             **told,
             "trained_on": bool(trained_on & {goal.slug, goal.prompt}),
+            "changed": float(np.mean([draw.told["changed"] for draw in target])),
             "confidence": {
                 "source": confidence([source]),
                 "own": confidence(own),
@@ -463,10 +483,9 @@ def _result(
             "target_draws": [draw.told for draw in target],
         }
     seeds = ", ".join(str(config.seed + i) for i in range(config.draws))
-    model = everywhere[-1].told["model"]
     how = (
-        f"{len(ids)} frames transferred with {model}, seeds {seeds}; own domain '{config.own_prompt}'; "
-        f"{bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of "
+        f"{len(ids)} frames transferred with {judge['model']}, seeds {seeds}; own domain "
+        f"'{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of "
         f"the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%} and "
         f"{100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded town; classes without a labelled "
         "pixel are left out"
@@ -478,6 +497,7 @@ def _result(
         "how": how,
         "setting": scored["setting"],
         "model": scored["model"],
+        "generator": judge,
         "classes": names,
         "colours": scored["colours"],
         "frames": len(ids),
@@ -535,17 +555,25 @@ def _trainings(run: Path) -> list[TrainConfig]:
     return list(found.values())
 
 
-def _trained_on(run: Path) -> set[str]:
+def _trained_on(run: Path, judge: records.Judge) -> set[str]:
     """Domains whose transferred frames a network was trained on, by the names of their folders and by the
-    prompts in their manifests; as far as these are still there."""
+    prompts in their manifests; as far as these are still there. Only those that the same generator made, or
+    nobody says which."""
     found = set()
     for config in _trainings(run):
         for name in (config.source, *config.more_sources, *config.transferred):
             tree = frames.split(name)[1]
             lines = runs.read_lines(tree / "manifest.jsonl", records.Line)
-            if lines or name in config.transferred:
-                found |= {tree.name, *(line["prompt"] for line in lines[:1] if "prompt" in line)}
+            first: records.Line = lines[0] if lines else {"id": ""}
+            if (lines or name in config.transferred) and _identity(first) in (None, _identity(judge)):
+                found |= {tree.name, first.get("prompt", tree.name)}
     return found
+
+
+def _identity(made: records.Line | records.Judge) -> str | None:
+    """What tells a generator from others: the weights of a diffusion model's network, and the name of what
+    has no weights of its own."""
+    return made.get("weights", {}).get("unet") or made.get("model")
 
 
 def _warn_of_training_frames(run: Path, data: Dataset, who: str) -> None:
@@ -596,7 +624,10 @@ def _print(result: dict[str, Any], who: str) -> None:
                 name, _percent(on_source), *(_percent(domain["corrected"]["iou"][name]) for domain in domains)
             )
     Console().print(detail)
-    view = Table(title=f"predicted mIoU %, with {result['level']:.0%} intervals", caption=result["protocol"])
+    view = Table(
+        title=f"predicted mIoU %, with {result['level']:.0%} intervals; judged by {_called(result)}",
+        caption=result["protocol"],
+    )
     for heading in (
         "domain",
         "predicted",
@@ -626,14 +657,21 @@ def _print(result: dict[str, Any], who: str) -> None:
             )
 
 
+def _called(result: dict[str, Any]) -> str:
+    """The generator's name, of a folder its own."""
+    return result["generator"]["model"].rstrip("/").rpartition("/")[2]
+
+
 def _print_ranking(ranked: dict[str, Any]) -> None:
     """The networks of every domain, best first."""
+    first = next(iter(ranked["candidates"].values()))
     for domain in ranked["domains"].values():
         view = Table(
             "network",
             "predicted",
             "is the best",
-            title=f"{domain['name']}: predicted mIoU %, with {ranked['level']:.0%} intervals",
+            title=f"{domain['name']}: predicted mIoU %, with {ranked['level']:.0%} intervals; judged by "
+            f"{_called(first)}",
             caption=ranked["protocol"],
         )
         for line in domain["ranking"]:
@@ -646,11 +684,20 @@ def _print_warnings(result: dict[str, Any], who: str) -> None:
     for domain in result["domains"].values():
         if domain["trained_on"]:
             _log.warning(
-                "%s: %s was trained on transferred frames of the domain, and is examined on more of them: on "
-                "the embedded town such estimates were %.0f points too high",
+                "%s: %s was trained on transferred frames of the domain, and is examined on more of the same "
+                "generator's: on the embedded town such estimates were %.0f points too high; judge it with "
+                "another --generator",
                 domain["name"],
                 who,
                 100 * bootstrap.TRAINED_ON,
+            )
+        if domain["changed"] < UNCHANGED:
+            _log.warning(
+                "%s: %s leaves the frames as they are (%.2f grey levels off on average): what was measured "
+                "is the score on the source",
+                domain["name"],
+                _called(result),
+                domain["changed"],
             )
         source, loss = domain["source"]["miou"]["value"], domain["transfer_cost"]["value"]
         if source and loss > source / 2:
