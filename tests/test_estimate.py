@@ -2,10 +2,12 @@
 input."""
 
 import importlib
+import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import networks
 import numpy as np
@@ -20,13 +22,22 @@ from training import config as training_config
 from segshift import experiments, outputs, records, runs
 from segshift import networks as segmentation_networks
 from segshift.__main__ import main
-from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
+from segshift.config import (
+    DiffusionConfig,
+    EstimateConfig,
+    NetworkConfig,
+    TownConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.engine.worker import targets
+from segshift.generators import loading
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free, metrics
 from segshift.stages.estimate import estimate
+from segshift.town.writer import town as write_town
 from segshift.training import checkpoints
 
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
@@ -774,7 +785,7 @@ def test_networks_that_know_a_domains_labels_have_no_say_there(
 def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     pairs = made_up(benchmark)
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
-    right = {"error": 0, "bias": 0, "over_networks": 1, "over_domains": 1}
+    right = {"error": 0, "bias": 0, "pearson": 1, "over_networks": 1, "over_domains": 1}
     assert results["segshift estimate"] == pytest.approx(right | {"error": 2, "bias": 2})
     assert results["uncorrected"] == pytest.approx(right | {"error": 10, "bias": -10})
     assert results["whole cost taken off"] == pytest.approx(right | {"error": 14, "bias": 14})
@@ -854,7 +865,7 @@ def test_the_tables_show_predicted_against_true(benchmark):
     assert table[5] == "| mean over networks: predicted | 32.0 | 42.0 | 52.0 |"
     assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
-    assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
+    assert "| source score | 20.0 | +20.0 | 1.00 | 1.00 | - |" in benchmark.comparison_table(results)
     seeds = [
         *pairs,
         *(replace(but(p, p.miou.true + 0.02), network=p.network.replace("seed-0", "seed-1")) for p in pairs),
@@ -881,3 +892,72 @@ def test_a_pair_is_read_from_an_estimate_and_the_truth(benchmark, home: Path, tm
     assert pair.miou.low < pair.miou.high and pair.confidence == night["confidence"]["target"]
     scored = {name for name, value in night["source"]["iou"].items() if value["value"]}
     assert set(pair.failed) == scored - {CITYSCAPES.names[c] for c in (0, 10, 11)} and len(pair.classes) == 17
+
+
+def test_the_first_of_three_is_counted_over_all_triples_of_a_domain(benchmark):
+    pairs = made_up(benchmark)
+    assert benchmark.first_of_three(pairs) == {"all": 1, "not trained on": None}
+    wrong = [but(p, 0.1) if (p.network, p.domain) == ("seed-0/zodi", "fog") else p for p in pairs]
+    assert benchmark.first_of_three(wrong)["all"] == pytest.approx(2 / 3)
+
+
+def test_another_judge_and_target_images_have_rows_of_their_own(benchmark):
+    pairs = [
+        replace(
+            p,
+            judged=replace(p.miou, value=p.miou.true - 0.01),
+            seen=replace(p.miou, value=p.miou.true + 0.01),
+            label_free=dict.fromkeys(benchmark.BASELINES, p.source),
+        )
+        for p in made_up(benchmark)
+    ]
+    found = benchmark.findings(pairs)
+    seen = found["with_target_images"]
+    assert seen["segshift estimate, with target images"]["bias"] == pytest.approx(1)
+    assert seen["the same, all of the error taken off"]["error"] == pytest.approx(0)
+    assert seen["ATC (target images)"]["bias"] == pytest.approx(20)
+    known = "trained on transferred frames of the domain"
+    assert found["judged_by_another"][known]["bias"] == pytest.approx(-1)
+    assert found["coverage_of_90_percent_intervals"]["miou, with target images"]["all"] == 1
+    assert found["kinds"]["zodi"]["bias"] == pytest.approx(2)
+    assert benchmark.kind(replace(pairs[0], network="seed-0/zodi-night")) == "zodi"
+    told = {"pairs": [benchmark.plain(pair) for pair in pairs], "judge": "weather:build"}
+    assert [benchmark.read(one) for one in told["pairs"]] == pairs
+    text = benchmark.tables(json.loads(json.dumps(told)))
+    assert f"| judged by weather:build, {known} | 1.0 | -1.0 |" in text and "| zodi | 2.0 | +2.0 |" in text
+    few = benchmark.tables({"pairs": [benchmark.plain(pair) for pair in made_up(benchmark)]})
+    assert "judged" not in few and "target images" not in few
+
+
+def test_the_benchmark_runs_on_a_tiny_town(benchmark, tmp_path: Path, monkeypatch):
+    tiny_diffusion.prior(tmp_path / "package" / "town" / "prior")  # in place of the embedded one
+    monkeypatch.setattr(loading, "resources", SimpleNamespace(files=lambda name: tmp_path / "package"))
+    town = TownConfig(
+        height=64, width=128, source_train=1, source_val=10, target_train=20, target_val=2, workers=1
+    )
+    write_town(town, tmp_path / "town")
+    for seed in range(2):
+        run = tmp_path / f"seed-{seed}" / "source-only"
+        trained = training_config(
+            tmp_path,
+            source=f"cityscapes:{tmp_path}/town/cityscapes:train",
+            method="source_only",
+            select="last",
+            transferred=(),
+        )
+        outputs.begin(run, "train", trained)
+        checkpoints.describe(run, CITYSCAPES, torch.device("cpu"))
+        torch.manual_seed(seed)
+        checkpoints.save_best(run, 6, checkpoints.method_of(trained, CITYSCAPES), None)
+    judge = str(Path(benchmark.__file__).parent / "noise:build")
+    told = benchmark.Benchmark(tmp_path, domains=("night",), draws=1, checkpoint="best", judge=judge)
+    benchmark.main(told)
+    text = (tmp_path / "estimate" / "estimate.md").read_text()
+    found = runs.read_json(tmp_path / "estimate" / "estimate.json")
+    assert benchmark.tables(found) == text and found["judge"] == "noise:build" and len(found["pairs"]) == 2
+    for row in ("judged by noise:build, not trained on them", "ATC (target images)", "nuclear norm"):
+        assert f"| {row}" in text
+    assert all(0 <= pair["label_free"]["ATC"] <= 1 and pair["seen"] for pair in found["pairs"])
+    before = pictures(tmp_path)
+    benchmark.main(told)
+    assert pictures(tmp_path) == before

@@ -485,10 +485,10 @@ def _result(
     seeds = ", ".join(str(config.seed + i) for i in range(config.draws))
     how = (
         f"{len(ids)} frames transferred with {judge['model']}, seeds {seeds}; own domain "
-        f"'{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer costs, and an error of "
-        f"the generator of {bootstrap.GENERATOR:.0%} (classes {bootstrap.GENERATOR_CLASS:.0%} and "
-        f"{100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded town; classes without a labelled "
-        "pixel are left out"
+        f"'{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer "
+        f"costs, and an error of the generator of {bootstrap.GENERATOR:.0%} (classes "
+        f"{bootstrap.GENERATOR_CLASS:.0%} and {100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded "
+        "town; classes without a labelled pixel are left out"
     )
     images = f"with {len(real)} unlabelled" if real else "without"
     result = {
