@@ -457,6 +457,9 @@ def rain():
 def other():
     return lambda *what: noisy(*what, amount=5)
 
+def fair():
+    return lambda image, layout, domain, seed: image // 2 if "night" in domain.prompt else image
+
 def nothing():
     return lambda image, layout, domain, seed: image
 """
@@ -602,7 +605,9 @@ def test_a_generator_that_changes_nothing_has_measured_the_source(
     caplog.clear()
     out = estimate(noisy_world, tmp_path / "noisy")
     assert runs.read_json(out / "estimate.json")["domains"]["night"]["changed"] > 2
-    assert "leaves the frames as they are" not in caplog.text
+    assert "leaves the frames" not in caplog.text
+    estimate(replace(noisy_world, generator="noisy_world:fair", transferred=None), tmp_path / "fair")
+    assert "night: noisy_world:fair leaves the frames of the own domain as they are" in caplog.text
 
 
 def test_networks_that_cannot_be_ranked_are_refused(home: Path, tmp_path: Path):

@@ -699,6 +699,13 @@ def _print_warnings(result: dict[str, Any], who: str) -> None:
                 _called(result),
                 domain["changed"],
             )
+        elif np.mean([draw["changed"] for draw in domain["own_draws"]]) < UNCHANGED:
+            _log.warning(
+                "%s: %s leaves the frames of the own domain as they are, so what it spoils by itself is not "
+                "known, and the interval is too narrow",
+                domain["name"],
+                _called(result),
+            )
         source, loss = domain["source"]["miou"]["value"], domain["transfer_cost"]["value"]
         if source and loss > source / 2:
             _log.warning(
