@@ -48,7 +48,7 @@ from scipy.stats import pearsonr, spearmanr
 from settings import write_results
 
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig
-from segshift.experiments import fill
+from segshift.recipes.runner import fill
 from segshift.recipes.town import TOWN_DOMAINS, town_target
 from segshift.runs import InputError, read_config, read_json, slug
 from segshift.scoring.bootstrap import CLASS_FLOOR, FAILS_BELOW, LEVEL, shown, widened

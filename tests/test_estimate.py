@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from training import config as training_config
 
-from segshift import experiments, outputs, records, runs
 from segshift import networks as segmentation_networks
+from segshift import outputs, records, runs
 from segshift.__main__ import main
 from segshift.config import (
     DiffusionConfig,
@@ -34,6 +34,7 @@ from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.engine.worker import targets
 from segshift.generators import loading
+from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free, metrics
 from segshift.stages.estimate import estimate
@@ -279,7 +280,7 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
 
     # its config.json repeats it, and does nothing again; one draw less is found as it is
     before, told = pictures(out, home / "transferred"), (out / "estimate.json").read_bytes()
-    experiments.run(str(out / "config.json"))
+    runner.run(str(out / "config.json"))
     assert (out / "estimate.json").read_bytes() == told
     estimate(config(home), out)
     assert (
@@ -424,7 +425,7 @@ def test_networks_are_ranked_on_frames_that_are_transferred_once(home: Path, tmp
 
     # the page shows it, and a second call does nothing again
     before, told = pictures(out), (out / "ranking.json").read_bytes()
-    experiments.run(str(out / "config.json"))
+    runner.run(str(out / "config.json"))
     assert pictures(out) == before and (out / "ranking.json").read_bytes() == told
     assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
     page = (tmp_path / "page" / "index.html").read_text()

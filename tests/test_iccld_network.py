@@ -4,8 +4,9 @@ from iccld_parts import CLASSES, segmenter
 from safetensors.torch import save_file
 
 from segshift import networks
-from segshift.config import NetworkConfig
+from segshift.config import ICCLDNetworkConfig, NetworkConfig
 from segshift.networks.iccld import Encoder, LabelEncoder, RunningNorm
+from segshift.networks.weights import load_weights
 from segshift.runs import InputError
 
 
@@ -35,12 +36,14 @@ def test_a_patch_of_fourteen_fits_sides_of_thirty_two():
 def test_models_builds_it_by_name_and_takes_a_local_backbone(tmp_path):
     import timm
 
-    config = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=6)
+    config = NetworkConfig(
+        name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=6)
+    )
     network = networks.build(config, 7)
     assert network.network.latent_channels == 6 and network.feature_channels == 96
     source = timm.create_model("test_resnet", pretrained=False)
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
-    networks.load_weights(network, tmp_path / "backbone.safetensors")
+    load_weights(network, tmp_path / "backbone.safetensors")
     assert torch.equal(network.network.encoder.model.conv1[0].weight, source.conv1[0].weight)
     with pytest.raises(InputError, match="no_such_backbone"):
         networks.build(NetworkConfig(name="iccld", encoder="no_such_backbone", pretrained=False), 7)

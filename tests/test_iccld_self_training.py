@@ -6,8 +6,14 @@ from iccld_parts import CLASSES, batch, reached, step1
 
 from segshift.config import ICCLDConfig
 from segshift.methods.base import cross_entropy, weighted_cross_entropy
-from segshift.methods.iccld.self_training import SelfTraining, average_of, feature_distance, hide_blocks
-from segshift.networks import Segmenter
+from segshift.methods.iccld.self_training import (
+    SelfTraining,
+    Thresholds,
+    average_of,
+    feature_distance,
+    hide_blocks,
+)
+from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 
 
@@ -98,6 +104,13 @@ def test_the_surest_pixels_of_a_class_count_once_its_threshold_is_known():
     method.after_step(0)
     assert (method.class_thresholds[method.predict(data["target"]).argmax(1).unique()] < 1).all()
     assert method.losses("segmenter", data, 1)["mixed"] > 0
+
+
+def test_thresholds_are_between_a_half_and_the_one_that_is_set():
+    thresholds = Thresholds(3)
+    thresholds.value.copy_(torch.tensor([0.1, 0.7, 1.0]))
+    assert thresholds.within(0.9).tolist() == pytest.approx([0.5, 0.7, 0.9])
+    assert thresholds.within(0.2).tolist() == pytest.approx([0.2, 0.2, 0.2])
 
 
 def test_batch_norm_follows_the_target_alone():

@@ -17,7 +17,7 @@ import tiny_diffusion
 import trees
 from training import config as training_config
 
-from segshift import experiments, records, runs
+from segshift import records, runs
 from segshift.config import (
     CheckConfig,
     DiffusionConfig,
@@ -30,6 +30,7 @@ from segshift.config import (
     TransferConfig,
 )
 from segshift.generators import stable_diffusion
+from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.stages.check import check
 from segshift.stages.estimate import estimate
@@ -108,6 +109,10 @@ class World:
             diffusion=model,
         )
         estimate(self.estimating, at / "estimate")
+        shutil.copytree(at / "run", at / "again")
+        both = (str(at / "run"), str(at / "again"))
+        shared = str(at / "estimate" / "transferred")
+        estimate(replace(self.estimating, run=both, transferred=shared), at / "ranked")
         shutil.copytree(at, self.copy, symlinks=True)
 
     def restore(self) -> None:
@@ -173,7 +178,7 @@ READERS: dict[str, tuple[Command, ...]] = {
     "predicted/config.json": (
         report_on("predicted"),
         predict_again,
-        lambda w: experiments.run(str(w.root / "predicted/config.json")),
+        lambda w: runner.run(str(w.root / "predicted/config.json")),
     ),
     "predicted/model.json": (predict_again, evaluate_again),
     "predicted/predictions.jsonl": (report_on("predicted"), predict_again),
@@ -190,6 +195,7 @@ READERS: dict[str, tuple[Command, ...]] = {
     "estimate/config.json": (report_on("estimate"), estimate_again),
     "estimate/estimate.json": (report_on("evaluated", "estimate"),),
     "estimate/source/predictions/predictions.jsonl": (estimate_again,),
+    "ranked/ranking.json": (report_on("ranked"),),
     "prior/segshift.json": (load_model,),
 }
 """The commands that read each file."""

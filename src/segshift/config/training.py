@@ -9,6 +9,7 @@ import tyro
 from pydantic import AfterValidator, Field
 
 from segshift.methods import METHODS, MethodTable
+from segshift.networks.options import ICCLDNetworkConfig
 from segshift.settings import (
     Count,
     DataText,
@@ -62,10 +63,6 @@ class NetworkConfig(Settings):
     `module:factory` called with `classes=<int>`."""
     encoder: str = "resnet50"
     """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld."""
-    latent_channels: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Channels of the latent at an eighth of the image's size, 1 or more (iccld)."""
-    inter_coder: bool = True
-    """Inter-coder connections carry encoder features to the decoder (iccld)."""
     pretrained: bool = True
     """Published weights to start from (a download): ImageNet's for an encoder, the hub's for `hf:`."""
     weights: FolderText | None = None
@@ -74,6 +71,7 @@ class NetworkConfig(Settings):
     feature_layer: str | None = None
     """Module of the network, by its dotted name, whose output the similarity loss compares; None takes the
     last encoder stage, in your own network the output of its `encoder`."""
+    iccld: ICCLDNetworkConfig = field(default_factory=ICCLDNetworkConfig)
 
 
 def _foreign(name: str | None = None, encoder: str | None = None) -> NetworkConfig | None:

@@ -114,8 +114,8 @@ class ICCLDConfig(MethodSettings):
     threshold: Share = 0.968
     """Step 1: confidence from which a pixel of a pseudo-label counts whatever its class, in [0, 1] (DACS)."""
     sure_share: Share = 0.5
-    """Step 1: this share of each class's pseudo-label counts too, its surest pixels, in [0, 1] (CBST): a
-    fixed threshold alone keeps the large classes and loses the small ones."""
+    """Step 1: this share of each class's pseudo-label counts too, its surest pixels of a confidence of at
+    least 0.5, in [0, 1] (CBST): a fixed threshold alone keeps the large classes and loses the small ones."""
     momentum: Momentum = 0.999
     """Largest weight of its own past in the moving average of teacher (step 1) and UNet (step 2), in [0, 1).
     """

@@ -278,7 +278,7 @@ class AdversarialDiffusion(Method):
         z, skips = network.encode(x)
         logits = network.decode(z[count:], [skip[count:] for skip in skips], size)[..., :height, :width]
         p = self.restrict(logits).float().softmax(1)
-        y_t, _, q = pseudo_label(p, self.adapted.thresholds.value.clamp(max=self.config.threshold))
+        y_t, _, q = pseudo_label(p, self.adapted.thresholds.within(self.config.threshold))
         x_mix, y_mix, w = mixed(x_s, y_s, x_t, y_t, q, self.config.augmentation)
         z_mix, skips_mix = network.encode(prepare(x_mix))
 

@@ -34,6 +34,9 @@ from segshift.runs import InputError
 M = TypeVar("M", bound=nn.Module)
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
+LEAST = 0.5
+"""Confidence below which no pseudo-label counts (ours). The surest half of what an untrained teacher says is
+mostly wrong, and with it step 1 from scratch ends below source only (LOG.md)."""
 THING_SHARE = 0.75
 """Least share of a cell that one thing class covers, for the feature distance (DAFormer)."""
 
@@ -109,6 +112,10 @@ class Thresholds(nn.Module):
         self.register_buffer("value", torch.ones(classes))
 
     value: Tensor
+
+    def within(self, most: float) -> Tensor:
+        """[C] between LEAST and `most`; all `most` where that is lower than LEAST."""
+        return self.value.clamp(min(LEAST, most), most)
 
 
 class Student(nn.Module):
@@ -239,8 +246,8 @@ class SelfTraining(Method):
 
     @property
     def class_thresholds(self) -> Tensor:
-        """The teacher's [C], at most `threshold`."""
-        return self.teacher.module.thresholds.value.clamp(max=self.config.threshold)
+        """The teacher's [C], between LEAST and `threshold`."""
+        return self.teacher.module.thresholds.within(self.config.threshold)
 
     def after_step(self, step: int) -> None:
         self.teacher.update_parameters(self._student())
