@@ -291,7 +291,7 @@ def test_the_gate_judges_and_redraws_ones_own_generator(own, tmp_path):
 
 
 def test_the_estimate_takes_ones_own_generator(own, tmp_path):
-    from segshift import estimation
+    from segshift.stages.estimate import estimate
 
     ids = tuple(f"ulm_{i:06d}_000019" for i in range(10))
     root = trees.cityscapes(tmp_path / "val", ids, SIZE, split="val")
@@ -306,11 +306,11 @@ def test_the_estimate_takes_ones_own_generator(own, tmp_path):
         checkpoint="best",
         batch_size=5,
     )
-    out = estimation.estimate(config, tmp_path / "estimate")
+    out = estimate(config, tmp_path / "estimate")
     night = runs.read_json(out / "estimate.json")["domains"]["night"]
     assert (
         night["target_draws"][0]["model"] == "mine:build" and night["corrected"]["miou"]["value"] is not None
     )
     with pytest.raises(InputError, match="--steps is for a diffusion model"):
-        estimation.estimate(replace(config, steps=3), tmp_path / "other")
+        estimate(replace(config, steps=3), tmp_path / "other")
     assert not (tmp_path / "other").exists()

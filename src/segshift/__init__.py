@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from segshift.config import TrainConfig as TrainConfig
     from segshift.config import TransferConfig as TransferConfig
     from segshift.config import ZoDiConfig as ZoDiConfig
-    from segshift.estimation import estimate as estimate
     from segshift.predictor import Prediction as Prediction
     from segshift.predictor import Predictor as Predictor
     from segshift.predictor import load as load
     from segshift.recipes.runner import run as run
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
+    from segshift.stages.estimate import estimate as estimate
     from segshift.stages.evaluate import evaluate as evaluate
     from segshift.stages.export import export as export
     from segshift.stages.predict import predict as predict
@@ -60,7 +60,7 @@ _PUBLIC = {
     ),
     "InputError": "segshift.runs",
     "check": "segshift.stages.check",
-    "estimate": "segshift.estimation",
+    "estimate": "segshift.stages.estimate",
     "evaluate": "segshift.stages.evaluate",
     "Prediction": "segshift.predictor",
     "Predictor": "segshift.predictor",

@@ -112,9 +112,9 @@ def estimate(out: Out, config: Annotated[EstimateConfig, Flat]) -> Path:
     """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will
     fail.
     """
-    from segshift import estimation
+    from segshift.stages import estimate
 
-    return estimation.estimate(config, out)
+    return estimate.estimate(config, out)
 
 
 def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:

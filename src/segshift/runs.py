@@ -125,6 +125,21 @@ def slug(text: str) -> str:
     return name
 
 
+def short_names(paths: Iterable[str | Path]) -> list[str]:
+    """What each of several paths is called: its last part, with as many parents' as tell it from the
+    others."""
+    whole = [Path(path).resolve() for path in paths]
+
+    def name(path: Path) -> str:
+        others = [other.parts for other in whole if other != path]
+        depth = next(
+            d for d in range(1, len(path.parts) + 1) if all(path.parts[-d:] != other[-d:] for other in others)
+        )
+        return "/".join(path.parts[-depth:])
+
+    return [name(path) for path in whole]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or plain value as indented JSON, atomically."""
     with atomic(path) as temporary:
