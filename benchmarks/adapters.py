@@ -24,7 +24,7 @@ from settings import write_results
 
 from segshift.config import NetworkConfig, TownConfig, TrainConfig
 from segshift.execution.device import pick
-from segshift.experiments import fill
+from segshift.recipes.runner import fill
 from segshift.recipes.town import town_target, town_training
 from segshift.runs import read_json, read_lines, slug, write_json
 from segshift.settings import Device

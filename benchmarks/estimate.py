@@ -1,5 +1,4 @@
-"""How good the estimate without target images is: predicted against true mIoU on the town, and what else one
-could do.
+"""How good the estimate is: predicted against true mIoU on the town, and what else one could do.
 
     python benchmarks/zodi.py runs/zodi
     python benchmarks/estimate.py runs/zodi
@@ -10,8 +9,12 @@ on is left out of its table. Writes OUT/<name of OUT>.md (tables of docs/results
 machine, versions, date). The clear validation split is transferred once per domain, strength and draw, for
 all networks. Running it again continues.
 
-What it is compared with, all from the same frames; no target image is used but for the truth:
-    uncorrected      mIoU on the frames transferred to the target (u = 0 of `bootstrap`)
+The protocol is that of GenVal (Loiseau et al., "Reliability in Semantic Segmentation: Can We Use Synthetic
+Data?", ECCV 2024, arXiv 2312.09231): many networks, their mIoU on generated and on real frames, and Pearson's
+and Spearman's correlations of the two. Absolute errors, intervals and classes are ours.
+
+What it is compared with. All but the last four rows are from the same frames, and need no target image:
+    uncorrected      mIoU on the frames transferred to the target (u = 0 of `bootstrap`), as GenVal has it
     whole cost ...   the same with all of what the transfer costs taken off (u = 1); segshift takes off half
     additive         source + (transferred to the target - transferred to its own domain), in mIoU
     source score     the mIoU on the untouched validation frames: no drop at all
@@ -21,12 +24,19 @@ What it is compared with, all from the same frames; no target image is used but 
     regression       source score - (a + b * difference of those two confidences), a and b fitted by least
                      squares to the true drops of all other networks in all domains: it needs labelled target
                      frames, as no other row
+    judged by ...    the estimate by another generator (--judge), of networks that know the first one, and of
+                     those that do not
+    target images    the estimate with the unlabelled training frames of the target, with half and with all of
+                     the generator's error that they show taken off
+    average confidence, difference of confidences, ATC, nuclear norm (`scoring.label_free`)
+                     on the same target images, without any generator
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import combinations
 from math import hypot, isnan
 from pathlib import Path
 from statistics import mean
@@ -34,16 +44,18 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 from settings import write_results
 
 from segshift.config import EstimateConfig, EvaluateConfig, PredictConfig, TrainConfig
-from segshift.estimation import estimate
-from segshift.experiments import fill
+from segshift.recipes.runner import fill
 from segshift.recipes.town import TOWN_DOMAINS, town_target
 from segshift.runs import InputError, read_config, read_json, slug
 from segshift.scoring.bootstrap import CLASS_FLOOR, FAILS_BELOW, LEVEL, shown, widened
 from segshift.stages import evaluate, predict
+from segshift.stages.estimate import estimate
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Benchmark:
     """Noise draws per frame and domain."""
     checkpoint: Literal["best", "last"] = "last"
     """Which checkpoint of every run; the ZoDi benchmark's is the last."""
+    judge: str | None = f"{HERE}/weather:build"
+    """Another generator that judges the networks, `module:factory`; None takes none."""
+    target_images: bool = True
+    """Also estimate with the target's unlabelled training frames."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,24 @@ class Pair:
     """Whether the network was trained on transferred frames of the domain."""
     classes: tuple[Interval, ...]
     """The classes' IoU."""
+    judged: Interval | None = None
+    """The mIoU as another generator judges it."""
+    seen: Interval | None = None
+    """The mIoU as it is predicted with target images."""
+    label_free: dict[str, float] | None = None
+    """What each label-free score of the target images predicts."""
+
+
+def read(told: dict[str, Any]) -> Pair:
+    """A pair as its JSON holds it."""
+    parts = {name: told.get(name) and Interval(*told[name]) for name in ("miou", "judged", "seen")}
+    return Pair(**told | parts | {"classes": tuple(Interval(*one) for one in told["classes"])})
+
+
+def plain(pair: Pair) -> dict[str, Any]:
+    """A pair as `read` takes it."""
+    parts = {name: astuple(one) for name in ("miou", "judged", "seen") if (one := getattr(pair, name))}
+    return vars(pair) | parts | {"classes": [astuple(one) for one in pair.classes]}
 
 
 # ------------------------------------------------------------------------------------------ what is compared
@@ -143,33 +177,70 @@ ESTIMATES: dict[str, Callable[[Sequence[Pair]], list[float]]] = {
     "regression (needs target labels)": regression,
 }
 
+BASELINES = ("average confidence", "difference of confidences", "ATC", "nuclear norm")
+WITH_IMAGES: dict[str, Callable[[Sequence[Pair]], list[float]]] = {
+    "segshift estimate, with target images": lambda pairs: [p.seen.value for p in pairs if p.seen],
+    "the same, all of the error taken off": lambda pairs: [
+        2 * p.seen.value - p.miou.value for p in pairs if p.seen
+    ],
+    **{
+        f"{name} (target images)": lambda pairs, name=name: [
+            p.label_free[name] for p in pairs if p.label_free
+        ]
+        for name in BASELINES
+    },
+}
+"""Of pairs with target images."""
+
 
 def accuracy(pairs: Sequence[Pair], predicted: Sequence[float]) -> dict[str, float | None]:
-    """Mean absolute error and bias in points, and the two mean rank correlations (None where none is
-    defined).
+    """Mean absolute error and bias in points, and mean correlations (None where none is defined).
 
-    over_networks: networks ranked within a domain, the mean over domains; over_domains: domains ranked within
-    a network, the mean over networks. Ranks of fewer than three, and of equal predictions, have no
-    correlation.
+    pearson, over_networks: Pearson's and Spearman's, of networks within a domain, the mean over domains;
+    over_domains: Spearman's of domains within a network, the mean over networks. Fewer than three, and equal
+    predictions, have no correlation.
     """
     errors = [100 * (value - pair.miou.true) for value, pair in zip(predicted, pairs, strict=True)]
     return {
         "error": float(np.mean(np.abs(errors))),
         "bias": float(np.mean(errors)),
-        "over_networks": _mean_rank(pairs, predicted, lambda pair: pair.domain),
-        "over_domains": _mean_rank(pairs, predicted, lambda pair: pair.network),
+        "pearson": _correlation(pearsonr, pairs, predicted, lambda pair: pair.domain),
+        "over_networks": _correlation(spearmanr, pairs, predicted, lambda pair: pair.domain),
+        "over_domains": _correlation(spearmanr, pairs, predicted, lambda pair: pair.network),
     }
 
 
-def _mean_rank(
-    pairs: Sequence[Pair], predicted: Sequence[float], group: Callable[[Pair], str]
+def _correlation(
+    of: Callable[..., Any], pairs: Sequence[Pair], predicted: Sequence[float], group: Callable[[Pair], str]
 ) -> float | None:
+    """The mean over groups."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for value, pair in zip(predicted, pairs, strict=True):
         groups.setdefault(group(pair), []).append((value, pair.miou.true))
     columns = [tuple(zip(*members, strict=True)) for members in groups.values() if len(members) > 2]
-    ranks = [spearmanr(*both).statistic for both in columns if all(len(set(values)) > 1 for values in both)]
-    return float(mean(ranks)) if ranks else None
+    found = [of(*both).statistic for both in columns if all(len(set(values)) > 1 for values in both)]
+    return float(mean(found)) if found else None
+
+
+def first_of_three(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """Of all triples of networks in a domain, the share whose first by the estimate is truly the best; of all
+    networks, and of those that were not trained on transferred frames of the domain."""
+
+    def right(chosen: Sequence[Pair]) -> float | None:
+        hits = [
+            max(three, key=lambda p: p.miou.value) is max(three, key=lambda p: p.miou.true)
+            for domain in dict.fromkeys(pair.domain for pair in chosen)
+            for three in combinations([pair for pair in chosen if pair.domain == domain], 3)
+        ]
+        return mean(map(float, hits)) if hits else None
+
+    return {"all": right(pairs), "not trained on": right([pair for pair in pairs if not pair.trained_on])}
+
+
+def kind(pair: Pair) -> str:
+    """What a network is called without its seed and the domain that it was trained for."""
+    name = Path(pair.network).name
+    return next((name.removesuffix(f"-{d}") for d in TOWN_DOMAINS if name.endswith(f"-{d}")), name)
 
 
 def failures(pairs: Sequence[Pair]) -> dict[str, float | None]:
@@ -208,11 +279,10 @@ def coverage(
     held: dict[str, list[bool]] = {}
     for domain in dict.fromkeys(pair.domain for pair in pairs):
         others = [one for pair in pairs if pair.domain != domain for one in of(pair)]
-        if others:
+        there = [one for pair in pairs if pair.domain == domain for one in of(pair)]
+        if others and there:
             error = fitted(others)
-            held[domain] = [
-                one.inside(error, floor) for pair in pairs if pair.domain == domain for one in of(pair)
-            ]
+            held[domain] = [one.inside(error, floor) for one in there]
             found["held_out"] = share(hit for hits in held.values() for hit in hits)
     return found | {domain: share(hits) for domain, hits in held.items()}
 
@@ -229,8 +299,21 @@ def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Everything that is told of the pairs, but the networks' own scores."""
     known = {"trained on transferred frames of the domain": True, "not trained on them": False}
     groups = {name: [pair for pair in pairs if pair.trained_on == value] for name, value in known.items()}
+    judged = {name: [pair for pair in chosen if pair.judged] for name, chosen in groups.items()}
+    seen = [pair for pair in pairs if pair.seen]
+    kinds = {name: [pair for pair in pairs if kind(pair) == name] for name in dict.fromkeys(map(kind, pairs))}
     return {
         "results": {name: accuracy(pairs, of(pairs)) for name, of in ESTIMATES.items()},
+        "with_target_images": {name: accuracy(seen, of(seen)) for name, of in WITH_IMAGES.items() if seen},
+        "judged_by_another": {
+            name: accuracy(chosen, [pair.judged.value for pair in chosen if pair.judged])
+            for name, chosen in judged.items()
+            if chosen
+        },
+        "kinds": {
+            name: accuracy(chosen, [pair.miou.value for pair in chosen]) for name, chosen in kinds.items()
+        },
+        "first_of_three": first_of_three(pairs),
         "networks": {
             name: accuracy(chosen, [pair.miou.value for pair in chosen])
             for name, chosen in groups.items()
@@ -239,12 +322,20 @@ def findings(pairs: Sequence[Pair]) -> dict[str, Any]:
         "failing_classes": failures(pairs),
         "coverage_of_90_percent_intervals": {
             "miou": coverage(lambda pair: (pair.miou,), pairs),
-            "classes": coverage(lambda pair: pair.classes, pairs, CLASS_FLOOR),
+            **{
+                f"miou, {name}": coverage(lambda pair, of=of: (getattr(pair, of),), chosen)
+                for name, of, chosen in (
+                    ("with target images", "seen", seen),
+                    ("judged by another generator", "judged", [p for p in pairs if p.judged]),
+                )
+                if chosen
+            },
             **{
                 name: coverage(
                     lambda pair, of=of: [c for c in pair.classes if of(c.value)], pairs, CLASS_FLOOR
                 )
-                for name, of in PREDICTED.items()
+                for name, of in {"classes": lambda value: True, **PREDICTED}.items()
+                if any(of(c.value) for pair in pairs for c in pair.classes)
             },
         },
     }
@@ -307,14 +398,23 @@ def networks_table(pairs: Sequence[Pair]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kinds_table(kinds: dict[str, dict[str, float | None]]) -> str:
+    """Markdown: error and bias by kind of network."""
+    lines = ["| network | mean absolute error | bias |", "|---|---|---|"]
+    lines += [f"| {name} | {r['error']:.1f} | {r['bias']:+.1f} |" for name, r in kinds.items()]
+    return "\n".join(lines) + "\n"
+
+
 def comparison_table(results: dict[str, dict[str, float | None]]) -> str:
-    """Markdown: every way to estimate, with its errors in mIoU points and its rank correlations."""
+    """Markdown: every way to estimate, with its errors in mIoU points and its correlations."""
     lines = [
-        "| estimate | mean absolute error | bias | rank over networks | rank over domains |",
-        "|---|---|---|---|---|",
+        "| estimate | mean absolute error | bias | Pearson over networks | Spearman over networks | Spearman "
+        "over domains |",
+        "|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
-        ranks = ("-" if r[key] is None else f"{r[key]:.2f}" for key in ("over_networks", "over_domains"))
+        keys = ("pearson", "over_networks", "over_domains")
+        ranks = ("-" if r[key] is None else f"{r[key]:.2f}" for key in keys)
         lines.append(f"| {name} | {r['error']:.1f} | {r['bias']:+.1f} | {' | '.join(ranks)} |")
     return "\n".join(lines) + "\n"
 
@@ -335,35 +435,37 @@ def coverage_table(covered: dict[str, dict[str, float | None]]) -> str:
         "|---|" + "---|" * len(columns),
     ]
     lines += [
-        f"| {what} | " + " | ".join(map(_percent, shares.values())) + " |" for what, shares in covered.items()
+        f"| {what} | " + " | ".join(map(percent, shares.values())) + " |" for what, shares in covered.items()
     ]
     return "\n".join(lines) + "\n"
 
 
 def tables(told: dict[str, Any]) -> str:
     """Markdown of what is told of the pairs."""
-    pairs = [
-        Pair(
-            **pair
-            | {"miou": Interval(*pair["miou"]), "classes": tuple(Interval(*one) for one in pair["classes"])}
-        )
-        for pair in told["pairs"]
-    ]
+    pairs = [read(pair) for pair in told["pairs"]]
     found = findings(pairs)
-    ways = found["results"] | {f"segshift estimate, {name}": of for name, of in found["networks"].items()}
-    named = ", ".join(f"{key} {_percent(share)}" for key, share in found["failing_classes"].items())
+    by = told.get("judge")
+    ways = (
+        found["results"]
+        | {f"segshift estimate, {name}": of for name, of in found["networks"].items()}
+        | {f"judged by {by}, {name}": of for name, of in found["judged_by_another"].items()}
+        | found["with_target_images"]
+    )
+    first = ", ".join(f"{name} {percent(share)}" for name, share in found["first_of_three"].items())
+    named = ", ".join(f"{key} {percent(share)}" for key, share in found["failing_classes"].items())
     return "\n".join(
         (
             predicted_table(pairs, list(dict.fromkeys(pair.domain for pair in pairs))),
             comparison_table(ways),
             coverage_table(found["coverage_of_90_percent_intervals"]),
-            f"Failing classes: {named}.\n",
+            f"Failing classes: {named}. First of three networks truly the best: {first}.\n",
+            kinds_table(found["kinds"]),
             networks_table(pairs),
         )
     )
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
@@ -408,9 +510,16 @@ def knows(run: Path, domain: str) -> bool:
     return any(s[0] == layout and s[-1].rpartition("/")[0] == subset.rpartition("/")[0] for s in sources)
 
 
-def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, Any]) -> Pair:
+def pair(
+    network: str,
+    domain: str,
+    estimated: dict[str, Any],
+    true: dict[str, Any],
+    judged: dict[str, Any] | None = None,
+    seen: dict[str, Any] | None = None,
+) -> Pair:
     """What estimate.json says of a domain, beside the truth's metrics.json; the truth over the classes that
-    the labels of both show.
+    the labels of both show. judged, seen: what it says by another generator, and with target images.
     """
     source = {name: told["value"] for name, told in estimated["source"]["iou"].items()}
     labelled = dict(
@@ -434,10 +543,16 @@ def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, A
         for name, told in predicted["iou"].items()
         if told["low"] is not None and name in there
     )
+    miou = mean(there.values())
+    others = {
+        name: compared(miou, told["corrected"]["miou"], told["without_generator"]["miou"])
+        for name, told in (("judged", judged), ("seen", seen))
+        if told
+    }
     return Pair(
         network,
         domain,
-        compared(mean(there.values()), predicted["miou"], narrow["miou"]),
+        compared(miou, predicted["miou"], narrow["miou"]),
         *(estimated[name]["miou"]["value"] for name in ("source", "own", "raw")),
         confidence["source"],
         confidence["target"],
@@ -445,34 +560,52 @@ def pair(network: str, domain: str, estimated: dict[str, Any], true: dict[str, A
         tuple(failed),
         estimated["trained_on"],
         tuple(classes),
+        **others,
+        label_free=seen and seen["target_images"]["baselines"],
     )
+
+
+def estimates(b: Benchmark, name: str, run: Path, out: Path) -> list[dict[str, Any]]:
+    """estimate.json of a run: as it is, by another judge, and with target images; the last two by domain, and
+    empty where they are not asked for."""
+    folder = out / "networks" / slug(name)
+    config = EstimateConfig(
+        run=(str(run),),
+        source=fill(town_target("clear"), {"out": str(b.town)}),
+        to=b.domains,
+        draws=b.draws,
+        checkpoint=b.checkpoint,
+        transferred=str(out / "transferred"),
+    )
+    seen, judged = {}, {}
+    if b.target_images:
+        for d in b.domains:
+            images = fill(town_target(d, "train"), {"out": str(b.town)})
+            one = estimate(replace(config, to=(d,), target_images=images), folder / "own")
+            seen |= read_json(one / "estimate.json")["domains"]
+    if b.judge:
+        other = replace(config, generator=b.judge, transferred=str(out / "transferred-by-the-judge"))
+        judged = read_json(estimate(other, folder / "judged") / "estimate.json")["domains"]
+    return [read_json(estimate(config, folder / "own") / "estimate.json"), judged, seen]
 
 
 def main(b: Benchmark) -> None:
     out = b.out or b.town / "estimate"
-    source = fill(town_target("clear"), {"out": str(b.town)})
     pairs, protocols = [], set()
     for name, run in networks(b).items():
-        config = EstimateConfig(
-            run=str(run),
-            source=source,
-            to=b.domains,
-            draws=b.draws,
-            checkpoint=b.checkpoint,
-            transferred=str(out / "transferred"),
-        )
-        estimated = read_json(estimate(config, out / "networks" / slug(name)) / "estimate.json")
+        estimated, judged, seen = estimates(b, name, run, out)
         protocols.add(estimated["protocol"])
         for d in b.domains:
             true = truth(b, run, d)
             assert true["model"]["weights"] == estimated["model"]["weights"], (
                 f"{run} was trained on since it was evaluated"
             )
-            pairs += [] if knows(run, d) else [pair(name, d, estimated["domains"][d], true)]
+            if not knows(run, d):
+                found = estimated["domains"][d]
+                pairs.append(pair(name, d, found, true, judged.get(d), seen.get(d)))
     told = findings(pairs) | {
-        "pairs": [
-            vars(p) | {"miou": astuple(p.miou), "classes": [astuple(one) for one in p.classes]} for p in pairs
-        ],
+        "pairs": [plain(p) for p in pairs],
+        "judge": b.judge and b.judge.rpartition("/")[2],
         "draws": b.draws,
         "checkpoint": b.checkpoint,
         "protocol": [

@@ -19,8 +19,8 @@ import tyro
 from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
-from segshift.experiments import Scores, by_checkpoint, fill, run_experiment
 from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.runner import Scores, by_checkpoint, fill, run_experiment
 from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json, read_lines, slug

@@ -26,8 +26,8 @@ from settings import write_results
 
 from segshift.config import TownConfig, TrainConfig
 from segshift.execution.device import pick
-from segshift.experiments import fill
 from segshift.recipes import RECIPES
+from segshift.recipes.runner import fill
 from segshift.recipes.town import town_target
 from segshift.runs import read_json, slug, write_json
 from segshift.settings import Device
@@ -62,7 +62,9 @@ def peak(config: TrainConfig, out: Path, threads: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30
 
 
-def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tuple[TrainConfig, Path]]:
+def trainings(
+    b: Benchmark, encoder: str, checkpointing: bool, steps: int = STEPS
+) -> dict[str, tuple[TrainConfig, Path]]:
     """By row of the recipe: what is trained, and where."""
     home = b.out / slug(f"{encoder} checkpointing {checkpointing}")
     town = {"source": town_target("game", "train"), "target": town_target("clear", "train")}
@@ -74,7 +76,7 @@ def trainings(b: Benchmark, encoder: str, checkpointing: bool) -> dict[str, tupl
             size=(512, 1024),
             validation=None,
             oracle_validation=(),
-            steps=STEPS,
+            steps=steps,
             device=b.device,
             network=replace(row.train.network, encoder=encoder, pretrained=False),
             iccld=replace(row.train.iccld, adversary_warmup=0),

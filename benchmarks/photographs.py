@@ -34,10 +34,10 @@ from settings import write_results
 
 from segshift import outputs
 from segshift.config import NetworkConfig, PredictConfig, TrainConfig, TransferConfig
-from segshift.experiments import run_experiment
 from segshift.networks.weights import read_tensors
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.iccld import steps, town_second, town_source
+from segshift.recipes.runner import run_experiment
 from segshift.runs import InputError, read_json, slug
 from segshift.stages import predict
 

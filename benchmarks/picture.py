@@ -17,8 +17,8 @@ import numpy as np
 from segshift.config import TransferConfig
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
-from segshift.experiments import fill
 from segshift.page import charts as drawing
+from segshift.recipes.runner import fill
 from segshift.recipes.town import TOWN_DOMAINS, town_target
 from segshift.stages.transfer import transfer_images
 from segshift.town import scenes, weather

@@ -19,9 +19,9 @@ from typing import Literal
 import tyro
 from settings import scores_of, write_results
 
-from segshift.experiments import by_checkpoint, fill, run_experiment
 from segshift.recipes import RECIPES
 from segshift.recipes.experiment import Experiment, Row
+from segshift.recipes.runner import by_checkpoint, fill, run_experiment
 from segshift.runs import InputError, read_json, slug
 from segshift.scoring.metrics import spread
 

@@ -173,6 +173,7 @@ def estimated(b: Benchmark, run: str, true: float, evaluation: dict) -> Path:
             "protocol": "made up",
             "level": 0.9,
             "model": evaluation["model"],
+            "generator": {"model": "made up", "weights": {}},
             "classes": evaluation["classes"],
             "domains": domains,
         },

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from segshift.config import TownConfig
-from segshift.experiments import Scores
+from segshift.recipes.runner import Scores
 from segshift.recipes.town import TOWN_DOMAINS
 from segshift.runs import cpus, write_json
 

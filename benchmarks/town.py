@@ -24,7 +24,7 @@ import tyro
 import zodi
 
 from segshift.config import NetworkConfig
-from segshift.experiments import fill
+from segshift.recipes.runner import fill
 from segshift.recipes.town import town_training
 from segshift.runs import InputError
 from segshift.stages import train

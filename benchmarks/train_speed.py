@@ -24,6 +24,7 @@ from segshift import networks
 from segshift.config import NetworkConfig
 from segshift.methods.base import cross_entropy
 from segshift.methods.zodi.adaptation import ZoDi, pooled, similarity
+from segshift.networks.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Settings:
     """Threads of torch on the CPU."""
 
 
-def encoded(segmenter: networks.Segmenter, images: Tensor) -> Tensor:
+def encoded(segmenter: Segmenter, images: Tensor) -> Tensor:
     return segmenter.network.encoder((images - segmenter.mean) / segmenter.std)[-1]
 
 
-def published_step(segmenter: networks.Segmenter, batch: dict[str, Tensor]) -> None:
+def published_step(segmenter: Segmenter, batch: dict[str, Tensor]) -> None:
     x, x_transferred, y = batch["source"], batch["transferred"], batch["label"]
     logits, features = segmenter.forward_with_features(x)
     loss = 0.1 * similarity(pooled(features), pooled(encoded(segmenter, x_transferred)))

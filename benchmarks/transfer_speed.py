@@ -2,12 +2,22 @@
 
     python benchmarks/transfer_speed.py                                  the embedded prior's size
     python benchmarks/transfer_speed.py --sd15 --device cuda --dtype float16
+    python benchmarks/transfer_speed.py --sd15 --device cuda --levers compile fused interval bfloat16
 
 ours       batches; both passes of the guidance in one; the layout embedded once per image
 plain      a loop over diffusers' parts as a user writes it: one image after the other, scheduler.step, and
            SDEdit's start
 published  the published code's arithmetic: one image after the other, two passes per step, and stochastic
            inversion
+
+--levers adds a row for ours with each of them, and one with all:
+
+compile    torch.compile of the networks (the first round, which does not count, compiles)
+fused      one matrix for queries, keys and values
+interval   guidance in a part of the walk only, as --speed fast
+bfloat16   arithmetic of the networks
+
+What a lever does to the images, and to a network that is trained on them, is not measured here.
 
 Weights are random: time and memory do not depend on them. The three take turns in every round, so that
 whatever else the machine does meets all alike; what counts is the ratio. Memory of each is measured in a
@@ -19,8 +29,9 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from multiprocessing import get_context
 from time import perf_counter
@@ -46,7 +57,10 @@ SD15 = {
 }
 
 
-def build(args: argparse.Namespace) -> StableDiffusion:
+LEVERS = ("compile", "fused", "interval", "bfloat16")
+
+
+def build(args: argparse.Namespace, levers: Sequence[str] = ()) -> StableDiffusion:
     torch.manual_seed(0)
     diffusers.utils.logging.set_verbosity_error()
     if args.sd15:
@@ -64,9 +78,15 @@ def build(args: argparse.Namespace) -> StableDiffusion:
         parts = prior.Prior(prior.build_tokenizer())
         unet, controlnet, vae = parts.unet, parts.controlnet, prior.build_vae()
         scheduler = DDIMScheduler(**prior.SCHEDULE)
-    dtype = getattr(torch, args.dtype)
+    dtype = torch.bfloat16 if "bfloat16" in levers else getattr(torch, args.dtype)
     for part in (unet, controlnet, vae):
         part.requires_grad_(False).eval().to(args.device, dtype)
+    if "fused" in levers:
+        for part in (unet, vae):  # diffusers fuses no ControlNet
+            part.fuse_qkv_projections()
+    if "compile" in levers:
+        for part in (unet, controlnet, vae.encoder, vae.decoder):
+            part.compile()
     return StableDiffusion("random", vae=vae, unet=unet, controlnet=controlnet, scheduler=scheduler)
 
 
@@ -146,19 +166,30 @@ def published(model, images, layouts, text, negative, sampling, batch: int) -> N
 WAYS: dict[str, Callable[..., None]] = {"ours": ours, "plain": plain, "published": published}
 
 
-def seconds(way: str, args: argparse.Namespace, model: StableDiffusion, given: tuple) -> float:
+def rows(args: argparse.Namespace) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Way and levers of each row of the table, by its name."""
+    made: dict[str, tuple[str, tuple[str, ...]]] = {way: (way, ()) for way in WAYS}
+    made |= {f"ours, {lever}": ("ours", (lever,)) for lever in args.levers}
+    return made | ({"ours, all levers": ("ours", tuple(args.levers))} if len(args.levers) > 1 else {})
+
+
+def seconds(row: str, args: argparse.Namespace, model: StableDiffusion, given: tuple) -> float:
+    way, levers = rows(args)[row]
+    *tensors, sampling = given
+    if "interval" in levers:
+        sampling = replace(sampling, guided=zodi.GUIDED)
     started = perf_counter()
-    WAYS[way](model, *given, args.batch)
+    WAYS[way](model, *tensors, sampling, args.batch)
     if args.device == "cuda":
         torch.cuda.synchronize()
     return perf_counter() - started
 
 
-def memory(way: str, args: argparse.Namespace) -> float:
+def memory(row: str, args: argparse.Namespace) -> float:
     """MiB at the peak of one batch: allocated on the GPU, resident on the CPU (libraries and all)."""
     torch.set_num_threads(args.threads)
-    model = build(args)
-    seconds(way, args, model, inputs(args, model))
+    model = build(args, rows(args)[row][1])
+    seconds(row, args, model, inputs(args, model))
     if args.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -175,27 +206,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images at once, in ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--levers", nargs="*", default=[], choices=LEVERS, help="also measured alone and together"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        peaks = {way: pool.submit(memory, way, args).result() for way in WAYS}
-    model = build(args)
-    given = inputs(args, model)
-    took: dict[str, list[float]] = {way: [] for way in WAYS}
+        peaks = {row: pool.submit(memory, row, args).result() for row in rows(args)}
+    models = {levers: build(args, levers) for _, levers in rows(args).values()}
+    given = inputs(args, models[()])
+    took: dict[str, list[float]] = {row: [] for row in rows(args)}
     for turn in range(args.rounds + 1):  # the first warms up
-        for way in WAYS:
-            took[way].append(seconds(way, args, model, given))
+        for row, (_, levers) in rows(args).items():
+            took[row].append(seconds(row, args, models[levers], given))
             if turn == 0:
-                took[way].clear()
+                took[row].clear()
     table = Table(
         "way", "images/s", "times plain", "times published", "peak MiB", title=f"{args.device}, {args.dtype}"
     )
-    for way in WAYS:
+    for row in took:
         ratios = [
-            f"{statistics.median(b / a for a, b in zip(took[way], took[o], strict=True)):.2f}"
+            f"{statistics.median(b / a for a, b in zip(took[row], took[o], strict=True)):.2f}"
             for o in ("plain", "published")
         ]
-        table.add_row(way, f"{args.images / statistics.median(took[way]):.3f}", *ratios, f"{peaks[way]:.0f}")
+        table.add_row(row, f"{args.images / statistics.median(took[row]):.3f}", *ratios, f"{peaks[row]:.0f}")
     Console().print(table)
 
 

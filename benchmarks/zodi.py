@@ -25,8 +25,8 @@ import tyro
 from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import TownConfig, TransferConfig
-from segshift.experiments import Scores, by_checkpoint, run_experiment
 from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.runner import Scores, by_checkpoint, run_experiment
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json

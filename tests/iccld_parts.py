@@ -5,8 +5,8 @@ import torch
 from segshift.config import ICCLDConfig
 from segshift.methods.iccld.diffusion import AdversarialDiffusion
 from segshift.methods.iccld.self_training import SelfTraining
-from segshift.networks import Segmenter
 from segshift.networks.iccld import LatentSegmenter
+from segshift.networks.segmenter import Segmenter
 
 CLASSES = 5
 

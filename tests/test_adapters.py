@@ -15,6 +15,7 @@ from segshift.config import ExportConfig, ICCLDConfig, NetworkConfig, PredictCon
 from segshift.methods.source_only.training import SourceOnly
 from segshift.networks import build
 from segshift.networks.adapters import merged
+from segshift.networks.options import ICCLDNetworkConfig
 from segshift.runs import InputError
 from segshift.scoring import inference
 from segshift.stages.export import export
@@ -118,7 +119,7 @@ def test_both_steps_of_iccld_train_adapters_in_their_encoder(data, tmp_path, enc
         method="self_training",
         transferred=(),
         target=f"cityscapes:{data}/night:train",
-        network=tiny(name="iccld", encoder=encoder, latent_channels=4),
+        network=tiny(name="iccld", encoder=encoder, iccld=ICCLDNetworkConfig(latent_channels=4)),
         iccld=ICCLDConfig(unet_channels=(8, 16)),
         crop=(32, 32),
         optimizer="adamw",

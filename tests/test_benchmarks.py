@@ -5,10 +5,12 @@ from pathlib import Path
 
 import adapters
 import gate
+import gpu
 import memory
 import pytest
 import recipe
 import settings
+import torch
 import zodi
 
 from segshift import runs
@@ -168,3 +170,31 @@ def test_rows_are_chosen_by_name():
     assert recipe.chosen(rows, ()) == rows and recipe.chosen(rows, ("b",)) == rows[1:]
     with pytest.raises(InputError, match="no row 'c': there are a, b"):
         recipe.chosen(rows, ("c",))
+
+
+def test_every_line_of_the_gpu_benchmark_runs_at_a_tiny_size(tmp_path: Path):
+    gpu.main(gpu.Benchmark(tmp_path, device="cpu", tiny=True))
+    found = runs.read_json(tmp_path / "lines-cpu-tiny.json")
+    assert {name.split(",")[0] for name in found} == {
+        "matrix product",
+        "transfer",
+        "ZoDi",
+        "ICCLD",
+        "prediction",
+    }
+    assert all(line["rate"] > 0 for line in found.values())  # no line failed
+    assert found["transfer, ours, bfloat16, 2"]["tflops"] > 0
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| matrix product, float32 |" in text and " 100%" in text
+    gpu.main(gpu.Benchmark(tmp_path, device="cpu", tiny=True))  # nothing is measured again
+    assert runs.read_json(tmp_path / "lines-cpu-tiny.json") == found
+
+
+def test_a_line_that_fails_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail() -> gpu.Line:
+        raise torch.OutOfMemoryError("no memory left\nand a long trace")
+
+    monkeypatch.setattr(gpu, "lines", lambda b, device: {"a": fail})
+    monkeypatch.setattr(gpu, "iccld_trainings", lambda b, device: {})
+    gpu.main(gpu.Benchmark(tmp_path, device="cpu", tiny=True))
+    assert "| a | no memory left | | |" in (tmp_path / "gpu.md").read_text()

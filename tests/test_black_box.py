@@ -16,9 +16,9 @@ from segshift.commands import run_command
 from segshift.config import EstimateConfig, PredictConfig
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
-from segshift.estimation import estimate
 from segshift.networks.custom import BlackBox
 from segshift.scoring import predictions
+from segshift.stages.estimate import estimate
 from segshift.stages.predict import predict
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,3 @@
-import json
-import os
-import signal
 import time
 from dataclasses import replace
 
@@ -66,17 +63,14 @@ def test_byol_continues_with_its_target(data, tmp_path, monkeypatch):
 def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     """SIGKILL, twice, from another process: the files alone carry the run on."""
     settings = config(data, **dropping(steps=2000, checkpoint_every=20, validate_every=50))
-    (tmp_path / "settings.json").write_text(json.dumps({"stage": "train", "config": runs.to_plain(settings)}))
-    process = start(tmp_path / "settings.json", tmp_path / "killed")
+    process = start(settings, tmp_path / "killed")
     deadline = time.monotonic() + 240
     while (
-        checkpoints.last_step(tmp_path / "killed") < 60
-        and time.monotonic() < deadline
-        and process.poll() is None
+        checkpoints.last_step(tmp_path / "killed") < 60 and time.monotonic() < deadline and process.is_alive()
     ):
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     reached = checkpoints.last_step(tmp_path / "killed")
     assert 60 <= reached < 2000
 
@@ -98,24 +92,21 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
     settings = config(data, **dropping(steps=2000, checkpoint_every=20))
-    (tmp_path / "settings.json").write_text(json.dumps({"stage": "train", "config": runs.to_plain(settings)}))
-    process = start(tmp_path / "settings.json", tmp_path / "run")
+    process = start(settings, tmp_path / "run")
     try:
         deadline = time.monotonic() + 240
         while (
-            not checkpoints.last_step(tmp_path / "run")
-            and time.monotonic() < deadline
-            and process.poll() is None
+            not checkpoints.last_step(tmp_path / "run") and time.monotonic() < deadline and process.is_alive()
         ):
             time.sleep(0.005)
         before = (tmp_path / "run" / "metrics.jsonl").stat().st_ino
         with pytest.raises(InputError, match="another process is training in"):
             train(settings, tmp_path / "run")
         assert (tmp_path / "run" / "metrics.jsonl").stat().st_ino == before  # not written anew
-        assert process.poll() is None
+        assert process.is_alive()
     finally:
         process.kill()
-        process.wait()
+        process.join()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_in_step(patch, checkpoints.last_step(tmp_path / "run") + 1)
         train(settings, tmp_path / "run")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import segshift
-from segshift import experiments, outputs
+from segshift import outputs
 from segshift.__main__ import main
 from segshift.config import NetworkConfig
-from segshift.recipes import RECIPES
+from segshift.recipes import RECIPES, runner
 from segshift.recipes.town import town_target
 from segshift.runs import InputError
 from segshift.training import checkpoints
@@ -85,12 +85,12 @@ def test_failed_frames_are_an_exit_code_but_under_torchrun(tmp_path: Path, monke
 def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: Path):
     for recipe in RECIPES.values():
         kept = {name: f"/data/{name}" for name in ("cityscapes", "acdc", "gta5", "synthia")}
-        filled = experiments.fill(recipe, kept, keep=("out", "rows"))
+        filled = runner.fill(recipe, kept, keep=("out", "rows"))
         outputs.begin(tmp_path / recipe.name, "run", filled)
         assert segshift.runs.read_config(tmp_path / recipe.name / "config.json", type(recipe)) == filled
     with pytest.raises(InputError, match="--data cityscapes"):
-        experiments.run("zodi-cityscapes-acdc-night", tmp_path / "x", {})
-    assert experiments.fill(town_target("night"), {"out": "/a"}) == "acdc:/a/town/acdc:night/val"
+        runner.run("zodi-cityscapes-acdc-night", tmp_path / "x", {})
+    assert runner.fill(town_target("night"), {"out": "/a"}) == "acdc:/a/town/acdc:night/val"
 
 
 def test_recipes_on_dinov2_change_the_network_and_its_training_alone():

@@ -13,6 +13,7 @@ from segshift.config import (
     EstimateConfig,
     GateConfig,
     ICCLDConfig,
+    ICCLDNetworkConfig,
     NetworkConfig,
     PredictConfig,
     PriorConfig,
@@ -70,7 +71,7 @@ def made(kind: type, **changes):
         (TrainConfig, {"workers": -1}, "--workers is -1"),
         (TrainConfig, {"momentum": 1.0}, "--momentum is 1.0: expected less than 1"),
         (TrainConfig, {"network": "unet"}, "--network is 'unet': expected a NetworkConfig"),
-        (NetworkConfig, {"latent_channels": 0}, "--network.latent-channels is 0"),
+        (ICCLDNetworkConfig, {"latent_channels": 0}, "--network.iccld.latent-channels is 0"),
         (NetworkConfig, {"weights": ""}, "an empty path"),
         (NetworkConfig, {"weights": "~nosuchuser/w.pt"}, "no user for the home folder"),
         (ICCLDConfig, {"threshold": 1.5}, "--iccld.threshold is 1.5"),
@@ -142,7 +143,10 @@ def test_everything_that_is_read_is_known_as_an_input():
     [
         ("transfer OUT --source cityscapes:/x --strength 2", "--strength is 2.0: expected at most 1"),
         ("train OUT --source cityscapes:/x --seed -1", "--seed is -1"),
-        ("train OUT --source cityscapes:/x --network.latent-channels 0", "--network.latent-channels is 0"),
+        (
+            "train OUT --source cityscapes:/x --network.iccld.latent-channels 0",
+            "--network.iccld.latent-channels is 0",
+        ),
         ("town OUT --height 0", "--height is 0"),
         ("estimate out --run /run --source cityscapes:/x --resamples 0", "--resamples is 0"),
         ("prior train OUT --lr 0", "--lr is 0"),

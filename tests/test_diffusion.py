@@ -199,7 +199,13 @@ def test_a_hub_name_is_fetched_at_its_pinned_revision_without_the_safety_checker
     assert asked[0][1] == loading.REVISIONS[HUB] == asked[1][1]
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[0][2]
     assert "text_encoder/model.safetensors" in asked[1][2]
-    assert asked[2][2] == ["config.json", "segshift.json", "diffusion_pytorch_model.fp16.safetensors"]
+    assert asked[2][2] == [
+        "config.json",
+        "segshift.json",
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "diffusion_pytorch_model.fp16-*-of-*.safetensors",
+    ]
     assert not any(
         "safety" in pattern or "bin" in pattern for _, _, patterns in asked for pattern in patterns
     )

@@ -16,6 +16,7 @@ import gate
 import memory
 import photographs
 import pytest
+import real_case
 import recipe
 import settings
 import tyro
@@ -178,6 +179,7 @@ TABLES = {
     "memory": lambda told: memory.table(told["peaks"]),
     "gate": lambda told: gate.table(settings.scores_of(told["scores"]), told["transfers"]),
     "photographs": lambda told: recipe.table(photographs.HEAD, told["day"]),
+    "real-case": real_case.table,
     "zodi": lambda told: zodi.table(settings.scores_of(told["scores"])),
 }
 """What makes a table of the figures; of all others recipe.tables."""

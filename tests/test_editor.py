@@ -26,6 +26,7 @@ from segshift import generators, runs
 from segshift.config import DiffusionConfig, EstimateConfig, GateConfig, TransferConfig
 from segshift.generators import editor
 from segshift.runs import InputError
+from segshift.stages import estimate
 from segshift.stages import transfer as stage
 
 
@@ -176,14 +177,8 @@ def test_an_editor_is_judged_unless_told_otherwise(config, tmp_path):
     replace(config, ungated=False, gate=GateConfig(reference=str(tmp_path)))
     with pytest.raises(InputError, match=r"--control is for a diffusion model, and --generator editor is"):
         replace(config, control=False)
-    estimate = EstimateConfig(run=str(tmp_path), source=config.source, generator="editor")
-    assert stage_config(estimate).ungated
-
-
-def stage_config(config):
-    from segshift import estimation
-
-    return estimation._transfer_config(config)
+    judged = EstimateConfig(run=str(tmp_path), source=config.source, generator="editor")
+    assert estimate._transfer_config(judged).ungated
 
 
 def test_what_is_no_editor_is_refused(config, home, tmp_path):

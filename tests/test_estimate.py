@@ -2,9 +2,12 @@
 input."""
 
 import importlib
+import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import networks
 import numpy as np
@@ -13,19 +16,30 @@ import tiny_diffusion
 import torch
 import trees
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_masks import eomt, saved
 from training import config as training_config
 
-from segshift import experiments, outputs, runs
 from segshift import networks as segmentation_networks
+from segshift import outputs, records, runs
 from segshift.__main__ import main
-from segshift.config import DiffusionConfig, EstimateConfig, NetworkConfig, TrainConfig, TransferConfig
+from segshift.config import (
+    DiffusionConfig,
+    EstimateConfig,
+    NetworkConfig,
+    TownConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.engine.worker import targets
-from segshift.estimation import estimate
+from segshift.generators import loading
+from segshift.recipes import runner
 from segshift.runs import InputError
-from segshift.scoring import bootstrap, metrics
+from segshift.scoring import bootstrap, label_free, metrics
+from segshift.stages.estimate import estimate
+from segshift.town.writer import town as write_town
 from segshift.training import checkpoints
 
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
@@ -267,7 +281,7 @@ def test_the_estimate_of_a_network_trained_elsewhere(home: Path, tmp_path: Path,
 
     # its config.json repeats it, and does nothing again; one draw less is found as it is
     before, told = pictures(out, home / "transferred"), (out / "estimate.json").read_bytes()
-    experiments.run(str(out / "config.json"))
+    runner.run(str(out / "config.json"))
     assert (out / "estimate.json").read_bytes() == told
     estimate(config(home), out)
     assert (
@@ -381,6 +395,255 @@ def test_a_sentence_is_compared_with_the_own_domain_at_its_strength(home: Path, 
     )  # its own domain: the transfer's cost alone
     assert day["drop"]["value"] == pytest.approx(day["transfer_cost"]["value"] / 2)
     assert day["drop"]["low"] < day["transfer_cost"]["value"] / 4  # and hardly any is among what it may be
+
+
+def test_the_best_of_several_networks_is_counted_over_the_same_resamples():
+    rng = np.random.default_rng(0)
+    frames_of = matrices(*rng.integers(20, 80, (12, 2)).tolist(), wrong=50)
+    worse = frames_of.copy()
+    worse[..., 0, 0] -= 15
+    resamples = [bootstrap.mean(bootstrap.resampled([one] * 3, 1000, 0))[:, 3] for one in (worse, frames_of)]
+    assert resamples[0].max() > resamples[1].min()  # alone they overlap; frame by frame one is always better
+    assert (resamples[1] > resamples[0]).all()
+    low, high = bootstrap.best(np.stack(resamples), 0)
+    assert low + high == pytest.approx(1) and 0.75 < high < 0.95  # but the generator may misjudge one of them
+    twins = bootstrap.best(np.stack([resamples[1]] * 3), 0)
+    assert twins == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+    assert (bootstrap.best(np.stack([resamples[1]] * 3), 0) == twins).all()
+
+
+def test_networks_are_ranked_on_frames_that_are_transferred_once(home: Path, tmp_path: Path, capsys):
+    candidates = [training_run(home, tmp_path / name / "run", transferred=()) for name in ("a", "b")]
+    torch.manual_seed(5)
+    checkpoints.save_best(
+        candidates[1], 6, checkpoints.method_of(training_config(home, method="source_only"), CITYSCAPES), None
+    )
+    several = config(
+        home, run=(*map(str, candidates), str(home / "mine.pth")), to=("night", "fog"), transferred=None
+    )
+    out = estimate(several, tmp_path / "out")
+    made = sorted(path.name for path in (out / "transferred").iterdir())
+    assert len(made) == 4 and len([name for name in made if name.startswith("driving")]) == 2
+    ranked = runs.read_json(out / "ranking.json", records.RANKING)
+    assert list(ranked["candidates"]) == ["a/run", "b/run", "mine.pth"]
+    for domain in ranked["domains"].values():
+        values = [line["miou"]["value"] for line in domain["ranking"]]
+        assert values == sorted(values, reverse=True) and sum(line["best"] for line in domain["ranking"]) == 1
+    assert "is the best" in capsys.readouterr().out
+
+    # each estimate is what the network gets alone
+    alone = estimate(
+        replace(several, run=(str(candidates[1]),), network=None, transferred=str(out / "transferred")),
+        tmp_path / "alone",
+    )
+    for slug, domain in runs.read_json(alone / "estimate.json")["domains"].items():
+        other = ranked["candidates"]["b/run"]["domains"][slug]
+        assert {**domain, "own_draws": 0, "target_draws": 0} == {**other, "own_draws": 0, "target_draws": 0}
+
+    # the page shows it, and a second call does nothing again
+    before, told = pictures(out), (out / "ranking.json").read_bytes()
+    runner.run(str(out / "config.json"))
+    assert pictures(out) == before and (out / "ranking.json").read_bytes() == told
+    assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert page.count('<table class="ranking">') == 1 and "network, best first" in page
+
+
+def copied(folder: Path, images: list[Path], change=lambda image: image) -> Path:
+    """The pictures once more, under names of their own and in another format."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(change(np.array(Image.open(image)))).save(folder / f"{i:03d}.tiff")
+    return folder
+
+
+WORLD = """
+import numpy as np
+
+def build(classes):
+    def scores(image):  # sure and right where the red channel is 12 times a train id
+        return -4 * (image[:, :, 0] / 12 - np.arange(classes)[:, None, None]) ** 2
+    return scores
+
+def noisy(image, layout, domain, seed, amount=None):
+    amount = amount or (4 if "night" in domain.prompt else 2)
+    return (image + np.random.default_rng(seed).normal(0, amount, image.shape)).clip(0, 255).astype(np.uint8)
+
+def rain():
+    return noisy
+
+def other():
+    return lambda *what: noisy(*what, amount=5)
+
+def fair():
+    return lambda image, layout, domain, seed: image // 2 if "night" in domain.prompt else image
+
+def nothing():
+    return lambda image, layout, domain, seed: image
+"""
+"""A network and generators on frames whose red channel tells their labels, under noise."""
+
+
+@pytest.fixture
+def noisy_world(tmp_path: Path, monkeypatch) -> EstimateConfig:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noisy_world.py").write_text(WORLD)
+    sys.modules.pop("noisy_world", None)
+    day = f"cityscapes:{trees.cityscapes(tmp_path / 'day', IDS, (64, 64), split='val')}:val"
+    for frame in frames.load(day).frames:
+        ids = frames.read_label(frame, CITYSCAPES)
+        trees.save(frame.image, np.repeat(12 * (ids % 19)[..., None], 3, 2).astype(np.uint8))
+    return EstimateConfig(
+        "noisy_world:build",
+        day,
+        draws=2,
+        resamples=100,
+        device="cpu",
+        generator="noisy_world:rain",
+        transferred=str(tmp_path / "transferred"),
+    )
+
+
+def test_target_images_show_what_the_generator_is_off_by(noisy_world, tmp_path: Path, capsys):
+    out = estimate(noisy_world, tmp_path / "out")
+    alone = runs.read_json(out / "estimate.json")["domains"]["night"]
+    values = [alone[name]["miou"]["value"] for name in ("source", "own", "raw")]
+    assert values == sorted(values, reverse=True)
+    made = sorted((tmp_path / "transferred").glob("night-0.9-4[23]/night/**/*_leftImg8bit.png"))
+    assert len(made) == 20
+
+    # as if the generator were right: nothing is seen, and the interval holds what frames may hide
+    same = replace(noisy_world, target_images=str(copied(tmp_path / "same", made)))
+    told = runs.read_json(estimate(same, out) / "estimate.json", records.ESTIMATE)
+    night = told["domains"]["night"]
+    seen = night["target_images"]
+    assert "20 unlabelled target images" in told["protocol"] and seen["count"] == 20
+    assert seen["generator_error"]["value"] == pytest.approx(0, abs=1e-6)
+    assert seen["generator_error"]["low"] < 0 < seen["generator_error"]["high"]
+    for name in label_free.SCORES:
+        assert seen["scores"][name]["generated"] == pytest.approx(seen["scores"][name]["real"], abs=1e-5)
+    assert seen["without"] == alone["corrected"]["miou"]
+    assert night["corrected"]["miou"]["value"] == pytest.approx(alone["corrected"]["miou"]["value"], abs=1e-5)
+    assert "target_images" not in alone and "20 target images show" in capsys.readouterr().out
+
+    # real ones are worse: half of what is seen is taken off, of every class alike
+    def worse(image: np.ndarray) -> np.ndarray:
+        return (image + np.random.default_rng(0).normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
+
+    real = replace(noisy_world, target_images=str(copied(tmp_path / "real", made, worse)))
+    night = runs.read_json(estimate(real, out) / "estimate.json")["domains"]["night"]
+    error = night["target_images"]["generator_error"]
+    assert error["high"] < 0 and -0.5 < error["value"] < -0.02
+    before, now = alone["corrected"]["miou"], night["corrected"]["miou"]
+    assert now["value"] == pytest.approx(before["value"] + error["value"] / 2)
+    assert now["low"] < before["low"]
+    classes = [one["without_generator"]["iou"]["road"]["value"] for one in (alone, night)]
+    assert classes[1] / classes[0] == pytest.approx(now["value"] / before["value"])
+    assert night["target_images"]["baselines"].keys() == {
+        "average confidence",
+        "difference of confidences",
+        "ATC",
+        "nuclear norm",
+    }
+    again = (out / "estimate.json").read_bytes()
+    estimate(real, out)
+    assert (out / "estimate.json").read_bytes() == again
+    assert main(["report", str(tmp_path / "page"), "--runs", str(out)]) == 0
+    assert "20 unlabelled target images" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_target_images_that_say_nothing_are_refused(home: Path, tmp_path: Path, monkeypatch):
+    day = [frame.image for frame in frames.load(f"cityscapes:{home}/day:val").frames]
+    others = copied(tmp_path / "others", [*day, *day], lambda image: 255 - image)
+    few = copied(tmp_path / "few", [*day, *day[:9]], lambda image: 255 - image)
+    mixed = copied(tmp_path / "mixed", [*day[:3], *others.iterdir()])
+    mine = trees.folder(tmp_path / "mine", ids=[f"{i:02d}" for i in range(20)])
+    for images, changes, message in (
+        (few, {}, "few has 19 target images, expected 20 or more"),
+        (mixed, {}, r"3 of the 23 images of .*mixed are labelled frames of cityscapes:"),
+        (others, {"to": ("night", "fog")}, "--target-images are of one domain, and --to names 2"),
+        (f"folder:{mine}:train", {}, "has the classes of .* give the folder of its pictures"),
+    ):
+        with pytest.raises(InputError, match=message):
+            estimate(config(home, target_images=str(images), **changes), tmp_path / "out")
+        assert not (tmp_path / "out" / "config.json").exists()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sure_box.py").write_text(
+        "def build(classes):\n    return lambda image: image[:, :, 0] * 0 + 10\n"
+    )
+    sure = config(home, run="sure_box:build", network=None, target_images=str(others))
+    with pytest.raises(InputError, match=r"is sure of every pixel, .* leave --target-images out"):
+        estimate(sure, tmp_path / "sure")
+
+
+def test_another_judge_does_not_know_what_a_network_was_trained_on(noisy_world, tmp_path: Path, caplog):
+    """The network saw frames of one generator: it is judged too kindly by that one alone."""
+    estimate(noisy_world, tmp_path / "first")
+    [tree] = (tmp_path / "transferred").glob("night-0.9-42/night")
+    trained = training_run(
+        tmp_path, tmp_path / "run", source=noisy_world.source, transferred=(f"cityscapes:{tree}:val",)
+    )
+    found = {}
+    for generator in ("noisy_world:rain", "noisy_world:other"):
+        caplog.clear()
+        judged = replace(noisy_world, run=str(trained), generator=generator, transferred=None)
+        out = estimate(judged, tmp_path / generator.replace(":", "-"))
+        told = runs.read_json(out / "estimate.json", records.ESTIMATE)
+        found[generator] = told["domains"]["night"]["trained_on"]
+        assert told["generator"]["model"] == generator and generator in told["protocol"]
+        assert ("the same generator's" in caplog.text) == found[generator]
+    assert found == {"noisy_world:rain": True, "noisy_world:other": False}
+
+
+def test_diffusion_models_are_told_apart_by_their_weights(home: Path, tmp_path: Path):
+    other = shutil.copytree(home / "prior", tmp_path / "other")
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor + 0.001 for name, tensor in tensors.items()}, file)
+    estimate(config(home), tmp_path / "first")
+    [tree] = (home / "transferred").glob("night-0.9-42/night")
+    run = training_run(home, tmp_path / "run", transferred=(f"cityscapes:{tree}:val",))
+    for folder, known in ((shutil.copytree(home / "prior", tmp_path / "moved"), True), (other, False)):
+        model = DiffusionConfig(model=str(folder), device="cpu")
+        judged = config(home, run=str(run), network=None, transferred=None, diffusion=model)
+        out = estimate(judged, tmp_path / f"by-{folder.name}")
+        assert runs.read_json(out / "estimate.json")["domains"]["night"]["trained_on"] == known
+
+
+def test_a_generator_that_changes_nothing_has_measured_the_source(
+    noisy_world, tmp_path: Path, caplog, capsys
+):
+    out = estimate(replace(noisy_world, generator="noisy_world:nothing", transferred=None), tmp_path / "out")
+    night = runs.read_json(out / "estimate.json")["domains"]["night"]
+    assert night["changed"] == 0 and night["raw"] == night["source"]
+    said = "night: noisy_world:nothing leaves the frames as they are (0.00 grey levels off on average)"
+    assert said in caplog.text and "judged by noisy_world:nothing" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    caplog.clear()
+    out = estimate(noisy_world, tmp_path / "noisy")
+    assert runs.read_json(out / "estimate.json")["domains"]["night"]["changed"] > 2
+    assert "leaves the frames" not in caplog.text
+    estimate(replace(noisy_world, generator="noisy_world:fair", transferred=None), tmp_path / "fair")
+    assert "night: noisy_world:fair leaves the frames of the own domain as they are" in caplog.text
+
+
+def test_networks_that_cannot_be_ranked_are_refused(home: Path, tmp_path: Path):
+    a, b = (
+        training_run(home, tmp_path / name, transferred=(), classes=classes)
+        for name, classes in (("a", 13), ("b", None))
+    )
+    plain = config(home, network=None)
+    with pytest.raises(InputError, match=r"a is scored on 13 classes and .*b on every class.*add --classes"):
+        estimate(replace(plain, run=(str(a), str(b))), tmp_path / "out")
+    with pytest.raises(InputError, match=r"--run names .*/a twice"):
+        estimate(replace(plain, run=(str(a), str(a))), tmp_path / "out")
+    mine = f"folder:{trees.folder(tmp_path / 'mine', ids=[f'{i:02d}' for i in range(10)])}:train"
+    with pytest.raises(InputError, match=r"a was trained on the 19 classes of 'cityscapes', .* the 3 of"):
+        estimate(replace(plain, run=(str(a), str(b)), source=mine), tmp_path / "out")
+    with pytest.raises(InputError, match=r"--run is \(\): expected"):
+        replace(plain, run=())
+    assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "config.json").exists()
 
 
 # ------------------------------------------------------------------------------------------ wrong input
@@ -545,7 +808,7 @@ def test_networks_that_know_a_domains_labels_have_no_say_there(
 def test_every_estimate_is_compared_by_error_bias_and_ranks(benchmark):
     pairs = made_up(benchmark)
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
-    right = {"error": 0, "bias": 0, "over_networks": 1, "over_domains": 1}
+    right = {"error": 0, "bias": 0, "pearson": 1, "over_networks": 1, "over_domains": 1}
     assert results["segshift estimate"] == pytest.approx(right | {"error": 2, "bias": 2})
     assert results["uncorrected"] == pytest.approx(right | {"error": 10, "bias": -10})
     assert results["whole cost taken off"] == pytest.approx(right | {"error": 14, "bias": 14})
@@ -625,7 +888,7 @@ def test_the_tables_show_predicted_against_true(benchmark):
     assert table[5] == "| mean over networks: predicted | 32.0 | 42.0 | 52.0 |"
     assert table[7] == "| mean over networks: error, absolute | 2.0 | 2.0 | 2.0 |"
     results = {name: benchmark.accuracy(pairs, of(pairs)) for name, of in benchmark.ESTIMATES.items()}
-    assert "| source score | 20.0 | +20.0 | 1.00 | - |" in benchmark.comparison_table(results)
+    assert "| source score | 20.0 | +20.0 | 1.00 | 1.00 | - |" in benchmark.comparison_table(results)
     seeds = [
         *pairs,
         *(replace(but(p, p.miou.true + 0.02), network=p.network.replace("seed-0", "seed-1")) for p in pairs),
@@ -652,3 +915,72 @@ def test_a_pair_is_read_from_an_estimate_and_the_truth(benchmark, home: Path, tm
     assert pair.miou.low < pair.miou.high and pair.confidence == night["confidence"]["target"]
     scored = {name for name, value in night["source"]["iou"].items() if value["value"]}
     assert set(pair.failed) == scored - {CITYSCAPES.names[c] for c in (0, 10, 11)} and len(pair.classes) == 17
+
+
+def test_the_first_of_three_is_counted_over_all_triples_of_a_domain(benchmark):
+    pairs = made_up(benchmark)
+    assert benchmark.first_of_three(pairs) == {"all": 1, "not trained on": None}
+    wrong = [but(p, 0.1) if (p.network, p.domain) == ("seed-0/zodi", "fog") else p for p in pairs]
+    assert benchmark.first_of_three(wrong)["all"] == pytest.approx(2 / 3)
+
+
+def test_another_judge_and_target_images_have_rows_of_their_own(benchmark):
+    pairs = [
+        replace(
+            p,
+            judged=replace(p.miou, value=p.miou.true - 0.01),
+            seen=replace(p.miou, value=p.miou.true + 0.01),
+            label_free=dict.fromkeys(benchmark.BASELINES, p.source),
+        )
+        for p in made_up(benchmark)
+    ]
+    found = benchmark.findings(pairs)
+    seen = found["with_target_images"]
+    assert seen["segshift estimate, with target images"]["bias"] == pytest.approx(1)
+    assert seen["the same, all of the error taken off"]["error"] == pytest.approx(0)
+    assert seen["ATC (target images)"]["bias"] == pytest.approx(20)
+    known = "trained on transferred frames of the domain"
+    assert found["judged_by_another"][known]["bias"] == pytest.approx(-1)
+    assert found["coverage_of_90_percent_intervals"]["miou, with target images"]["all"] == 1
+    assert found["kinds"]["zodi"]["bias"] == pytest.approx(2)
+    assert benchmark.kind(replace(pairs[0], network="seed-0/zodi-night")) == "zodi"
+    told = {"pairs": [benchmark.plain(pair) for pair in pairs], "judge": "weather:build"}
+    assert [benchmark.read(one) for one in told["pairs"]] == pairs
+    text = benchmark.tables(json.loads(json.dumps(told)))
+    assert f"| judged by weather:build, {known} | 1.0 | -1.0 |" in text and "| zodi | 2.0 | +2.0 |" in text
+    few = benchmark.tables({"pairs": [benchmark.plain(pair) for pair in made_up(benchmark)]})
+    assert "judged" not in few and "target images" not in few
+
+
+def test_the_benchmark_runs_on_a_tiny_town(benchmark, tmp_path: Path, monkeypatch):
+    tiny_diffusion.prior(tmp_path / "package" / "town" / "prior")  # in place of the embedded one
+    monkeypatch.setattr(loading, "resources", SimpleNamespace(files=lambda name: tmp_path / "package"))
+    town = TownConfig(
+        height=64, width=128, source_train=1, source_val=10, target_train=20, target_val=2, workers=1
+    )
+    write_town(town, tmp_path / "town")
+    for seed in range(2):
+        run = tmp_path / f"seed-{seed}" / "source-only"
+        trained = training_config(
+            tmp_path,
+            source=f"cityscapes:{tmp_path}/town/cityscapes:train",
+            method="source_only",
+            select="last",
+            transferred=(),
+        )
+        outputs.begin(run, "train", trained)
+        checkpoints.describe(run, CITYSCAPES, torch.device("cpu"))
+        torch.manual_seed(seed)
+        checkpoints.save_best(run, 6, checkpoints.method_of(trained, CITYSCAPES), None)
+    judge = str(Path(benchmark.__file__).parent / "noise:build")
+    told = benchmark.Benchmark(tmp_path, domains=("night",), draws=1, checkpoint="best", judge=judge)
+    benchmark.main(told)
+    text = (tmp_path / "estimate" / "estimate.md").read_text()
+    found = runs.read_json(tmp_path / "estimate" / "estimate.json")
+    assert benchmark.tables(found) == text and found["judge"] == "noise:build" and len(found["pairs"]) == 2
+    for row in ("judged by noise:build, not trained on them", "ATC (target images)", "nuclear norm"):
+        assert f"| {row}" in text
+    assert all(0 <= pair["label_free"]["ATC"] <= 1 and pair["seen"] for pair in found["pairs"])
+    before = pictures(tmp_path)
+    benchmark.main(told)
+    assert pictures(tmp_path) == before

@@ -77,10 +77,10 @@ def test_workers_never_see_ctrl_c_and_it_is_not_lost_while_they_start(start: str
     before = signal.getsignal(signal.SIGINT)
     with ProcessPoolExecutor(1, get_context(start)) as pool:
         with pytest.raises(KeyboardInterrupt), execution.starting_workers():
-            found = pool.submit(_blocked)
+            found = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
             os.kill(os.getpid(), signal.SIGINT)
             reached = True
-        assert reached and found.result(timeout=120)
+        assert reached and signal.SIGINT in found.result(timeout=120)
     assert signal.getsignal(signal.SIGINT) == before and not _blocked()
 
 

@@ -9,9 +9,9 @@ import tiny_diffusion
 import trees
 from rich.console import Console
 
-from segshift import experiments, outputs
-from segshift.config import DiffusionConfig, NetworkConfig, TownConfig, TrainConfig
-from segshift.recipes import RECIPES
+from segshift import outputs
+from segshift.config import DiffusionConfig, ICCLDNetworkConfig, NetworkConfig, TownConfig, TrainConfig
+from segshift.recipes import RECIPES, runner
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.iccld import ablation_rows, town_source
 from segshift.recipes.town import town_target, town_training, town_transfer
@@ -51,7 +51,7 @@ def small(model: Path, validation: str | None = town_target("clear")) -> Experim
 
 def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Path, capsys):
     experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
-    first = experiments.run_experiment(experiment, tmp_path / "first")
+    first = runner.run_experiment(experiment, tmp_path / "first")
     shown = capsys.readouterr().out
     assert "source only" in shown and "ZoDi, gain" in shown
     assert (first / "index.html").stat().st_size > 10_000
@@ -60,10 +60,10 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in made]
     assert len(made) == 2
 
-    experiments.run(str(first / "config.json"))  # the same folder: nothing is done again
+    runner.run(str(first / "config.json"))  # the same folder: nothing is done again
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in made] == before
 
-    second = experiments.run(str(first / "config.json"), tmp_path / "second")  # another: the same bytes
+    second = runner.run(str(first / "config.json"), tmp_path / "second")  # another: the same bytes
     again = [second / path.relative_to(first) for path in made]
     assert [path.read_bytes() for path in again] == [content for content, _ in before]
     assert read_json(first / "scores.json", list) == read_json(second / "scores.json", list)
@@ -78,24 +78,24 @@ def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refuse
     image = sorted(broken.rglob("*.png"))[0]
     image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(InputError):  # and train refuses the incomplete tree
-        experiments.run_experiment(experiment, tmp_path / "out")
+        runner.run_experiment(experiment, tmp_path / "out")
     [line] = failures(tmp_path / "out")
     assert str(image) in line["error"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="start its stages one after the other on all processes"):
-        experiments.run_experiment(experiment, tmp_path / "two")
+        runner.run_experiment(experiment, tmp_path / "two")
 
 
 def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Path, capsys):
     experiment = small(tiny_diffusion.prior(tmp_path / "model"))
-    out = experiments.run_experiment(experiment, tmp_path / "out")
+    out = runner.run_experiment(experiment, tmp_path / "out")
     images = {
         path: path.stat().st_mtime_ns
         for folder in ("town", "transferred")
         for path in (out / folder).rglob("*.png")
     }
     capsys.readouterr()
-    experiments.run(str(out / "config.json"), seeds=2)  # one more: the first is not trained again
+    runner.run(str(out / "config.json"), seeds=2)  # one more: the first is not trained again
     assert "±" in capsys.readouterr().out
     assert images == {
         path: path.stat().st_mtime_ns
@@ -116,9 +116,9 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
     page = (out / "index.html").read_text()
     assert metrics.spread(found["source only", "last"]["clear"]) in page and "over seeds" in page
     with pytest.raises(InputError, match="seeds is 0"):
-        experiments.run(str(out / "config.json"), seeds=0)
+        runner.run(str(out / "config.json"), seeds=0)
     with pytest.raises(InputError, match="only recipes run over seeds"):
-        experiments.run(str(out / "town" / "config.json"), seeds=2)
+        runner.run(str(out / "town" / "config.json"), seeds=2)
 
 
 def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_path: Path, monkeypatch):
@@ -128,13 +128,11 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
     e = Experiment("mine", (Row("a", base), Row("b", base)), (Target("night", "acdc:{acdc}:night/val"),))
     there = {name: str(tmp_path / name) for name in ("cityscapes", "acdc")}
     with pytest.raises(InputError, match=r"no folder .*typo"):
-        experiments.run_experiment(
-            experiments.fill(e, there | {"acdc": str(tmp_path / "typo")}), tmp_path / "out"
-        )
+        runner.run_experiment(runner.fill(e, there | {"acdc": str(tmp_path / "typo")}), tmp_path / "out")
     labels = tmp_path / "acdc" / "gt"
     labels.rename(tmp_path / "not unpacked")
     with pytest.raises(InputError, match=r"no frame of .* has a label"):
-        experiments.run_experiment(experiments.fill(e, there), tmp_path / "out")
+        runner.run_experiment(runner.fill(e, there), tmp_path / "out")
     (tmp_path / "not unpacked").rename(labels)
     built = []
 
@@ -142,9 +140,9 @@ def test_what_a_later_stage_would_miss_is_missed_before_anything_is_written(tmp_
         built.append((network.encoder, classes))
         raise InputError("cannot download")
 
-    monkeypatch.setattr(experiments.networks, "build", offline)
+    monkeypatch.setattr(runner.networks, "build", offline)
     with pytest.raises(InputError, match="cannot download"):
-        experiments.run_experiment(experiments.fill(e, there), tmp_path / "out")
+        runner.run_experiment(runner.fill(e, there), tmp_path / "out")
     assert built == [("resnet18", 19)] and not (tmp_path / "out").exists()
 
 
@@ -153,7 +151,7 @@ def test_what_only_its_own_command_repeats_is_said(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"of stage .check., expected run, town, .* give its own command again"
     ):
-        experiments.run(str(tmp_path / "config.json"))
+        runner.run(str(tmp_path / "config.json"))
 
 
 def test_the_table_shows_every_rule_and_gains_within_a_rule():
@@ -168,7 +166,7 @@ def test_the_table_shows_every_rule_and_gains_within_a_rule():
         ("oracle", "last"): {"night": [50.0, 60.0]},
     }
     console = Console(width=140, file=StringIO())
-    console.print(experiments.table(e, scores))
+    console.print(runner.table(e, scores))
     lines = [" ".join(line.replace("│", " ").split()) for line in console.file.getvalue().splitlines()]
     assert "a last, best on source 15.0 ± 7.1" in lines and "b oracle (not attainable) 30.0 ± 0.0" in lines
     assert "trained on the target's labels (not attainable) last 55.0 ± 7.1" in lines
@@ -182,10 +180,18 @@ def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tm
         size=(64, 128),
         crop=(32, 64),
         device="cpu",
-        network=NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4),
+        workers=0,
+        network=NetworkConfig(
+            name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
+        ),
     )
     base = replace(base, iccld=replace(base.iccld, unet_channels=(8, 16)))
     rows = ablation_rows(base, town_target("clear", "train"), {"steps": 1}, samplings=((2, 2),))
+    plain = {row.name: row.train.network.iccld for row in rows}["full without inter-coder connections"]
+    assert plain == ICCLDNetworkConfig(latent_channels=4, inter_coder=False)
+    names = ("step 1", "full", "step 1, equal steps")
+    rows = tuple(row for row in rows if row.name in names)
+    assert len(rows) == len(names)
     experiment = Experiment(
         "chain",
         rows,
@@ -194,7 +200,7 @@ def test_iccld_chains_its_steps_and_shows_every_sampling_with_its_uncertainty(tm
             height=64, width=128, source_train=3, source_val=2, target_train=3, target_val=2, workers=1
         ),
     )
-    out = experiments.run_experiment(experiment, tmp_path)
+    out = runner.run_experiment(experiment, tmp_path)
     scores = {line["row"]: line["miou"] for line in read_json(out / "scores.json", list)}
     assert list(scores) == [
         name

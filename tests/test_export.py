@@ -13,7 +13,7 @@ import trees
 from test_predict import TWO_CONVS, trained
 
 import segshift
-from segshift.config import ExportConfig, NetworkConfig
+from segshift.config import ExportConfig, ICCLDNetworkConfig, NetworkConfig
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
 from segshift.networks.segmenter import STRIDE
@@ -23,7 +23,9 @@ from segshift.stages import export as stage
 from segshift.stages.export import export
 from segshift.training import checkpoints
 
-ICCLD = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4)
+ICCLD = NetworkConfig(
+    name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
+)
 UNET = NetworkConfig(name="unet", encoder="resnet18", pretrained=False)
 
 
@@ -88,7 +90,7 @@ def test_the_sampled_prediction_of_iccld_is_exported_with_the_noise_of_seed_0(
         network=ICCLD,
         target=day,
         from_run=str(tmp_path / "step1"),
-        iccld=segshift.ICCLDConfig(unet_channels=(8, 16)),
+        iccld=segshift.ICCLDConfig(unet_channels=(8,)),
     )
     method = checkpoints.load_run(run)[0]
     torch.nn.init.normal_(method.average.module.denoiser.unet.conv_out.weight, std=0.3)  # or noise is nothing

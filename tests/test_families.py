@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,9 @@ from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
     DDIMScheduler,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    QwenImageControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
 )
@@ -28,7 +32,16 @@ from segshift import generators, runs
 from segshift.__main__ import main
 from segshift.config import DiffusionConfig
 from segshift.data.labels import CITYSCAPES
-from segshift.generators import loading, schedule, stable_diffusion, stable_diffusion_xl
+from segshift.generators import (
+    flow,
+    flux,
+    loading,
+    offload,
+    qwen_image,
+    schedule,
+    stable_diffusion,
+    stable_diffusion_xl,
+)
 from segshift.generators.base import STRENGTHS, Defaults
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
@@ -54,6 +67,11 @@ def pipeline(folder: Path, name) -> DiffusionConfig:
         ("StableDiffusionXLImg2ImgPipeline", stable_diffusion_xl),
         ("StableDiffusionXLControlNetPipeline", stable_diffusion_xl),
         ("StableDiffusionXLControlNetUnionPipeline", stable_diffusion_xl),
+        ("FluxPipeline", flux),
+        ("FluxControlNetPipeline", flux),
+        ("FluxImg2ImgPipeline", flux),
+        ("QwenImagePipeline", qwen_image),
+        ("QwenImageControlNetPipeline", qwen_image),
     ],
 )
 def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
@@ -68,6 +86,12 @@ def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
         "StableDiffusionUpscalePipeline",
         "StableDiffusionXLInpaintPipeline",
         "StableDiffusion3Pipeline",
+        "FluxFillPipeline",
+        "FluxKontextPipeline",
+        "FluxControlPipeline",
+        "Flux2Pipeline",
+        "QwenImageEditPipeline",
+        "QwenImageLayeredPipeline",
         "StableVideoDiffusionPipeline",
         "AudioLDM2Pipeline",
     ],
@@ -197,6 +221,13 @@ MODELS = {
     "StableDiffusionXL of a union": lambda folder: tiny_diffusion.stable_diffusion_xl(
         folder, tiny_diffusion.union
     ),
+    "QwenImage": tiny_diffusion.qwen_image,
+    "Flux": tiny_diffusion.flux,
+    "Flux of a union": lambda folder: tiny_diffusion.flux(folder, num_mode=4),
+    "Flux without guidance": lambda folder: tiny_diffusion.flux(folder, guidance=False),
+    "Flux of pictures": lambda folder: tiny_diffusion.flux(
+        folder, conditioning_embedding_channels=4, patch_size=2
+    ),
 }
 
 
@@ -227,7 +258,9 @@ def test_the_walk_over_an_oracle_returns_the_image(family_config, monkeypatch, e
     z0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def oracle(z, point, text, hint, control_strength):
-        return (z - point.a * z0.repeat(len(z) // 2, 1, 1, 1)) / point.b
+        x0 = z0.repeat(len(z) // 2, 1, 1, 1)
+        n = (z - point.a * x0) / point.b
+        return n - x0 if model.prediction == "flow" else n
 
     grid = model.grid  # Stable Diffusion's ends at abar_0, and here at no noise at all
     monkeypatch.setattr(
@@ -250,8 +283,9 @@ def test_default_strengths_have_the_noise_to_signal_ratio_of_stable_diffusion(fa
     assert model.card.strengths.keys() == STRENGTHS.keys()
     for name, strength in STRENGTHS.items():
         published = abar[int(1000 * strength)]
-        point = model.point(model.card.strengths[name], (64, 128))
-        assert point.b / point.a == pytest.approx((1 / published - 1) ** 0.5, rel=0.02)
+        for size in ((64, 128), (96, 192), (16, 16)):
+            point = model.point(model.share(model.card.strengths[name], size), size)
+            assert point.b / point.a == pytest.approx((1 / published - 1) ** 0.5, rel=0.02)
 
 
 def test_text_layout_and_strength_of_the_layout_act(family_config):
@@ -303,7 +337,8 @@ def test_a_tree_is_written_resumed_and_read_by_torchvision(family_config, tmp_pa
     out = stage.transfer(family_config, tmp_path / "out")
     assert pictures(out) == pictures(whole) and manifest(out) == manifest(whole)
     weights = manifest(out)[0]["weights"]
-    assert weights.keys() >= {"vae", "unet", "controlnet", "text_encoder"}
+    kind = type(load(family_config))
+    assert weights.keys() == {*kind.parts, "controlnet"}
 
 
 def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
@@ -320,17 +355,106 @@ def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
     assert not runs.failures(out) and len(manifest(out)) == len(IDS)
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet"])
+def test_fast_leaves_guidance_out_where_a_family_has_a_negative_prompt(family_config):
+    image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
+    model, made = load(family_config), {}
+    for speed in ("exact", "fast"):
+        told = replace(family_config, speed=speed, guidance=7.0, strength=0.99, steps=10)
+        [made[speed]] = stage.transfer_images(told, [image], [label], model=model)["night"]
+    assert np.array_equal(made["exact"], made["fast"]) != model.reads_negative
+
+
+@pytest.mark.parametrize("way", ["parts", "layers"])
+def test_weights_that_wait_on_the_cpu_change_no_picture(family_config, way):
+    images = [trees.picture(id, SIZE) for id in IDS[:2]]
+    labels = [trees.train_ids(id, SIZE) for id in IDS[:2]]
+    waiting = replace(family_config, diffusion=replace(family_config.diffusion, offload=way))
+    ours, theirs = (stage.transfer_images(told, images, labels)["night"] for told in (family_config, waiting))
+    assert np.array_equal(ours, theirs)
+
+
+@torch.inference_mode()
+def test_every_tensor_is_made_where_the_networks_compute(family_config):
+    model = load(family_config)
+    modules = [getattr(model, part) for part in (*model.parts, "controlnet", "embed_layout")]
+    for module in modules:
+        if module is not None:
+            module.to("meta")  # which refuses to compute with what lies on the CPU
+    model._where = torch.device("meta")
+    text = model.embed(["night", "fog"])
+    picture = torch.zeros(2, 3, 64, 64, device="meta")
+    z, hint = model.encode(picture), model.hint(picture)
+    out = model.output(z, model.point(0.5, (8, 8)), text, hint, 1.0)
+    assert {t.device.type for t in (*text.values(), *hint.values(), z, out)} == {"meta"}
+    assert out.shape == z.shape
+
+
+@pytest.mark.parametrize("part", ["walks", "vae", "text_encoder", "controlnet"])
 def test_pickled_weights_are_refused_and_missing_parts_named(home, tmp_path, config, part):
     folder = Path(shutil.copytree(home, tmp_path / "m"))
     told = replace(config, diffusion=DiffusionConfig(model=str(folder), device="cpu"))
+    if part == "walks":
+        part = "unet" if (folder / "unet").exists() else "transformer"
     for file in (folder / part).glob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))
+    for file in (folder / part).glob("*.index.json"):
+        file.unlink()
     with pytest.raises(InputError, match=rf"{part} holds .*\.bin.*safetensors only"):
         load(told)
     shutil.rmtree(folder / part)
     with pytest.raises(InputError, match=rf"no folder {folder / part}: "):
         load(told)
+
+
+def test_parts_are_on_the_gpu_only_while_they_are_used(family_config, monkeypatch):
+    model = load(family_config)
+    where = {part: "cpu" for part in (*model.parts, "controlnet")}
+    parts = {part: getattr(model, part) for part in where}
+    names = {id(module): part for part, module in parts.items()}
+    for part in parts.values():
+        part.to = lambda device, part=part: where.update({names[id(part)]: str(device)})
+    offload.place("m", parts, torch.device("cpu:0"), "parts")
+    resting = {part: "cpu" for part in where} | {"vae": "cpu:0"}
+    assert where == resting
+    text = model.embed(["night"])
+    there = {part for part, device in where.items() if device != "cpu"}
+    assert len(there) == 2 and there - {"vae"} <= {"text_encoder", "text_encoder_2"}
+    z, hint = torch.zeros(1, 4, 8, 8), model.hint(torch.zeros(1, 3, 64, 64))
+    model.output(z, model.point(0.5, (8, 8)), text, hint, 1.0)
+    assert where == resting | {model.walks: "cpu:0", "controlnet": "cpu:0"}
+
+
+def test_a_model_larger_than_the_gpu_is_refused_with_what_would_fit(home, monkeypatch):
+    told = DiffusionConfig(model=str(home), device="cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr(offload, "room", lambda device: 1000)
+        with pytest.raises(InputError) as caught:
+            generators.family(told).load_model(told)
+    said = str(caught.value)
+    assert f"the weights of {home} take 0.0 GiB on cpu, which has 0.0 GiB free: take" in said
+    assert "--diffusion.offload parts (0.0 GiB), --diffusion.offload layers (0.0 GiB) or a smaller" in said
+
+    def full(module, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    modules = {"vae": torch.nn.Linear(1, 1), "unet": torch.nn.Linear(1, 1)}
+    monkeypatch.setattr(torch.nn.Module, "to", full)  # although nobody could tell before
+    with pytest.raises(InputError, match=r"on cpu, which has less free: take a smaller --diffusion\.dtype"):
+        offload.place("m", modules, torch.device("cpu"), "layers")
+
+
+def test_what_is_on_the_gpu_at_once():
+    sizes = {"vae": 1, "transformer": 20, "text_encoder": 2, "text_encoder_2": 30, "controlnet": 5}
+    assert [offload.held(sizes, way) for way in offload.WAYS] == [58, 31, 1]
+    assert offload.held(sizes | {"transformer": 40}, "parts") == 46
+
+
+def test_where_weights_wait_is_no_part_of_a_run(config, tmp_path):
+    out = stage.transfer(config, tmp_path / "out")
+    made = manifest(out)
+    next((out / "night").rglob("*leftImg8bit.png")).unlink()
+    waiting = replace(config, diffusion=replace(config.diffusion, offload="parts"))
+    assert manifest(stage.transfer(waiting, out)) == made
 
 
 # ------------------------------------------------------------------------------------------- segshift models
@@ -341,7 +465,7 @@ def test_models_lists_every_family_with_what_it_takes(capsys):
     said = capsys.readouterr().out
     for stem in generators.FAMILIES:
         assert f"({stem}Pipeline)" in said
-    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD):
+    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD, flux.CARD, qwen_image.CARD):
         told = card.title, *card.models, *card.controlnets, card.layouts, card.licence
         for text in told:
             assert text in said
@@ -350,14 +474,14 @@ def test_models_lists_every_family_with_what_it_takes(capsys):
 
 def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, family_config, capsys):
     model = load(family_config)
-    parts = [model.unet, model.vae, model.controlnet, model.embed_layout, model.text_encoder]
-    parts += [model.text_encoder_2] if "text_encoder_2" in model.parts else []
-    count = sum(weight.numel() for part in parts for weight in part.parameters())
+    parts = [getattr(model, part) for part in (*model.parts, "controlnet", "embed_layout")]
+    count = sum(weight.numel() for part in parts if part for weight in part.parameters())
     assert main(["models", str(home)]) == 0
     said = capsys.readouterr().out
     assert f"{2 * count / 2**20:.3g} MiB in float16 or bfloat16" in said
-    assert "colours (ade20k)" in said
+    assert ("colours (ade20k)" if model.defaults.layout == "colours" else "edges") in said
     assert all(part in said for part in (*model.parts, "controlnet"))
+    assert all(f"--diffusion.offload {way} " in said for way in offload.WAYS)
 
 
 def test_models_fetches_no_weights(home, monkeypatch):
@@ -370,7 +494,7 @@ def test_models_fetches_no_weights(home, monkeypatch):
     monkeypatch.setattr(loading, "snapshot_download", fetch)
     monkeypatch.setattr(loading.hub, "access", nullcontext)
     assert "MiB in float16" in generators.describe(DiffusionConfig(model="some/model"))
-    assert {"model_index.json", "unet/config.json"} <= set(asked)
+    assert {"model_index.json", "vae/config.json", "text_encoder/config.json"} <= set(asked)
     assert all(pattern.endswith(".json") for pattern in asked)
 
 
@@ -482,3 +606,297 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path):
         InputError, match=r"reads a summary of 16 and its text_encoder_2 writes a summary of 32"
     ):
         stable_diffusion_xl.load_model(told)
+
+
+# --------------------------------------------------------------------------------------------------- FLUX.1
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("Flux")])
+@torch.inference_mode()
+def test_flux_is_called_as_in_diffusers(tmp_path, name):
+    folder = MODELS[name](tmp_path / "m")
+    model = flux.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    theirs = FluxControlNetPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer=model.tokenizer,
+        tokenizer_2=model.tokenizer_2,
+        transformer=model.transformer,
+        controlnet=FluxControlNetModel.from_pretrained(folder / "controlnet"),
+        scheduler=model.scheduler,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    encode = model.vae.encode  # they draw the layout's latent from its distribution
+
+    class Mode:
+        def __init__(self, images):
+            self.latents = encode(images).latent_dist.mode()
+
+    theirs.vae.encode = Mode
+    z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    expected = theirs(
+        "fog",
+        latents=flow.pack(z),
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        height=64,
+        width=128,
+        control_image=2 * picture - 1,
+        control_mode=0 if model.controlnet.union else None,
+        max_sequence_length=48,
+        output_type="latent",
+    ).images
+    del model.vae.encode
+    ours = zodi.denoise(
+        model,
+        z,
+        model.embed(["fog"]),
+        model.embed(["bad"]),
+        model.hint(picture),
+        zodi.Sampling(1, steps=4, guidance=1.0 if model.reads_negative else 3.5, eta=0),
+        None,
+    )
+    assert torch.allclose(flow.pack(ours), expected, atol=1e-4), (flow.pack(ours) - expected).abs().max()
+
+
+def test_packs_keep_every_latent():
+    z = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
+    packed = flow.pack(z)
+    assert packed.shape == (2, 6, 12) and torch.equal(flow.unpack(packed, (4, 6)), z)
+    assert torch.equal(packed[0, 1], z[0, :, :2, 2:4].flatten())
+
+
+def test_the_grid_and_the_noise_of_flux_depend_on_the_size_and_a_strength_does_not(tmp_path):
+    model = flux.load_model(DiffusionConfig(model=str(tiny_diffusion.flux(tmp_path / "m")), device="cpu"))
+    small, large = ((point.b for point in model.grid(4, size)) for size in ((64, 64), (128, 128)))
+    assert next(small) == next(large) == 1
+    assert all(a < b for a, b in zip(list(small)[:-1], list(large)[:-1], strict=True))
+    assert model.grid(4, (64, 64))[-1] == (0, 1, 0)
+    starts = [model.point(model.share(0.5, size), size).b for size in ((64, 64), (128, 128), (16, 32))]
+    assert starts == pytest.approx([starts[0]] * 3) and model.share(0.5, (256, 256)) < 0.5
+    assert model.share(1.0, (16, 16)) == 1
+
+
+def test_a_strength_that_walks_no_step_at_a_frames_size_is_told(tmp_path, config):
+    folder = tiny_diffusion.flux(tmp_path / "m")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_shift": 3.0}))
+    (folder / "segshift.json").write_text(json.dumps({"steps": 4, "short_side": 64}))
+    told = replace(config, diffusion=DiffusionConfig(model=str(folder), device="cpu"), strength=0.3)
+    image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
+    with pytest.raises(
+        InputError, match=r"strength 0\.3 walks none of 4 steps for a picture of 64x64: give a"
+    ):
+        stage.transfer_images(told, [image], [label])
+
+
+def test_guidance_is_an_input_of_flux_and_its_manifest_has_no_negative_prompt(tmp_path, config):
+    folder = tiny_diffusion.flux(tmp_path / "m")
+    (folder / "segshift.json").write_text(json.dumps({"steps": 4, "short_side": 64}))
+    told = replace(config, diffusion=DiffusionConfig(model=str(folder), device="cpu"))
+    model = load(told)
+    rows, run = [], model.transformer.forward
+    model.transformer.forward = lambda hidden_states, guidance, **more: (
+        rows.append((len(hidden_states), guidance.tolist())),
+        run(hidden_states=hidden_states, guidance=guidance, **more),
+    )[1]
+    image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
+    stage.transfer_images(told, [image], [label], model=model)
+    assert rows == [(1, [1.0])] + [(1, [3.5])] * (len(rows) - 1) and len(rows) > 2
+    assert {line["negative_prompt"] for line in manifest(stage.transfer(told, tmp_path / "out"))} == {None}
+    schnell = flux.load_model(
+        DiffusionConfig(model=str(tiny_diffusion.flux(tmp_path / "s", guidance=False)), device="cpu")
+    )
+    assert (schnell.defaults.guidance, schnell.defaults.steps, schnell.reads_negative) == (1.0, 4, True)
+
+
+def test_a_long_prompt_is_read_by_t5_and_only_its_beginning_by_clip(tmp_path):
+    model = flux.load_model(DiffusionConfig(model=str(tiny_diffusion.flux(tmp_path / "m")), device="cpu"))
+    long = "abcdefgh" * 5
+    first, second = model.embed([long]), model.embed([long + "zz"])
+    assert torch.equal(first["pooled"], second["pooled"]) and not torch.equal(first["text"], second["text"])
+    with pytest.raises(InputError, match=r"has 50 tokens, and the text encoder of .* reads 48: shorten it"):
+        model.embed(["abcdefgh" * 6])
+
+
+def test_weights_in_several_files_are_read_hashed_and_asked_for(tmp_path, monkeypatch):
+    folder = tiny_diffusion.flux(tmp_path / "m")
+    whole = tiny_diffusion.flux(tmp_path / "whole", shards="10GB")
+    told = DiffusionConfig(model=str(folder), device="cpu")
+    model = flux.load_model(told)
+    theirs = flux.load_model(replace(told, model=str(whole)))
+    for part in ("transformer", "text_encoder_2"):
+        ours, other = (getattr(m, part).state_dict() for m in (model, theirs))
+        assert len(list((folder / part).glob("*.safetensors"))) > 1
+        assert all(torch.equal(ours[key], other[key]) for key in ours) and ours.keys() == other.keys()
+        assert model.hashes[part] != theirs.hashes[part] and len(model.hashes[part]) == 64
+    asked = []
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "snapshot_download", fetch)
+        patched.setattr(loading.hub, "access", nullcontext)
+        flux.load_model(replace(told, model="some/model"))
+    for file in (folder / "transformer").iterdir():
+        assert any(fnmatch(f"transformer/{file.name}", pattern) for pattern in asked)
+    lost = sorted((folder / "text_encoder_2").glob("*.safetensors"))[-1]
+    lost.unlink()
+    with pytest.raises(InputError, match=rf"index\.json lists {lost.name}, and .* holds no such file"):
+        flux.load_model(told)
+
+
+def test_parts_of_flux_that_do_not_fit_each_other_are_refused(tmp_path):
+    folder = tiny_diffusion.flux(tmp_path / "m")
+    told = DiffusionConfig(model=str(folder), device="cpu")
+    for more, message in (
+        (
+            {"joint_attention_dim": 32},
+            "the ControlNet has joint_attention_dim 32 and the transformer of .* 16",
+        ),
+        ({"attention_head_dim": 16, "axes_dims_rope": (4, 4, 8)}, "has attention_head_dim 16"),
+        ({"pooled_projection_dim": 32}, "the controlnet reads a summary of 32 and the text_encoder .* 64"),
+    ):
+        other = tiny_diffusion.flux_controlnet(tiny_diffusion.flux_transformer(), **more)
+        other.save_pretrained(tmp_path / "c")
+        with pytest.raises(InputError, match=message):
+            flux.load_model(replace(told, controlnet=str(tmp_path / "c")))
+    union = tiny_diffusion.flux(tmp_path / "union", num_mode=4)
+    (union / "segshift.json").write_text('{"layout": "colours"}')
+    with pytest.raises(InputError, match="none of which has classes in colours: take `edges`"):
+        flux.load_model(replace(told, model=str(union)))
+    with pytest.raises(InputError, match="holds a ControlNetModel: expected a FluxControlNetModel"):
+        other = tiny_diffusion.stable_diffusion(tmp_path / "sd")
+        flux.load_model(replace(told, controlnet=str(other / "controlnet")))
+    tiny_diffusion.flux_transformer(width=32).save_pretrained(folder / "wide")
+    shutil.rmtree(folder / "transformer")
+    (folder / "wide").rename(folder / "transformer")
+    with pytest.raises(InputError, match=r"reads text of width 32 and its text encoder writes 16"):
+        flux.load_model(told, control=False)
+    shutil.rmtree(folder / "vae")
+    tiny_diffusion.vae(8).save_pretrained(folder / "vae")
+    with pytest.raises(InputError, match=r"takes 16 channels and its VAE makes 8, in packs of four 32"):
+        flux.load_model(told, control=False)
+
+
+# ------------------------------------------------------------------------------------------------ Qwen-Image
+
+
+@torch.inference_mode()
+def test_qwen_image_is_called_as_in_diffusers(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    model = qwen_image.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    theirs = QwenImageControlNetPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        transformer=model.transformer,
+        controlnet=model.controlnet,
+        scheduler=model.scheduler,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    encode = model.vae.encode  # they draw the layout's latent from its distribution
+
+    class Mode:
+        def __init__(self, images):
+            self.latents = encode(images).latent_dist.mode()
+
+    def expected(prompt: str, **more) -> torch.Tensor:
+        theirs.vae.encode = Mode
+        made = theirs(
+            prompt,
+            latents=flow.pack(z),
+            num_inference_steps=4,
+            height=64,
+            width=128,
+            control_image=2 * picture - 1,
+            output_type="latent",
+            **more,
+        ).images
+        del model.vae.encode
+        return flow.unpack(made, (8, 16))
+
+    text, hint, sampling = model.embed(["fog"]), model.hint(picture), zodi.Sampling(1, steps=4, eta=0)
+    ours = zodi.denoise(model, z, text, text, hint, replace(sampling, guidance=1.0), None)
+    assert torch.allclose(ours, expected("fog", true_cfg_scale=1.0), atol=1e-4)
+    # with guidance they give the negative pass the residuals of the prompt: without a layout we agree
+    negative = model.embed(["bad and long"])
+    without = zodi.denoise(model, z, text, negative, None, replace(sampling, guidance=4.0), None)
+    their = expected(
+        "fog", negative_prompt="bad and long", true_cfg_scale=4.0, controlnet_conditioning_scale=0.0
+    )
+    assert torch.allclose(without, their, atol=1e-4), (without - their).abs().max()
+    decoded = model.decode(ours)
+    latents = ours * torch.tensor(model.vae.config.latents_std)[None, :, None, None]
+    latents = latents + torch.tensor(model.vae.config.latents_mean)[None, :, None, None]
+    video = model.vae.decode(latents[:, :, None]).sample
+    assert torch.equal(decoded, (video[:, :, 0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8))
+    again = model.encode(decoded / 255)
+    assert again.shape == z.shape and again.dtype == torch.float32
+
+
+@torch.inference_mode()
+def test_padding_of_a_prompt_acts_on_nothing(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    model = qwen_image.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text, point = model.embed(["fog"]), model.point(0.5, (8, 8))
+    assert text["text"].shape[1] == qwen_image.TOKENS > text["mask"].sum() > 100
+    hint = model.hint(torch.rand(1, 3, 64, 64))
+    out = model.output(z, point, text, hint, 1.0)
+    filled = text["text"] + 9 * (1 - text["mask"])[..., None]
+    assert torch.allclose(model.output(z, point, text | {"text": filled}, hint, 1.0), out, atol=1e-5)
+    assert not torch.allclose(model.output(z, point, model.embed(["night"]), hint, 1.0), out, atol=1e-3)
+    with pytest.raises(InputError, match=r"has 4\d\d tokens with the words around it, and .* reads 256"):
+        model.embed(["abcdefgh" * 40])
+
+
+def test_guidance_of_qwen_image_keeps_the_length_of_each_pack(tmp_path):
+    model = qwen_image.load_model(
+        DiffusionConfig(model=str(tiny_diffusion.qwen_image(tmp_path / "m")), device="cpu")
+    )
+    first, second = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    guided = flow.pack(model.combined(first, second, 4.0))
+    assert torch.allclose(guided.norm(dim=-1), flow.pack(second).norm(dim=-1), atol=1e-5)
+    plain = flow.pack(first + 4 * (second - first))
+    assert torch.allclose(torch.cosine_similarity(guided, plain, dim=-1), torch.ones(1, 16), atol=1e-5)
+
+
+def test_a_schedule_with_an_end_is_stretched_to_it(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    model = qwen_image.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    for size in ((8, 16), (96, 192)):
+        m = model._shift(size)
+        model.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=float(np.log(m)))
+        assert [p.b for p in model.grid(30, size)] == pytest.approx(model.scheduler.sigmas.tolist(), abs=1e-6)
+        assert model.grid(30, size)[-2].b == pytest.approx(0.02)
+    assert [p.b for p in model.grid(1, (8, 16))] == [1, 0]
+
+
+def test_parts_of_qwen_image_that_do_not_fit_each_other_are_refused(tmp_path):
+    folder = tiny_diffusion.qwen_image(tmp_path / "m")
+    told = DiffusionConfig(model=str(folder), device="cpu")
+    for more, message in (
+        (
+            {"joint_attention_dim": 32},
+            "the ControlNet has joint_attention_dim 32 and the transformer of .* 16",
+        ),
+        ({"extra_condition_channels": 4}, "takes a mask besides its picture, as for inpainting"),
+    ):
+        other = tiny_diffusion.qwen_controlnet(tiny_diffusion.qwen_transformer(), **more)
+        other.save_pretrained(tmp_path / "c")
+        with pytest.raises(InputError, match=message):
+            qwen_image.load_model(replace(told, controlnet=str(tmp_path / "c")))
+    with pytest.raises(InputError, match="holds a FluxControlNetModel: expected a QwenImageControlNetModel"):
+        other = tiny_diffusion.flux(tmp_path / "flux")
+        qwen_image.load_model(replace(told, controlnet=str(other / "controlnet")))
+    shutil.rmtree(folder / "vae")
+    tiny_diffusion.qwen_vae(8).save_pretrained(folder / "vae")
+    with pytest.raises(InputError, match=r"takes 16 channels and its VAE makes 8, in packs of four 32"):
+        qwen_image.load_model(told, control=False)

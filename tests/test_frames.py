@@ -218,7 +218,11 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path: Path):
     ("old", "new", "message"),
     [
         ("classes: [road, tree, car]", "classes: [[road", "cannot read"),
-        ("classes: [road, tree, car]", "", "has images, labels, subsets, ignore: expected images, classes"),
+        (
+            "classes: [road, tree, car]",
+            "",
+            "has images, labels, subsets, ignore: it must have images and classes",
+        ),
         ("ignore", "ignored", "ignored"),
         ("ignore: [3]", "ignore: [2]", "two meanings"),
         ("[road, tree, car]", "{road: [1, 2, 3], tree: 4}", "some classes are colours and some are values"),
@@ -258,8 +262,8 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path: Path):
         ("ignore: [3]", "map: {cityscapes: {road: [road]}}", "`map` holds ['road']"),
         ("ignore: [3]", "root: ~nosuch", "no home folder for ~nosuch: write the path in full"),
         ("ignore: [3]", "root: 7", "`root` holds 7, expected a path"),
-        ("ignore: [3]", "ignore: [&a 3]", "an anchor (&), an alias (*) or a tag (!)"),
-        ("ignore: [3]", "ignore: !!set {3}", "an anchor (&), an alias (*) or a tag (!)"),
+        ("ignore: [3]", "ignore: [&a 3]", "a description has no anchor (&), alias (*) or tag (!)"),
+        ("ignore: [3]", "ignore: !!set {3}", "a description has no anchor (&), alias (*) or tag (!)"),
         ("ignore: [3]", "root: 2001-99-99", "month must be in 1..12"),
         ("ignore: [3]", "ignore: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("ignore: [3]", "# " + "x" * 300_000, "expected at most 262144"),
@@ -353,7 +357,7 @@ def test_whatever_a_field_holds_is_read_or_refused(tmp_path: Path):
     assert read == [("labels", None), ("colours", {}), ("ignore", [])]
     for value in (None, 7, "text", [], [1], {}):
         (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(value))
-        with pytest.raises(InputError, match=r"dataset\.yaml has no fields: expected images, classes"):
+        with pytest.raises(InputError, match=r"dataset\.yaml has no fields: it must have images and classes"):
             load(f"folder:{tmp_path}")
     for text in (b"\xff\xfe\xff", b"a\x1bb: 1", b"%", b"a: b: c", b"\t- 1", b"a: =", b"? [a]\n: 1"):
         (tmp_path / "dataset.yaml").write_bytes(text)
@@ -366,7 +370,10 @@ def test_a_small_file_of_many_aliases_is_refused(tmp_path: Path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
     (tmp_path / "dataset.yaml").write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"cannot read .*dataset\.yaml: an anchor .* in line 1: correct it"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot read .*dataset\.yaml: .* no anchor .* stands in line 1: correct",
+    ):
         load(f"folder:{tmp_path}")
 
 

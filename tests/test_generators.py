@@ -92,6 +92,34 @@ def test_the_walk_over_an_oracle_returns_the_image(prediction, inversion, eta):
     assert torch.allclose(zodi.denoise(family, start, text, text, None, sampling, noises), z0, atol=1e-4)
 
 
+def test_guidance_in_an_interval_saves_the_passes_outside_it_and_changes_nothing_inside():
+    z0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    text, start = {"text": torch.zeros(1, 1, 1)}, torch.randn(1, 4, 8, 8)
+
+    class Counting(Oracle):
+        def output(self, z, point, *args):
+            passes.append((point.b / point.a, len(z)))
+            return (
+                super().output(z, point, *args)
+                + len(passes) * (torch.arange(len(z)) % 2)[:, None, None, None]
+            )
+
+    def walked(guided, negative=True):
+        passes.clear()
+        model = Counting("epsilon", z0)
+        model.reads_negative = negative
+        sampling = zodi.Sampling(1.0, steps=10, guidance=2.0, eta=0.0, guided=guided)
+        return zodi.denoise(model, start, text, text, None, sampling, None)
+
+    passes: list[tuple[float, int]] = []
+    everywhere = walked(None)
+    assert {rows for _, rows in passes} == {2}
+    assert torch.equal(walked((0, 1e9)), everywhere) and torch.equal(walked(zodi.GUIDED, False), everywhere)
+    assert not torch.equal(walked((0.3, 1.0)), everywhere)
+    assert [rows for _, rows in passes] == [2 if 0.3 < ratio <= 1 else 1 for ratio, _ in passes]
+    assert {rows for _, rows in passes} == {1, 2}
+
+
 # ------------------------------------------------------------------------------------------- users' own
 
 
@@ -221,6 +249,7 @@ def test_images_without_labels_are_transferred_and_layouts_come_where_asked_for(
         {"guidance": 2.0},
         {"eta": 0.0},
         {"control_strength": 0.5},
+        {"speed": "fast"},
         {"diffusion": DiffusionConfig(dtype="float16")},
     ],
     ids=lambda change: next(iter(change)),
@@ -262,7 +291,7 @@ def test_the_gate_judges_and_redraws_ones_own_generator(own, tmp_path):
 
 
 def test_the_estimate_takes_ones_own_generator(own, tmp_path):
-    from segshift import estimation
+    from segshift.stages.estimate import estimate
 
     ids = tuple(f"ulm_{i:06d}_000019" for i in range(10))
     root = trees.cityscapes(tmp_path / "val", ids, SIZE, split="val")
@@ -277,11 +306,11 @@ def test_the_estimate_takes_ones_own_generator(own, tmp_path):
         checkpoint="best",
         batch_size=5,
     )
-    out = estimation.estimate(config, tmp_path / "estimate")
+    out = estimate(config, tmp_path / "estimate")
     night = runs.read_json(out / "estimate.json")["domains"]["night"]
     assert (
         night["target_draws"][0]["model"] == "mine:build" and night["corrected"]["miou"]["value"] is not None
     )
     with pytest.raises(InputError, match="--steps is for a diffusion model"):
-        estimation.estimate(replace(config, steps=3), tmp_path / "other")
+        estimate(replace(config, steps=3), tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -4,8 +4,9 @@ from iccld_parts import CLASSES, segmenter
 from safetensors.torch import save_file
 
 from segshift import networks
-from segshift.config import NetworkConfig
+from segshift.config import ICCLDNetworkConfig, NetworkConfig
 from segshift.networks.iccld import Encoder, LabelEncoder, RunningNorm
+from segshift.networks.weights import load_weights
 from segshift.runs import InputError
 
 
@@ -24,12 +25,14 @@ def test_any_backbone_gives_four_maps_and_logits_at_any_size(encoder):
 def test_models_builds_it_by_name_and_takes_a_local_backbone(tmp_path):
     import timm
 
-    config = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=6)
+    config = NetworkConfig(
+        name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=6)
+    )
     network = networks.build(config, 7)
     assert network.network.latent_channels == 6 and network.feature_channels == 96
     source = timm.create_model("test_resnet", pretrained=False)
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
-    networks.load_weights(network, tmp_path / "backbone.safetensors")
+    load_weights(network, tmp_path / "backbone.safetensors")
     assert torch.equal(network.network.encoder.model.conv1[0].weight, source.conv1[0].weight)
     with pytest.raises(InputError, match="no_such_backbone"):
         networks.build(NetworkConfig(name="iccld", encoder="no_such_backbone", pretrained=False), 7)

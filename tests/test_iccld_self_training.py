@@ -13,7 +13,7 @@ from segshift.methods.iccld.self_training import (
     feature_distance,
     hide_blocks,
 )
-from segshift.networks import Segmenter
+from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 
 

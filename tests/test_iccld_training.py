@@ -16,6 +16,7 @@ from segshift import runs
 from segshift.config import (
     CheckConfig,
     ICCLDConfig,
+    ICCLDNetworkConfig,
     NetworkConfig,
     PredictConfig,
     StrongAugmentation,
@@ -33,7 +34,9 @@ from segshift.stages.train import train
 from segshift.training import checkpoints
 from segshift.training.watch import Watch
 
-NETWORK = NetworkConfig(name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4)
+NETWORK = NetworkConfig(
+    name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
+)
 SETTINGS = ICCLDConfig(diffused="label", unet_channels=(8, 16), adversary_warmup=1)
 """Of the reading that trains one network more, E_y."""
 
@@ -294,8 +297,8 @@ def test_a_loss_that_is_not_finite_names_the_target_frames_too(data: Path, tmp_p
 
 
 def test_step_2_refuses_a_run_that_is_no_step_1_of_its_network(data: Path, first: Path, tmp_path: Path):
-    other = replace(step2(data, first), network=replace(NETWORK, latent_channels=8))
-    with pytest.raises(InputError, match=r"trained with --network\.latent-channels 4, got 8"):
+    other = replace(step2(data, first), network=replace(NETWORK, iccld=ICCLDNetworkConfig(latent_channels=8)))
+    with pytest.raises(InputError, match=r"trained with --network\.iccld\.latent-channels 4, got 8"):
         train(other, tmp_path / "other")
     plain = step1(data, method="source_only", target=None, steps=1)
     with pytest.raises(InputError, match="trained by method source_only"):

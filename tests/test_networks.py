@@ -1,3 +1,4 @@
+import pickle
 import re
 from dataclasses import replace
 
@@ -9,10 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from segshift.config import NetworkConfig
-from segshift.networks import Segmenter, build, load_weights
+from segshift.networks import build
 from segshift.networks.licences import told
 from segshift.networks.refinenet import RefineNet
-from segshift.networks.segmenter import IMAGENET_MEAN, _features
+from segshift.networks.segmenter import IMAGENET_MEAN, Segmenter, _features
+from segshift.networks.weights import load_weights
 from segshift.runs import InputError
 
 
@@ -445,3 +447,17 @@ def test_an_encoder_without_batch_counters_loads(tmp_path):
     torch.save({k: v for k, v in encoder.items() if not k.endswith("num_batches_tracked")}, tmp_path / "e.pt")
     loaded = build(replace(config, weights=str(tmp_path / "e.pt")), 3).encoder.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"hello", "it is a file of another kind"),
+        (pickle.dumps({"a": print}, protocol=4), "it holds other objects"),
+    ],
+)
+def test_what_torch_did_not_write_is_refused_in_one_sentence(tmp_path, recwarn, content, reason):
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"cannot read .*weights\.pt \({reason}\): expected tensors"):
+        build(own(weights=str(tmp_path / "weights.pt")), 5)
+    assert not [str(warning.message) for warning in recwarn if "pickle" in str(warning.message)]

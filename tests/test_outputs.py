@@ -277,26 +277,50 @@ def test_recipes_are_listed_without_torch():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-@pytest.mark.parametrize("after", [0.05, 0.4, 2.5])
-def test_ctrl_c_is_one_line_and_exit_code_130_whenever_it_comes(after: float, tmp_path: Path):
+def begun(command: list[str], folder: Path) -> subprocess.Popen:
+    """The command in a process of its own, which has said that it runs. Modules in `folder` come first."""
     code = (
         "import sys; from segshift.__main__ import script; print('begun', flush=True); sys.argv[0] = "
         "'segshift'; script()"
     )
-    town = ["town", str(tmp_path / "town"), "--source-train", "5000", "--workers", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *town],
+        [sys.executable, "-c", code, *command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    return process
+
+
+INTERRUPTED = "interrupted: run the same command again to continue"
+TOWN = ["town", "--source-train", "5000", "--workers", "2"]
+TRAIN = ["train", "--method", "source_only", "--source", "cityscapes:/nowhere", "--select", "last"]
+
+
+@pytest.mark.parametrize(
+    ("command", "after"), [(TOWN, 0.05), (TOWN, 0.4), (TOWN, 2.5), (TRAIN, 0.3), (TRAIN, 0.6)]
+)
+def test_ctrl_c_is_one_line_and_exit_code_130_whenever_it_comes(command, after: float, tmp_path: Path):
+    """Also while `train` imports torch."""
+    process = begun([command[0], str(tmp_path / "out"), *command[1:]], tmp_path)
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers included
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert told.strip() == "interrupted: run the same command again to continue"
+    assert told.strip() == INTERRUPTED
+
+
+def test_ctrl_c_in_an_import_raises_nothing_there(tmp_path: Path):
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "finally:\n    print('left by an exception', flush=True)\n"
+    )
+    process = begun([TRAIN[0], str(tmp_path / "out"), *TRAIN[1:]], tmp_path)
+    assert process.communicate(timeout=120) == ("", INTERRUPTED + "\n") and process.returncode == 130
 
 
 def test_what_a_killed_prediction_left_is_removed_by_the_next(run: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ import tiny_diffusion
 import trees
 from training import config as training_config
 
-from segshift import estimation, experiments, records, runs
+from segshift import records, runs
 from segshift.config import (
     CheckConfig,
     DiffusionConfig,
@@ -30,8 +30,10 @@ from segshift.config import (
     TransferConfig,
 )
 from segshift.generators import stable_diffusion
+from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.stages.check import check
+from segshift.stages.estimate import estimate
 from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
 from segshift.stages.report import report
@@ -106,7 +108,11 @@ class World:
             device="cpu",
             diffusion=model,
         )
-        estimation.estimate(self.estimating, at / "estimate")
+        estimate(self.estimating, at / "estimate")
+        shutil.copytree(at / "run", at / "again")
+        both = (str(at / "run"), str(at / "again"))
+        shared = str(at / "estimate" / "transferred")
+        estimate(replace(self.estimating, run=both, transferred=shared), at / "ranked")
         shutil.copytree(at, self.copy, symlinks=True)
 
     def restore(self) -> None:
@@ -155,7 +161,7 @@ def gate_again(w: World) -> None:
 
 
 def estimate_again(w: World) -> None:
-    estimation.estimate(w.estimating, w.root / "estimate")
+    estimate(w.estimating, w.root / "estimate")
 
 
 def load_model(w: World) -> None:
@@ -172,7 +178,7 @@ READERS: dict[str, tuple[Command, ...]] = {
     "predicted/config.json": (
         report_on("predicted"),
         predict_again,
-        lambda w: experiments.run(str(w.root / "predicted/config.json")),
+        lambda w: runner.run(str(w.root / "predicted/config.json")),
     ),
     "predicted/model.json": (predict_again, evaluate_again),
     "predicted/predictions.jsonl": (report_on("predicted"), predict_again),
@@ -189,6 +195,7 @@ READERS: dict[str, tuple[Command, ...]] = {
     "estimate/config.json": (report_on("estimate"), estimate_again),
     "estimate/estimate.json": (report_on("evaluated", "estimate"),),
     "estimate/source/predictions/predictions.jsonl": (estimate_again,),
+    "ranked/ranking.json": (report_on("ranked"),),
     "prior/segshift.json": (load_model,),
 }
 """The commands that read each file."""
@@ -310,7 +317,15 @@ def test_a_file_broken_by_hand_is_named(world: World, name: str):
 def test_what_a_type_does_not_name_is_kept_and_numbers_are_numbers(tmp_path: Path):
     file, line = (
         tmp_path / "predictions.jsonl",
-        {"more": [1], "id": "a", "confidence": 1, "file": "a.png", "last": None},
+        {
+            "more": [1],
+            "id": "a",
+            "confidence": 1,
+            "file": "a.png",
+            "confidences": [2],
+            "nuclear_norm": 0.5,
+            "last": None,
+        },
     )
     runs.write_lines(file, [line])
     [found] = runs.read_lines(file, records.Prediction)

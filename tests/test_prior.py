@@ -1,11 +1,13 @@
 """The embedded prior: captions, tokenizer, latents, training that resumes, and the folder it ships in."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from segshift.config import DiffusionConfig, PriorConfig
 from segshift.generators import stable_diffusion
@@ -15,6 +17,14 @@ from segshift.town import prior, prior_data
 TINY = PriorConfig(
     scenes=6, height=64, width=128, vae_steps=2, vae_batch=1, steps=4, batch=2, checkpoint_every=1, workers=1
 )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a finished training."""
+    out = tmp_path_factory.mktemp("prior") / "whole"
+    prior.train(TINY, out)
+    return out
 
 
 def test_words_of_the_captions_are_single_tokens_and_others_are_spelled():
@@ -55,8 +65,7 @@ def test_folding_statistics_whitens_latents_and_changes_no_picture():
     torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
 
 
-def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch):
-    prior.train(TINY, tmp_path / "whole")
+def test_interrupted_training_ends_with_the_same_weights(whole: Path, tmp_path: Path, monkeypatch):
     calls, noise = [], prior.offset_noise
 
     def killed(*args):
@@ -72,15 +81,47 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     prior.train(TINY, tmp_path / "killed")
     for part in ("vae", "unet", "controlnet"):
         files = [
-            tmp_path / run / "model" / part / "diffusion_pytorch_model.safetensors"
-            for run in ("whole", "killed")
+            run / "model" / part / "diffusion_pytorch_model.safetensors"
+            for run in (whole, tmp_path / "killed")
         ]
         assert files[0].read_bytes() == files[1].read_bytes(), part
-    loaded = stable_diffusion.load_model(
-        DiffusionConfig(model=str(tmp_path / "whole" / "model"), device="cpu")
-    )
+    loaded = stable_diffusion.load_model(DiffusionConfig(model=str(whole / "model"), device="cpu"))
     assert loaded.defaults.guidance == prior.DEFAULTS["guidance"]
     assert loaded.embed(["driving at night, best quality"])["text"].shape == (1, prior.MAX_TOKENS, 64)
+
+
+@pytest.mark.parametrize("name", ["vae.state.pt", "prior.state.pt", "latents.pt"])
+def test_a_broken_file_of_a_training_gets_one_sentence(name: str, whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(b"text")
+    with pytest.raises(InputError, match=rf"{tmp_path}/out/{name} .*delete it"):
+        prior.train(TINY, tmp_path / "out")
+
+
+def test_every_broken_state_is_refused_and_a_whole_one_is_taken(tmp_path: Path):
+    def parts():
+        module = torch.nn.Linear(2, 2)
+        return module, AveragedModel(module), torch.optim.AdamW(module.parameters())
+
+    state = dict(zip(("module", "average", "optimizer"), (p.state_dict() for p in parts()), strict=True))
+    state["step"] = 3
+    file = tmp_path / "vae.state.pt"
+    others = [
+        7,
+        [state],
+        {},
+        {"step": 3},
+        *({**state, key: value} for key in state for value in (None, {}, -1)),
+    ]
+    torch.save(state, file)
+    content = file.read_bytes()
+    assert prior._resume(file, *parts()) == 3
+    for part in (b"", b"text", content[: len(content) // 2], content[:-1], *others):
+        torch.save(part, file)
+        if isinstance(part, bytes):
+            file.write_bytes(part)
+        with pytest.raises(InputError, match=f"{file} holds no state of this training"):
+            prior._resume(file, *parts())
 
 
 def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path: Path):
@@ -88,8 +129,8 @@ def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path: Path):
         prior.train(replace(TINY, height=70), tmp_path)
 
 
-def test_training_goes_on_from_a_model_folder(tmp_path: Path):
-    first = prior.train(TINY, tmp_path / "first")
+def test_training_goes_on_from_a_model_folder(whole: Path, tmp_path: Path):
+    first = whole / "model"
     still = replace(TINY, start=str(first), vae_steps=0, steps=0)
     second = prior.train(still, tmp_path / "second")
     for part in ("unet", "controlnet", "text_encoder"):

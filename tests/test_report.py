@@ -326,6 +326,7 @@ def estimated(run: Path, evaluation: Path, weights: str) -> Path:
         "protocol": "as told",
         "level": 0.9,
         "model": found["model"] | {"weights": weights, "input": "size 64x64"},
+        "generator": {"model": "/models/prior", "weights": {}},
         "classes": found["classes"],
     }
     runs.write_json(run / "estimate/estimate.json", told | {"domains": domains})
@@ -613,7 +614,11 @@ def test_predictions_without_labels_are_shown_beside_their_images(tmp_path: Path
     folder = world["zodi"] / "predictions/night"
     ids = [frame.id for frame in frames.load(world["night"]).frames]
     runs.write_lines(
-        folder / "predictions.jsonl", [{"id": id, "file": f"{id}.png", "confidence": 0.5} for id in ids]
+        folder / "predictions.jsonl",
+        [
+            {"id": id, "file": f"{id}.png", "confidence": 0.5, "confidences": [1], "nuclear_norm": 0.5}
+            for id in ids
+        ],
     )
     page = write(tmp_path / "out", folder)
     [shown] = page.galleries

@@ -143,7 +143,7 @@ def test_a_long_path_loses_its_middle_and_the_advice_survives():
         ),
         (
             {"source": "cityscapes:/x", "steps": -1},
-            r"\(steps: Input should be greater than or equal to 1\): use",
+            r"\(steps: expected greater than or equal to 1\): use",
         ),
         ({"source": "cityscapes:/x", "no_such": 1}, r"is no TransferConfig of this version \(no_such\): use"),
         ({}, r"is no TransferConfig of this version \(source: Field required\): use"),

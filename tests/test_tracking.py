@@ -10,6 +10,7 @@ import torch
 import training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from segshift.networks.options import ICCLDNetworkConfig
 from segshift.runs import InputError
 from segshift.stages.train import train
 
@@ -56,7 +57,7 @@ def test_a_target_without_validation_is_shown(data, tmp_path):
         validation=None,
         target=f"cityscapes:{data}/night:train",
         network=training.NetworkConfig(
-            name="iccld", encoder="test_resnet", pretrained=False, latent_channels=4
+            name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
         ),
         crop=(32, 32),
         steps=1,

@@ -3,9 +3,8 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +132,12 @@ def test_a_frame_does_not_depend_on_its_neighbours_and_hardly_on_the_batch_size(
 def test_two_processes_at_once_write_what_one_writes(config, tmp_path):
     config = replace(config, to=("night", "fog"))
     whole = stage.transfer(config, tmp_path / "whole")
-    code = (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\nfrom segshift import runs\nfrom segshift.config import TransferConfig\n"
-        "from segshift.stages.transfer import transfer\nfrom dataclasses import replace\n"
-        "transfer(replace(runs.read_config(Path(sys.argv[1]), TransferConfig), shard=sys.argv[2]), "
-        "Path(sys.argv[3]))"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code, whole / "config.json", "1/2", tmp_path / "parts"])
+    second = replace(config, shard="1/2")
+    other = get_context("fork").Process(target=stage.transfer, args=(second, tmp_path / "parts"))
+    other.start()
     stage.transfer(replace(config, shard="0/2"), tmp_path / "parts")
-    assert other.wait() == 0
+    other.join(timeout=240)
+    assert other.exitcode == 0
     assert pictures(tmp_path / "parts") == pictures(whole)
     for slug in ("night", "fog"):
         assert manifest(tmp_path / "parts", slug) == manifest(whole, slug)

@@ -15,6 +15,7 @@ from test_predict import trained
 from segshift.config import ExportConfig, ICCLDConfig, NetworkConfig, PredictConfig
 from segshift.data import frames
 from segshift.networks import build
+from segshift.networks.options import ICCLDNetworkConfig
 from segshift.runs import InputError
 from segshift.scoring import inference
 from segshift.stages.export import export
@@ -160,7 +161,7 @@ def test_both_steps_of_iccld_train_with_it_as_their_encoder(data, tmp_path):
         method="self_training",
         transferred=(),
         target=f"cityscapes:{data}/night:train",
-        network=tiny(name="iccld", latent_channels=4),
+        network=tiny(name="iccld", iccld=ICCLDNetworkConfig(latent_channels=4)),
         iccld=ICCLDConfig(unet_channels=(8, 16)),
         crop=(32, 32),
         optimizer="adamw",

@@ -52,7 +52,7 @@ def test_a_class_is_lost_when_it_was_found_and_is_no_longer(watch):
     method = Painter().train()
     seen = watch.look(method)
     assert seen.shares == {"big": 0.5, "small": 0.25, "rare": 0.25} and not seen.lost + seen.missing
-    method.shares = (11, 4, 1)  # a quarter of what the source's labels show is enough
+    method.shares = (11, 4, 1)  # a quarter of what the source's labels show: more than an eighth
     assert watch.look(method).lost == []
     method.shares = (12, 4, 0)
     assert watch.look(method).lost == ["rare"]

@@ -12,7 +12,7 @@ from segshift.methods.zodi.adaptation import (
     predicted_similarity,
     similarity,
 )
-from segshift.networks import Segmenter
+from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
 
 

@@ -7,14 +7,30 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     ControlNetModel,
     ControlNetUnionModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
     PNDMScheduler,
+    QwenImageControlNetModel,
+    QwenImageTransformer2DModel,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 TOKENS = 32
 WIDTH = 64  # ControlNetModel.from_unet gives the pooled text 64 heads, whatever the UNet has
@@ -37,7 +53,7 @@ def unet(channels: int = 4, width: int | None = None, **more) -> UNet2DCondition
     )
 
 
-def vae(channels: int = 4, halvings: int = 3) -> AutoencoderKL:
+def vae(channels: int = 4, halvings: int = 3, **more) -> AutoencoderKL:
     blocks = halvings + 1
     return AutoencoderKL(
         block_out_channels=(8,) * blocks,
@@ -46,6 +62,7 @@ def vae(channels: int = 4, halvings: int = 3) -> AutoencoderKL:
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
+        **more,
     )
 
 
@@ -66,6 +83,36 @@ def union(of: UNet2DConditionModel, halvings: int = 3) -> ControlNetUnionModel:
     )
     torch.nn.init.normal_(made.spatial_ch_projs.weight, std=0.3)
     return acting(made)
+
+
+def flux_transformer(guidance: bool = True, width: int = 16, **more) -> FluxTransformer2DModel:
+    """Of the latents of `vae()` in packs of four."""
+    return FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        **{"attention_head_dim": 8} | more,
+        num_attention_heads=2,
+        joint_attention_dim=width,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=guidance,
+        axes_dims_rope=(2, 2, 4),
+    )
+
+
+def flux_controlnet(of: FluxTransformer2DModel, **more) -> FluxControlNetModel:
+    """Whose layout acts."""
+    told = {
+        name: of.config[name]
+        for name in inspect.signature(FluxControlNetModel).parameters
+        if name in of.config
+    }
+    made = FluxControlNetModel(**told | more)
+    hint = made.input_hint_block
+    blocks = (*made.controlnet_blocks, *made.controlnet_single_blocks, made.controlnet_x_embedder)
+    for layer in (*blocks, hint.conv_out) if hint else blocks:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return made
 
 
 def acting(made):
@@ -172,4 +219,123 @@ def stable_diffusion_xl(folder: Path, control=controlnet) -> Path:
     text(folder, num_hidden_layers=2)
     text(folder, CLIPTextModelWithProjection, "_2", num_hidden_layers=2, projection_dim=16)
     index(folder, "StableDiffusionXLPipeline")
+    return folder
+
+
+def flux(folder: Path, guidance: bool = True, shards: str = "10KB", **more) -> Path:
+    """As the hub's FLUX.1: flow, packed latents, CLIP's summary beside T5's text, the large parts in several
+    files. guidance: as an input ([dev]), or not at all ([schnell]). more: of the ControlNet."""
+    torch.manual_seed(3)
+    folder.mkdir(parents=True)
+    net = flux_transformer(guidance)
+    net.save_pretrained(folder / "transformer", max_shard_size=shards)
+    vae(
+        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159
+    ).save_pretrained(folder / "vae")
+    flux_controlnet(net, **more).save_pretrained(folder / "controlnet")
+    shift = {"use_dynamic_shifting": True, "shift": 3.0} if guidance else {"shift": 1.0}
+    schedule = FlowMatchEulerDiscreteScheduler(
+        **shift, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+    )
+    schedule.save_pretrained(folder / "scheduler")
+    text(folder)
+    encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=64,
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    encoder.save_pretrained(folder / "text_encoder_2", max_shard_size=shards)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)]
+    letters = [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
+    T5Tokenizer(vocab=[*pieces, *letters], extra_ids=0, model_max_length=48).save_pretrained(
+        folder / "tokenizer_2"
+    )
+    index(folder, "FluxPipeline")
+    return folder
+
+
+def qwen_transformer(**more) -> QwenImageTransformer2DModel:
+    """Of latents of 4 channels in packs of four."""
+    told = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    return QwenImageTransformer2DModel(**told | more)
+
+
+def qwen_controlnet(of: QwenImageTransformer2DModel, **more) -> QwenImageControlNetModel:
+    """Whose layout acts."""
+    shared = inspect.signature(QwenImageControlNetModel).parameters.keys() & of.config.keys()
+    made = QwenImageControlNetModel(**{name: of.config[name] for name in shared} | more)
+    for layer in (*made.controlnet_blocks, made.controlnet_x_embedder):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return made
+
+
+def qwen_vae(channels: int = 4) -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * i for i in range(channels)],
+        latents_std=[1.0 + 0.1 * i for i in range(channels)],
+    )
+
+
+def qwen_image(folder: Path) -> Path:
+    """As the hub's Qwen-Image: flow, a VAE of videos, the text of a language model that sees, the large parts
+    in several files."""
+    torch.manual_seed(4)
+    folder.mkdir(parents=True)
+    net = qwen_transformer()
+    net.save_pretrained(folder / "transformer", max_shard_size="10KB")
+    qwen_vae().save_pretrained(folder / "vae")
+    qwen_controlnet(net).save_pretrained(folder / "controlnet")
+    schedule = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
+    )
+    schedule.save_pretrained(folder / "scheduler")
+    letters = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate([*letters, *special])}, merges=[])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 128,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+    )
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    encoder.save_pretrained(folder / "text_encoder", max_shard_size="10KB")
+    index(folder, "QwenImagePipeline")
     return folder

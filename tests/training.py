@@ -1,21 +1,22 @@
 """Tiny trainings, for the tests of everything that trains."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 import trees
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from segshift import runs
 from segshift.config import NetworkConfig, TrainConfig
 from segshift.methods.base import Method
 from segshift.methods.zodi.adaptation import ZoDi
+from segshift.stages.train import train
 from segshift.training import checkpoints
 
 IDS = tuple(f"aachen_{i:06d}_000019" for i in range(5))
@@ -87,30 +88,27 @@ def stop_in_step(monkeypatch, step: int) -> None:
     monkeypatch.setattr(ZoDi, "after_step", after_step)
 
 
-def start(settings: Path, out: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    """The training in a process of its own, on one thread."""
-    code = (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from segshift import runs; from segshift.config import TrainConfig\n"
-        "from segshift.stages.train import train\n"
-        "train(runs.read_config(Path(sys.argv[1]), TrainConfig), Path(sys.argv[2]))\n"
-    )
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoints.__file__).parents[2])])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, settings, out],
-        env=os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"} | (environment or {}),
-        stdout=subprocess.DEVNULL,
-    )
+def start(config: TrainConfig, out: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    """The training in a process of its own: a fork, which need not import torch again."""
+    process = get_context("fork").Process(target=_train, args=(config, out, environment or {}))
+    process.start()
+    return process
+
+
+def _train(config: TrainConfig, out: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the trainings before the fork left
+    train(config, out)
 
 
 def in_two_processes(config: TrainConfig, out: Path) -> Path:
     """The training as torchrun starts it, over gloo."""
-    settings = out.with_suffix(".settings.json")
-    settings.write_text(json.dumps({"stage": "train", "config": runs.to_plain(config)}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [start(settings, out, told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    processes = [start(config, out, told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    for process in processes:
+        process.join(timeout=240)
+    assert [process.exitcode for process in processes] == [0, 0]
     return out

@@ -4,9 +4,11 @@ Everything public is here, and is imported when it is first used: `import segshi
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # without `typing`: until the command line answers to Ctrl-C, nothing may take time
 if TYPE_CHECKING:
+    from typing import Any
+
     from segshift.config import CheckConfig as CheckConfig
     from segshift.config import DiffusionConfig as DiffusionConfig
     from segshift.config import EstimateConfig as EstimateConfig
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
     from segshift.config import TrainConfig as TrainConfig
     from segshift.config import TransferConfig as TransferConfig
     from segshift.config import ZoDiConfig as ZoDiConfig
-    from segshift.estimation import estimate as estimate
-    from segshift.experiments import run as run
     from segshift.predictor import Prediction as Prediction
     from segshift.predictor import Predictor as Predictor
     from segshift.predictor import load as load
+    from segshift.recipes.runner import run as run
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
+    from segshift.stages.estimate import estimate as estimate
     from segshift.stages.evaluate import evaluate as evaluate
     from segshift.stages.export import export as export
     from segshift.stages.predict import predict as predict
@@ -58,7 +60,7 @@ _PUBLIC = {
     ),
     "InputError": "segshift.runs",
     "check": "segshift.stages.check",
-    "estimate": "segshift.estimation",
+    "estimate": "segshift.stages.estimate",
     "evaluate": "segshift.stages.evaluate",
     "Prediction": "segshift.predictor",
     "Predictor": "segshift.predictor",
@@ -66,7 +68,7 @@ _PUBLIC = {
     "load": "segshift.predictor",
     "predict": "segshift.stages.predict",
     "report": "segshift.stages.report",
-    "run": "segshift.experiments",
+    "run": "segshift.recipes.runner",
     "train": "segshift.stages.train",
     "transfer": "segshift.stages.transfer",
     "write_town": "segshift.town.writer",
@@ -76,7 +78,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _PUBLIC:
         raise AttributeError(f"module 'segshift' has no attribute '{name}'")
     return getattr(import_module(_PUBLIC[name]), "town" if name == "write_town" else name)

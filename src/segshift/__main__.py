@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 INTERRUPTED = 130
-DEFECT = 70
+CONTINUE = "interrupted: run the same command again to continue"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue", file=sys.stderr)
+        print(CONTINUE, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # nobody reads on, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 def script() -> None:
     """What the installed command starts."""
     signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as by nohup
+        signal.signal(signal.SIGINT, _interrupt)
     code = main()
     if code == INTERRUPTED:  # without waiting for threads that read or write ahead
         sys.stdout.flush()
@@ -46,6 +51,17 @@ def script() -> None:
 def _leave(number: int, _frame: FrameType | None) -> None:
     """A scheduler's request to end: unfinished files are removed on the way out."""
     raise SystemExit(128 + number)
+
+
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. During an import it ends the process at once: an exception inside the initialisation of a C
+    extension would abort it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, f"{CONTINUE}\n".encode())
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def estimate(out: Out, config: Annotated[EstimateConfig, Flat]) -> Path:
     """Predict a network's mIoU in a domain without an image of it, with intervals and the classes that will
     fail.
     """
-    from segshift import estimation
+    from segshift.stages import estimate
 
-    return estimation.estimate(config, out)
+    return estimate.estimate(config, out)
 
 
 def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:
@@ -151,9 +151,9 @@ def run(
     ] = None,
 ) -> Path:
     """Run a named experiment, stage after stage, or repeat a run from its config.json."""
-    from segshift import experiments
+    from segshift.recipes import runner
 
-    return experiments.run(experiment, out, data, seeds)
+    return runner.run(experiment, out, data, seeds)
 
 
 def recipes() -> None:
@@ -193,9 +193,9 @@ def models(
 
 def demo(out: Annotated[Positional[str], tyro.conf.arg(metavar="[OUT]")] = "demo") -> Path:
     """Day to night in five minutes on two cores: town, transfer, source only against ZoDi, report page."""
-    from segshift import experiments
+    from segshift.recipes import runner
 
-    return experiments.run("demo", out, {})
+    return runner.run("demo", out, {})
 
 
 def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[PriorConfig, Flat]) -> Path:

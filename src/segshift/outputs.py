@@ -69,7 +69,7 @@ class Output:
         new = runs.to_plain(self.config)
         differ = [
             (name, *values)
-            for name, *values in _differences("", saved["config"], new)
+            for name, *values in differences("", saved["config"], new)
             if not any(name == field or name.startswith(f"{field}.") for field in self.free)
         ]
         if differ and self.begun(self.path):
@@ -159,7 +159,7 @@ def _places(name: str) -> list[Path]:
         return [path.resolve()]
 
 
-def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+def differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """Where two plain values differ, by dotted name; of nested ones where inside."""
     if (
         isinstance(old, list)
@@ -170,7 +170,7 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
         old, new = ({str(i): item for i, item in enumerate(items)} for items in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         parts = ((f"{name}.{key}" if name else key, old.get(key), new.get(key)) for key in old | new)
-        return [told for part in parts for told in _differences(*part)]
+        return [told for part in parts for told in differences(*part)]
     return [] if old == new else [(name, old, new)]
 
 

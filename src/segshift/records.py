@@ -9,7 +9,8 @@
     OUT/predictions.jsonl     Prediction             stages.predict
     OUT/metrics.json          METRICS                stages.evaluate
     OUT/frames.npz            read_matrices          stages.evaluate
-    OUT/estimate.json         ESTIMATE               estimation
+    OUT/estimate.json         ESTIMATE               stages.estimate
+    OUT/ranking.json          RANKING                stages.estimate
     RUN/metrics.jsonl         LOGGED                 stages.train
     RUN/labels.json           labels.LabelSpace      checkpoints
     RUN/environment.json      Versions               checkpoints
@@ -66,6 +67,8 @@ class Line(TypedDict):
 
     id: str
     prompt: NotRequired[str]
+    model: NotRequired[str]
+    weights: NotRequired[dict[str, str]]
     gate: NotRequired[GateRecord]
 
 
@@ -129,6 +132,9 @@ class Prediction(TypedDict):
     id: str
     file: Location
     confidence: Share
+    confidences: Annotated[list[Pixels], Field(min_length=1)]
+    """Pixels by confidence, in the bins of `label_free`."""
+    nuclear_norm: Share
 
 
 class Calibration(TypedDict):
@@ -299,6 +305,15 @@ class Estimated(TypedDict):
     iou: dict[str, Between]
 
 
+class TargetImages(TypedDict):
+    """What unlabelled images of the target say of a generator."""
+
+    count: int
+    generator_error: Between
+    without: Between
+    """The mIoU that is predicted without them."""
+
+
 class DomainEstimate(TypedDict):
     """A domain of an estimate."""
 
@@ -308,6 +323,14 @@ class DomainEstimate(TypedDict):
     transfer_cost: Between
     drop: Between
     failing: list[str]
+    target_images: NotRequired[TargetImages | None]
+
+
+class Judge(TypedDict):
+    """The generator that an estimate is made with."""
+
+    model: str
+    weights: dict[str, str]
 
 
 class Estimate(TypedDict):
@@ -316,6 +339,7 @@ class Estimate(TypedDict):
     protocol: str
     level: Share
     model: Model
+    generator: Judge
     classes: Annotated[list[str], Field(min_length=1)]
     domains: Annotated[dict[str, DomainEstimate], Field(min_length=1)]
 
@@ -328,6 +352,43 @@ def _estimates_its_classes(found: Estimate) -> Estimate:
 
 
 ESTIMATE: Any = Annotated[Estimate, AfterValidator(_estimates_its_classes)]
+
+
+class Ranked(TypedDict):
+    """A network's place in a domain."""
+
+    candidate: str
+    miou: Between
+    best: Share
+    """Probability that it is the best."""
+
+
+class DomainRanking(TypedDict):
+    """Networks in a domain, best first."""
+
+    name: str
+    ranking: Annotated[list[Ranked], Field(min_length=1)]
+
+
+class Ranking(TypedDict):
+    """Several networks, each with its estimate."""
+
+    protocol: str
+    level: Share
+    candidates: Annotated[
+        dict[str, Annotated[Estimate, AfterValidator(_estimates_its_classes)]], Field(min_length=1)
+    ]
+    domains: Annotated[dict[str, DomainRanking], Field(min_length=1)]
+
+
+def _ranks_its_candidates(found: Ranking) -> Ranking:
+    for domain in found["domains"].values():
+        named = [line["candidate"] for line in domain["ranking"]]
+        _require(set(named) <= found["candidates"].keys(), "a candidate without an estimate")
+    return found
+
+
+RANKING: Any = Annotated[Ranking, AfterValidator(_ranks_its_candidates)]
 
 # ----------------------------------------------------------------------------------------------- training
 

@@ -125,6 +125,21 @@ def slug(text: str) -> str:
     return name
 
 
+def short_names(paths: Iterable[str | Path]) -> list[str]:
+    """What each of several paths is called: its last part, with as many parents' as tell it from the
+    others."""
+    whole = [Path(path).resolve() for path in paths]
+
+    def name(path: Path) -> str:
+        others = [other.parts for other in whole if other != path]
+        depth = next(
+            d for d in range(1, len(path.parts) + 1) if all(path.parts[-d:] != other[-d:] for other in others)
+        )
+        return "/".join(path.parts[-depth:])
+
+    return [name(path) for path in whole]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or plain value as indented JSON, atomically."""
     with atomic(path) as temporary:
@@ -183,11 +198,16 @@ def _checked(value: Any, content: bytes, kind: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        what = ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))
+        what = ": ".join(filter(None, (place, _plain(first["msg"]))))
         raise InputError(
             f"{where} is not as segshift wrote it ({what}): restore it, or start again in a new folder"
         ) from None
     return made if is_dataclass(made) else value
+
+
+def _plain(message: str) -> str:
+    """A message of pydantic as the end of our sentence."""
+    return message.removeprefix("Value error, ").replace("Input should be", "expected", 1)
 
 
 @cache
@@ -205,7 +225,7 @@ def read_config(path: Path, kind: type[T], stage: str | None = None) -> T:
         try:
             return _adapter(kind).validate_python(tuples(saved["config"]))  # type: ignore[arg-type]
         except ValidationError as error:
-            unknown = {f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()}
+            unknown = {f"{'.'.join(map(str, one['loc']))}: {_plain(one['msg'])}" for one in error.errors()}
         except InputError as error:
             raise InputError(f"in {path}, {error}") from None
     raise InputError(

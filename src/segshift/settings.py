@@ -115,6 +115,12 @@ def _predictor(text: str) -> str:
     return text if text.startswith("{") else RunFolder(user_path(text))
 
 
+def _images(text: str) -> str:
+    """A data set, or pictures where no such layout stands before a colon."""
+    named = re.match(r"[^\W\d]\w*:", text) and not os.path.lexists(os.path.expanduser(text))
+    return _data(text) if named else InputFolder(user_path(text))
+
+
 def _network(name: str) -> str:
     return f"hf:{_model(name[3:])}" if name.startswith("hf:") else _factory(name)
 
@@ -123,9 +129,17 @@ PathText = Annotated[str, BeforeValidator(_text), AfterValidator(user_path)]
 """A path that is no input, absolute."""
 DataText = Annotated[str, BeforeValidator(_text), AfterValidator(_data)]
 FolderText = Annotated[str, BeforeValidator(_text), _path(InputFolder)]
+ImagesText = Annotated[str, BeforeValidator(_text), AfterValidator(_images)]
+"""A data set, or pictures: a folder, or a glob."""
 RunText = Annotated[str, BeforeValidator(_text), _path(RunFolder)]
 PredictorText = Annotated[str, BeforeValidator(_text), AfterValidator(_predictor)]
 """What predicts: a run or a file of weights as a RunFolder, or a plain text [FOLDER/]module:factory."""
+PredictorsText = Annotated[
+    tuple[PredictorText, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str | os.PathLike) else given),
+    Field(min_length=1),
+]
+"""One or more of what predicts; one may stand alone."""
 ModelText = Annotated[str, BeforeValidator(_text), AfterValidator(_model)]
 FactoryText = Annotated[str, AfterValidator(_factory)]
 NetworkText = Annotated[str, BeforeValidator(_text), AfterValidator(_network)]

@@ -22,6 +22,7 @@ from segshift.config.training import (
 from segshift.config.transfer import DiffusionConfig, GateConfig, OptionalGate, TransferConfig
 from segshift.methods.iccld import ICCLDConfig, StrongAugmentation
 from segshift.methods.zodi import ZoDiConfig
+from segshift.networks.options import ICCLDNetworkConfig
 from segshift.settings import CHECKPOINTS, Device, Select
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ForeignNetwork",
     "GateConfig",
     "ICCLDConfig",
+    "ICCLDNetworkConfig",
     "NetworkConfig",
     "OptionalGate",
     "PredictConfig",

@@ -15,8 +15,10 @@ from segshift.settings import (
     Device,
     FactoryText,
     FolderText,
+    ImagesText,
     PathText,
     PositiveShare,
+    PredictorsText,
     PredictorText,
     RunText,
     Seed,
@@ -128,12 +130,12 @@ class EvaluateConfig(Settings):
 @dataclass(frozen=True)
 class EstimateConfig(Settings):
     """Predict a network's mIoU in domains of which there is no image, from labelled source frames and a
-    sentence.
+    sentence; rank several networks.
     """
 
-    run: PredictorText
+    run: PredictorsText
     """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
-    network of yours that brings its weights, or a black box, which only predicts."""
+    network of yours that brings its weights, or a black box, which only predicts. Several are ranked."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""
@@ -141,6 +143,10 @@ class EstimateConfig(Settings):
     """Target domains: known names (night, snow, rain, fog, game) or sentences ("driving through a
     sandstorm").
     """
+    target_images: ImagesText | None = None
+    """Unlabelled images of the target, 20 or more (50 to 200 do): a data set as layout:path[:subset], or a
+    folder or glob of pictures. What the network is sure of there and on the generated frames shows the
+    generator's error. They are of one domain, so --to names one."""
     own_prompt: str = "driving in daylight"
     """Sentence for the source's own domain: transferred there, the frames show what the transfer alone costs.
     """
@@ -159,7 +165,7 @@ class EstimateConfig(Settings):
     """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
     """
     network: ForeignNetwork = None
-    """The network of a weights file that segshift did not train; None takes the run's own."""
+    """The network of the weights files that segshift did not train; None takes the runs' own."""
     size: Size | None = None
     """Height and width the network sees; None takes the run's training size (of its target, where it has
     one), for other networks that of the source frames, where they have one in common."""

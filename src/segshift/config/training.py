@@ -9,6 +9,7 @@ import tyro
 from pydantic import AfterValidator, Field
 
 from segshift.methods import METHODS, MethodTable
+from segshift.networks.options import ICCLDNetworkConfig
 from segshift.settings import (
     Count,
     DataText,
@@ -69,10 +70,6 @@ class NetworkConfig(Settings):
     the smallest singular components."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the adapters."""
-    latent_channels: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Channels of the latent at an eighth of the image's size, 1 or more (iccld)."""
-    inter_coder: bool = True
-    """Inter-coder connections carry encoder features to the decoder (iccld)."""
     pretrained: bool = True
     """Published weights to start from (a download): ImageNet's for an encoder, the hub's for `hf:`."""
     weights: FolderText | None = None
@@ -81,6 +78,7 @@ class NetworkConfig(Settings):
     feature_layer: str | None = None
     """Module of the network, by its dotted name, whose output the similarity loss compares; None takes the
     last encoder stage, in your own network the output of its `encoder`."""
+    iccld: ICCLDNetworkConfig = field(default_factory=ICCLDNetworkConfig)
 
 
 def _foreign(

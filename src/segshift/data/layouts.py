@@ -370,7 +370,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
-            problem = "an anchor (&), an alias (*) or a tag (!), which a description cannot have"
+            problem = "a description has no anchor (&), alias (*) or tag (!), and one stands"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
@@ -394,7 +394,8 @@ def folder(path: Path) -> Layout:
     if not isinstance(record, dict) or not needed <= set(record) <= fields.keys():
         got = ", ".join(list(map(_short, record))[:8]) if isinstance(record, dict) and record else "no fields"
         raise InputError(
-            f"{file} has {got}: expected images, classes and none but {', '.join(sorted(fields))}"
+            f"{file} has {got}: it must have images and classes, and may have "
+            f"{', '.join(sorted(fields.keys() - needed))}: leave out what is none of them"
         )
     return _described(file, record, f"put it there, or correct `labels` in {file}")
 

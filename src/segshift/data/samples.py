@@ -19,12 +19,13 @@ from torch.utils.data import Dataset, default_collate
 from segshift.data import frames, transforms
 from segshift.data.frames import Frame
 from segshift.data.labels import IGNORE, LabelSpace
-from segshift.methods.base import Batch
 from segshift.runs import InputError
 
 CACHE_BYTES = 2_000_000_000
 """Decoded and resized images are kept in memory where all workers together stay below this."""
 
+Batch = dict[str, Tensor]
+"""Named tensors: images [B, 3, H, W] in [0, 1], labels [B, H, W] uint8 train ids, 255 ignored."""
 Pair = tuple[Frame, tuple[Frame, ...]]
 """A source frame and its transferred frames, one a domain; none for source only."""
 

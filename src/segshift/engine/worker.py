@@ -138,7 +138,9 @@ class Worker:
             raise self._too_little(image) from error
 
     def _too_little(self, image: np.ndarray) -> InputError:
-        cure = "--diffusion.dtype float16, " if self.config.generator is None else ""
+        cure = (
+            "" if self.config.custom_generator else "--diffusion.dtype float16, --diffusion.offload parts, "
+        )
         return InputError(
             f"{self.generator.device} has too little memory for one image of {image.shape[:2]}: "
             f"give a smaller --short-side, {cure}or another device"

@@ -16,7 +16,6 @@ from segshift.config import DiffusionConfig, TransferConfig
 from segshift.generators.base import (
     STRENGTHS,
     Card,
-    Defaults,
     DiffusionFamily,
     Domain,
     FrameError,
@@ -52,6 +51,8 @@ DEFAULT = "diffusion"
 FAMILIES = {
     "StableDiffusion": "segshift.generators.stable_diffusion",
     "StableDiffusionXL": "segshift.generators.stable_diffusion_xl",
+    "Flux": "segshift.generators.flux",
+    "QwenImage": "segshift.generators.qwen_image",
 }
 """The file of each family, by what the `_class_name` in model_index.json begins with."""
 
@@ -111,16 +112,19 @@ def describe(what: str | DiffusionConfig) -> str:
                 "licence": card.licence,
             },
         )
-    from segshift.generators import loading
+    from segshift.generators import loading, offload
 
     module = family(what)
     home = loading.home(what, {}, (loading.INDEX,))
-    count, chosen = module.parameters(what), loading.defaults(Defaults(), home, home / "controlnet")
+    count, chosen = module.parameters(what), loading.defaults(module.CARD.usual, home, home / "controlnet")
     return _lines(
         f"{what.model}: {module.CARD.title}",
         {
             "layout": f"colours ({chosen.palette})" if chosen.layout == "colours" else "edges",
             "weights": _memory(sum(count.values())),
+            "on the GPU, in float16": ", ".join(
+                f"--diffusion.offload {way} {_gib(2 * offload.held(count, way))}" for way in offload.WAYS
+            ),
             "of these, in float16": ", ".join(f"{part} {_gib(2 * n)}" for part, n in count.items()),
         },
     )

@@ -166,6 +166,21 @@ between night and weather)."""
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """What a model is sampled with where the user says nothing. A model folder brings its own as
+    `segshift.json`."""
+
+    guidance: float = 9.0
+    steps: int = 20
+    eta: float = 1.0
+    short_side: int = 512
+    palette: Literal["ade20k", "cityscapes"] = "ade20k"
+    """Colours of the layout that the ControlNet was trained on."""
+    layout: Literal["colours", "edges"] = "colours"
+    """What the ControlNet takes: classes in colours, or the edges of the label map in white on black."""
+
+
+@dataclass(frozen=True)
 class Card:
     """What there is to know of a family before a model of it is loaded."""
 
@@ -181,6 +196,8 @@ class Card:
     """Weights of the first example with its ControlNet, in billions."""
     strengths: Mapping[str, float] = field(default_factory=lambda: STRENGTHS)
     """Default noise strengths: those at which b/a is what it is at STRENGTHS in Stable Diffusion."""
+    usual: Defaults = field(default_factory=Defaults)
+    """Of a model that brings none of its own."""
 
 
 Record = dict[str, Tensor]
@@ -202,21 +219,6 @@ def join(first: Record, second: Record) -> Record:
     return {name: torch.cat((tensor, second[name])) for name, tensor in first.items()}
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a model is sampled with where the user says nothing. A model folder brings its own as
-    `segshift.json`."""
-
-    guidance: float = 9.0
-    steps: int = 20
-    eta: float = 1.0
-    short_side: int = 512
-    palette: Literal["ade20k", "cityscapes"] = "ade20k"
-    """Colours of the layout that the ControlNet was trained on."""
-    layout: Literal["colours", "edges"] = "colours"
-    """What the ControlNet takes: classes in colours, or the edges of the label map in white on black."""
-
-
 class DiffusionFamily(ABC):
     """A latent diffusion model: frozen, in evaluation mode, on one device and in one dtype. Latents are
     float32."""
@@ -230,6 +232,8 @@ class DiffusionFamily(ABC):
     """Steps that its grid has at most."""
     prediction: Prediction
     """What `output` is."""
+    reads_negative: bool = True
+    """Whether guidance leads away from a negative prompt; a model that is told a number has none."""
 
     @property
     @abstractmethod
@@ -267,11 +271,20 @@ class DiffusionFamily(ABC):
     def point(self, share: float, size: tuple[int, int]) -> Point:
         """The point at `share` of the schedule's time, in (0, 1]; it need not be one of a grid."""
 
+    def share(self, strength: float, size: tuple[int, int]) -> float:
+        """The share of the schedule's time, in (0, 1], at which latents of `size` hold the noise that
+        `strength` stands for. They differ where the schedule depends on the size."""
+        return strength
+
     @abstractmethod
     def output(
         self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float
     ) -> Tensor:
         """The network's output, float32 [B,C,h,w]. text, hint: of B rows; no hint is no layout."""
+
+    def combined(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+        """The output under guidance w: o(negative) + w (o(text) - o(negative))."""
+        return unconditional + guidance * (conditional - unconditional)
 
     def denoise(
         self,
@@ -286,8 +299,8 @@ class DiffusionFamily(ABC):
     ) -> tuple[Tensor, Tensor]:
         """eps and x0 at a point, both [B,C,h,w].
 
-        text, negative: of one row. hint: of B rows. With a `negative` and guidance w != 1 the network's
-        output is o(negative) + w (o(text) - o(negative)), of one batch of 2B, the layout acting in both.
+        text, negative: of one row. hint: of B rows. With a `negative` and guidance w != 1 the outputs of one
+        batch of 2B are `combined`, the layout acting in both.
         """
         rows = len(z)
         if negative is None or guidance == 1:
@@ -298,7 +311,7 @@ class DiffusionFamily(ABC):
             unconditional, conditional = self.output(
                 torch.cat((z, z)), point, both, hints, control_strength
             ).chunk(2)
-            o = unconditional + guidance * (conditional - unconditional)
+            o = self.combined(unconditional, conditional, guidance)
         return schedule.eps_and_x0(self.prediction, o, z, point)
 
 

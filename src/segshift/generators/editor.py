@@ -65,7 +65,7 @@ class Editor(Generator):
         self.name, self.pipeline, self.hashes = name, pipeline, hashes
         self.short_side = config.short_side or SHORT_SIDE
         self.seed, self.dtype = config.seed, config.diffusion.dtype
-        self.device = torch.device(pipeline.device)
+        self.device = pick(config.diffusion.device)
         self.takes = inspect.signature(pipeline.__call__).parameters
         if not {"image", "prompt"} <= self.takes.keys():
             raise InputError(
@@ -162,7 +162,13 @@ def load(config: TransferConfig) -> Editor:
             f"cannot load {home} as an editor ({' '.join(str(error).split())[:160]}): expected a whole "
             "pipeline of diffusers with weights in safetensors"
         ) from error
-    pipeline.to(pick(told.device))
+    where = pick(told.device)
+    if told.offload == "none" or where.type == "cpu":
+        pipeline.to(where)
+    elif told.offload == "parts":
+        pipeline.enable_model_cpu_offload(device=where)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=where)
     pipeline.set_progress_bar_config(disable=True)
     files = sorted(home.glob("*/*.safetensors"))
     return Editor(told.model, pipeline, {str(f.relative_to(home)): file_hash(f) for f in files}, config)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from hashlib import sha256
 from importlib import resources
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, ModelMixin
+from diffusers import ModelMixin
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError
 from safetensors import SafetensorError
@@ -88,10 +89,12 @@ def folder(
     small = (*configs, *more, "segshift.json")
     try:
         with hub.access():
-            for suffix in (".fp16", "") if dtype == torch.float16 else ("",):
-                wanted = [f"{stem}{suffix}.safetensors" for stem in stems.values()]
-                home = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *wanted]))
-                if all((home / file).exists() for file in wanted):
+            for variant in ("fp16", None) if dtype == torch.float16 else (None,):
+                names = [_names(stem, variant) for stem in stems.values()]
+                wanted = [of_one[0] for of_one in names]
+                patterns = [*small, *(file for of_one in names for file in of_one)]
+                home = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+                if all(any((home / file).exists() for file in of_one) for of_one in names):
                     break
     except GatedRepoError as error:
         raise InputError(
@@ -113,7 +116,8 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
     Raises: InputError when the folder has no safetensors, they cannot be read or lack some weights, or are of
     another class.
     """
-    variant, file = weights(place, stem(kind), dtype)
+    variant, files = weights(place, stem(kind), dtype)
+    file = files[0]
     refuse_code(place / "config.json")
     named = _content(place / "config.json").get("_class_name", kind.__name__)
     if issubclass(kind, ModelMixin) and str(named).replace("Union", "") != kind.__name__.replace("Union", ""):
@@ -135,7 +139,8 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
             f"{file} lacks {len(missing)} weights that its config.json asks for ({missing[0]}, "
             "...): get both files from the same model"
         )
-    return module, file_hash(file)
+    hashes = [file_hash(file) for file in files]
+    return module, hashes[0] if len(files) == 1 else sha256("".join(hashes).encode()).hexdigest()
 
 
 def stem(kind: Any) -> str:
@@ -143,14 +148,31 @@ def stem(kind: Any) -> str:
     return "diffusion_pytorch_model" if issubclass(kind, ModelMixin) else "model"
 
 
-def weights(place: Path, stem: str, dtype: torch.dtype) -> tuple[str | None, Path]:
-    """The weight file of a part to load in `dtype`, and its variant. Raises: InputError where there is
-    none."""
-    variants = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
-    files = {v: place / (f"{stem}.{v}.safetensors" if v else f"{stem}.safetensors") for v in variants}
-    for variant, file in files.items():
-        if file.is_file():
-            return variant, file
+def _names(stem: str, variant: str | None) -> tuple[str, str, str]:
+    """What the files of one network are called: one file; or a list of several, and their pattern."""
+    more = f".{variant}" if variant else ""
+    return (
+        f"{stem}{more}.safetensors",
+        f"{stem}.safetensors.index{more}.json",
+        f"{stem}{more}-*-of-*.safetensors",
+    )
+
+
+def weights(place: Path, stem: str, dtype: torch.dtype) -> tuple[str | None, list[Path]]:
+    """The weight files of a part to load in `dtype`, and their variant. Raises: InputError where there are
+    none, or some are missing."""
+    for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
+        whole, listed, _ = (place / name for name in _names(stem, variant))
+        if whole.is_file():
+            return variant, [whole]
+        if listed.is_file():
+            names = sorted({str(name) for name in _content(listed).get("weight_map", {}).values()})
+            if not names or (lost := [name for name in names if not (place / name).is_file()]):
+                raise InputError(
+                    f"{listed} lists {', '.join(lost) if names else 'no file'}, and {place} holds no such "
+                    "file: get the whole folder"
+                )
+            return variant, [place / name for name in names]
     others = ", ".join(sorted(p.name for p in place.glob("*"))) or "nothing"
     raise InputError(
         f"{place} holds {others}: expected config.json and {stem}.safetensors of a diffusers pipeline "
@@ -173,13 +195,14 @@ def parameters(kind: Any, place: Path) -> int:
 
 
 def scheduler_and_tokenizers(
-    home: Path, names: tuple[str, ...] = ("tokenizer",)
-) -> tuple[DDIMScheduler, dict[str, PreTrainedTokenizerBase]]:
-    """Those of a pipeline folder, tokenizers by folder. Raises: InputError when they cannot be read."""
+    kind: Any, home: Path, names: tuple[str, ...]
+) -> tuple[Any, dict[str, PreTrainedTokenizerBase]]:
+    """Those of a pipeline folder: the scheduler read as one of class `kind`, tokenizers by folder. Raises:
+    InputError when they cannot be read."""
     for name in names:
         refuse_code(home / name / "tokenizer_config.json")
     try:
-        scheduler = DDIMScheduler.from_pretrained(home / "scheduler", local_files_only=True)
+        scheduler = kind.from_pretrained(home / "scheduler", local_files_only=True)
         tokenizers = {
             name: AutoTokenizer.from_pretrained(home / name, local_files_only=True, trust_remote_code=False)
             for name in names

@@ -50,6 +50,8 @@ CARD = Card(
     licence="CreativeML Open RAIL++-M: commercial use, with a list of forbidden uses; ControlNet: Apache 2.0",
     layouts="colours (ADE20K); a ControlNet-Union edges, too",
     parameters=4.72,
+    # diffusers' guidance, and a size at which 2:1 pictures have about the million pixels of the training
+    usual=Defaults(guidance=5.0, short_side=768),
 )
 
 UNION_INDEX = {"colours": 5, "edges": 3}
@@ -84,9 +86,6 @@ class StableDiffusionXL(StableDiffusion):
         "text_encoder_2": CLIPTextModelWithProjection,
     }
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
-    usual: ClassVar[Defaults] = Defaults(guidance=5.0, short_side=768)
-    """diffusers' guidance, and a size at which 2:1 pictures have about the million pixels that SDXL was
-    trained on."""
 
     tokenizer_2: PreTrainedTokenizerBase | None = None
     text_encoder_2: PreTrainedModel | None = None
@@ -137,10 +136,12 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def _controlnet(cls, place: Path, dtype: torch.dtype) -> Any:
         """By its weights: published configurations call both the same."""
-        _, file = loading.weights(place, loading.stem(ControlNetModel), dtype)
+        _, files = loading.weights(place, loading.stem(ControlNetModel), dtype)
+        union = False
         try:
-            with safe_open(file, "pt") as weights:
-                union = "task_embedding" in weights.keys()  # noqa: SIM118 (no mapping)
+            for file in files:
+                with safe_open(file, "pt") as weights:
+                    union |= "task_embedding" in weights.keys()  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise InputError(f"cannot read {file} ({error}): get the folder again") from error
         return ControlNetUnionModel if union else ControlNetModel

@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segshift.data.labels import IGNORE
+from segshift.data.samples import Batch
 from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
-
-Batch = dict[str, Tensor]
 
 
 class Method(nn.Module):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from segshift.config import TrainConfig
     from segshift.data.labels import LabelSpace
     from segshift.methods.base import Method
-    from segshift.networks import Segmenter
+    from segshift.networks.segmenter import Segmenter
 
 
 @dataclass(frozen=True)

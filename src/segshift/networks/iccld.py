@@ -243,8 +243,8 @@ def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
             encoder,
             classes,
             pretrained=pretrained,
-            latent_channels=config.latent_channels,
-            inter_coder=config.inter_coder,
+            latent_channels=config.iccld.latent_channels,
+            inter_coder=config.iccld.inter_coder,
         )
     network = network.to(memory_format=torch.channels_last)
     layer = config.feature_layer or "encoder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -126,9 +127,11 @@ def read_tensors(path: Path) -> Tensors:
 def read_pickled(path: Path) -> Any:
     """Tensors, numbers and text written by `torch.save`, on the CPU. Raises: InputError for other files."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol: what matters is an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes raise whatever they please
         reason = "it holds other objects" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        reason = "it is a file of another kind" if isinstance(error, LookupError) else reason
         raise InputError(
             f"cannot read {path} ({reason or type(error).__name__}): expected tensors, numbers and text "
             "written by torch.save: copy the file again, or name another one"

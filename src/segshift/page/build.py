@@ -288,16 +288,8 @@ def _recognise(path: Path) -> Folder:
 
 def _names(paths: list[str | Path]) -> list[str]:
     """What each run is called: its folder's name, with as many parents' as tell it from other runs."""
-    whole = [Path(path).resolve() for path in paths]
-
-    def name(path: Path) -> str:
-        others = [other.parts for other in whole if other != path]
-        depth = next(
-            d for d in range(1, len(path.parts) + 1) if all(path.parts[-d:] != other[-d:] for other in others)
-        )
-        return "/".join((*path.parts[-depth:-1], _NAMES.get(path.name, path.name)))
-
-    return [name(path) for path in whole]
+    parts = [name.rpartition("/") for name in runs.short_names(paths)]
+    return ["".join((*before, _NAMES.get(last, last))) for *before, last in parts]
 
 
 def _percent(value: float | None) -> str:
@@ -501,11 +493,24 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
                     metrics.plain(bootstrap.mean(labelled).item())
                 )
     groups: dict[tuple, dict] = {}
-    results = [_result(folder, "estimate.json", records.ESTIMATE) for folder in folders]
+    results, ranked = [], []
+    for folder in folders:
+        if len(folder.config.run) == 1:
+            results.append(_result(folder, "estimate.json", records.ESTIMATE))
+        else:
+            ranking = _result(folder, "ranking.json", records.RANKING)
+            results += ranking["candidates"].values()
+            ranked.append(ranking)
     for result, name in zip(results, _names([r["model"]["run"] for r in results]), strict=True):
         classes = tuple(result["classes"])
-        group = groups.setdefault(classes, {"classes": classes, "networks": [], "pairs": []})
-        network = {"name": name, "about": result["protocol"], "level": result["level"], "rows": []}
+        group = groups.setdefault(classes, {"classes": classes, "networks": [], "pairs": [], "rankings": []})
+        network = {
+            "name": name,
+            "about": result["protocol"],
+            "level": result["level"],
+            "rows": [],
+            "judge": result["generator"]["model"].rstrip("/").rpartition("/")[2],
+        }
         for slug, domain in result["domains"].items():
             true = _truth(truths.get(_same(result, slug), []), f"{name}, {domain['name']}")
             row = {
@@ -524,6 +529,9 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
                 what = f"{name}, {row['name']}"
                 group["pairs"].append((true, row["predicted"]["value"], len(group["networks"]), what))
         group["networks"].append(network)
+    for ranking in ranked:
+        first = next(iter(ranking["candidates"].values()))
+        groups[tuple(first["classes"])]["rankings"].append(ranking)
     for group in groups.values():
         errors = [abs(guess - true) for true, guess, *_ in group["pairs"]]
         group["error"] = 100 * sum(errors) / len(errors) if errors else None

@@ -1,4 +1,5 @@
-"""Named experiments: every stage's frozen configuration, with the published number beside it."""
+"""Named experiments: every stage's frozen configuration, with the published number beside it. `runner` runs
+them."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ def ablation_rows(
     of equal steps are a comparison of their own too, of trainings that are longer by step 2.
     """
     step1, full = steps(source, target, second)
-    plain = replace(source, network=replace(source.network, inter_coder=False))
+    plain = replace(
+        source, network=replace(source.network, iccld=replace(source.network.iccld, inter_coder=False))
+    )
     oracle = replace(source, source=target, size=source.target_size or source.size, validation=None)
 
     def longer(config: TrainConfig) -> TrainConfig:

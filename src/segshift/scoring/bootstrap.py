@@ -49,10 +49,18 @@ a share of the predicted IoU of a class, and besides that in IoU, for it may als
 predicted to be lost. Without target images they can only be taken from elsewhere: from the embedded town,
 where about 90 % of the true scores of 24 networks lie inside the intervals with them
 (`benchmarks/estimate.py`, which also judges each domain by what the others give)."""
+GENERATOR_NETWORK = 0.08
+"""The part of it that is not the same for all networks, as a share of the predicted mIoU: with it the first
+of three networks is the best about as often as `best` says, on the same town (LOG.md)."""
 TRAINED_ON = 0.09
 """By how much the mIoU is overestimated, on the town, of networks that were trained on transferred frames of
 the domain: they know the generator. Told in a warning, and not taken off: how much it is depends on the
 generator."""
+
+SEEN_SHARE, SEEN_UNSURE = 0.5, 0.5
+"""How much of the generator's error that `label_free` sees is taken off, and its standard deviation in the
+interval. Not fitted to anything: a network may be as sure where it is wrong (0), and the scores may tell all
+of it (1)."""
 
 SCORES = ("source", "own", "raw", "corrected")
 """S, O, T and P, in the order of `scores`."""
@@ -107,8 +115,7 @@ def resampled(
     UNSURE^2). What they do not show is left to `widened`.
     """
     rng = np.random.default_rng(transforms.key_seed(seed, "bootstrap"))
-    frames = len(sets[0])
-    weights = rng.dirichlet(np.ones(frames), size=resamples)  # [R, F]
+    weights = rng.dirichlet(np.ones(len(sets[0])), size=resamples)  # [R, F], those of `weights`
     summed = []
     for matrices in sets:
         count = matrices.shape[1]
@@ -120,6 +127,24 @@ def resampled(
         summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
     return np.stack([scores(s, o, t, share) for s, o, t, share in zip(*summed, shares, strict=True)])
+
+
+def weights(frames: int, resamples: int, seed: int, what: str = "bootstrap") -> np.ndarray:
+    """Weights of F frames in R resamples, [R, F]: those of `resampled`, or of frames of another kind."""
+    rng = np.random.default_rng(transforms.key_seed(seed, what))
+    return rng.dirichlet(np.ones(frames), size=resamples)
+
+
+def best(predicted: np.ndarray, seed: int) -> np.ndarray:
+    """The probability that each network is the best, [K], from the mIoU of the same R resamples of frames
+    (`resampled` with one seed), [K, R]: the share of resamples in which it is.
+
+    In each resample every network is also off by an error of its own, N(0, (GENERATOR_NETWORK P)^2). What the
+    generator is off by for all networks alike does not change their order.
+    """
+    rng = np.random.default_rng(transforms.key_seed(seed, "best"))
+    drawn = predicted * (1 + GENERATOR_NETWORK * rng.standard_normal(predicted.shape))
+    return np.bincount(drawn.argmax(0), minlength=len(drawn)) / drawn.shape[1]
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@
     OUT/config.json                                 the configuration (`outputs`)
     OUT/model.json                                  what predicted: run, method, network, step, which
                                                     selection rules choose it, hash of its weights
-    OUT/predictions.jsonl                           a line a frame: id, file, confidence
+    OUT/predictions.jsonl                           a line a frame: id, file, and the scores that need no
+                                                    label (`label_free`), among them the confidence
     OUT/failures.jsonl                              frames that could not be read, if any: id, error
     OUT/uncertainty/<map>/<the same path>           confidence, entropy, of several draws spread, on request:
                                                     16-bit PNG, value / 65535
@@ -39,7 +40,7 @@ from segshift.data.pictures import Video
 from segshift.execution.device import pick
 from segshift.predictor import Predictor
 from segshift.runs import InputError
-from segshift.scoring import inference, predictions
+from segshift.scoring import inference, label_free, predictions
 
 
 def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = None) -> Path:
@@ -122,7 +123,7 @@ def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = N
                 line: records.Prediction = {
                     "id": frame.id,
                     "file": str(file.relative_to(out)),
-                    "confidence": round(maps["confidence"][i].mean().item(), 6),
+                    **label_free.of_frame(logits[i], maps["confidence"][i]),  # type: ignore[typeddict-item]
                 }
                 lines[frame.id] = line
                 log.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -388,8 +388,8 @@ class _Keeper:
             self._save_best(step, None, "target")
         elif last and self.accelerator.is_main_process:
             _log.warning(
-                "the training has lost %s on the target: found there before, now predicted less than a "
-                "quarter as often as in the source's labels. --checkpoint target predicts with the last step "
+                "the training has lost %s on the target: found there before, now predicted less than an "
+                "eighth as often as in the source's labels. --checkpoint target predicts with the last step "
                 "that had not; compare both with a network trained on the source alone",
                 ", ".join(seen.lost),
             )

@@ -68,7 +68,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     if config.gate or (config.control and config.walks):
         frames.require_labels(dataset)
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
-    lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto"))
+    lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto", offload="none"))
     output = outputs.open_output(out, "transfer", lasting, free=("batch_size",), begun=_begun)
     out = output.path
     journal = Journal(out, f"{index}-of-{count}", tuple(goal.slug for goal in goals))

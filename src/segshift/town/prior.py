@@ -41,7 +41,7 @@ from segshift.data.labels import CITYSCAPES
 from segshift.execution.device import pick
 from segshift.generators import schedule
 from segshift.generators.schedule import Points
-from segshift.networks.weights import load_tensors, read_tensors
+from segshift.networks.weights import load_tensors, read_pickled, read_tensors
 from segshift.outputs import begin
 from segshift.runs import InputError, atomic, progress, write_json
 from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
@@ -230,11 +230,7 @@ def _steps(
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
     state_path, start, total = out / f"{name}.state.pt", 0, 0.0
     if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        start = state["step"]
-        module.load_state_dict(state["module"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        start = _resume(state_path, module, average, optimizer)
     log = out / f"{name}.log"
     with progress(name, steps, done=start) as bar:
         for step in range(start, steps):
@@ -264,6 +260,24 @@ def _steps(
                 with atomic(state_path) as temporary:
                     torch.save(state, temporary)
     return average.module
+
+
+def _resume(path: Path, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load the state of `_steps`; returns the steps done. Raises: InputError for another file."""
+    try:
+        state = read_pickled(path)
+        for name, part in (("module", module), ("average", average), ("optimizer", optimizer)):
+            part.load_state_dict(state[name])
+        step = state["step"]
+        whole = isinstance(step, int) and step > 0
+    except (InputError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} holds no state of this training: restore the file, or delete it to train this part from "
+            "the start"
+        )
+    return step
 
 
 def _to_image(batch: np.ndarray, device: torch.device) -> Tensor:
@@ -307,6 +321,17 @@ def _encode(vae: AutoencoderKL, images: np.ndarray, what: str) -> Tensor:
     return torch.cat(latents)
 
 
+def _read_latents(path: Path, count: int) -> Tensor:
+    """The encoded scenes, [count, 8, H/4, W/4]. Raises: InputError for another file."""
+    try:
+        latents = read_pickled(path)
+    except InputError:
+        latents = None
+    if not isinstance(latents, Tensor) or latents.dim() != 4 or latents.shape[:2] != (count, 8):
+        raise InputError(f"{path} does not hold the latents of {count} scenes: delete it and start again")
+    return latents
+
+
 def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tokenizer) -> Prior:
     torch.manual_seed(config.seed + 1)
     prior = Prior(tokenizer).to(memory_format=torch.channels_last)
@@ -321,7 +346,7 @@ def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tok
             shown[i] = degrade(shown[i], np.random.default_rng([config.seed, 3, int(i)]))
         with atomic(cache) as temporary:
             torch.save(_encode(vae, shown, "encoding"), temporary)
-    latents = torch.load(cache, weights_only=True)
+    latents = _read_latents(cache, len(images))
     abar = DDIMScheduler(**SCHEDULE).alphas_cumprod
     palette = torch.from_numpy(CITYSCAPES.paint(np.arange(256, dtype=np.uint8))).float() / 255
     factor = config.height // latents.shape[2]

@@ -25,7 +25,7 @@ import json
 import os
 import platform
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +35,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segshift import records, runs
-from segshift.config import NetworkConfig, Select, TrainConfig
+from segshift import outputs, records, runs
+from segshift.config import Select, TrainConfig
 from segshift.data.labels import CITYSCAPES, CLASS_SETS, LabelSpace
 from segshift.methods import METHODS
 from segshift.methods.base import Method
@@ -115,13 +115,8 @@ def _start(config: TrainConfig, method: str, space: LabelSpace) -> Method:
             f"{run} was trained with --classes {trained.classes}, got {config.classes}: give the same"
         )
     ours, before = (replace(c.network, pretrained=False, weights=None) for c in (config, trained))
-    for field in fields(NetworkConfig):
-        here, there = getattr(ours, field.name), getattr(before, field.name)
-        if here != there:
-            raise InputError(
-                f"{run} was trained with {option(f'network.{field.name}')} {there}, got {here}: give the "
-                "same network"
-            )
+    for name, here, there in outputs.differences("network", *map(runs.to_plain, (ours, before))):
+        raise InputError(f"{run} was trained with {option(name)} {there}, got {here}: give the same network")
     assert trained.steps is not None
     if last_step(run) < trained.steps:
         raise InputError(

@@ -5,7 +5,7 @@
     p_k        the largest s_k so far
 
     found      p_k >= e_k / 4: the class was predicted about as often as the source shows it
-    lost       found, and s_k < e_k / 4 now
+    lost       found, and s_k < e_k / 8 now
     missing    never found: the target has none of it, or the network does not know it there
 
 Self-training that goes wrong loses its small classes first: their pixels become those of a larger class, and
@@ -28,7 +28,9 @@ from segshift.data.samples import Pictures
 from segshift.methods.base import Method
 from segshift.training.validation import predicted, summed
 
-QUARTER = 0.25
+FOUND, LOST = 1 / 4, 1 / 8
+"""Of e_k. With one bound for both, a class that is predicted more rarely because it is predicted better
+counted as lost (LOG.md)."""
 FRAMES = 32
 """Frames of the target that are watched, and of the source whose labels are counted, evenly spread."""
 TRAINED = 0.5
@@ -76,12 +78,12 @@ class Watch:
         shares = _shares(found)
         self.peaks = np.maximum(self.peaks, shares)
         there = [k for k in self.kept if self.expected[k] > 0]
-        least = QUARTER * self.expected
+        found, lost = FOUND * self.expected, LOST * self.expected
         names = self.space.names
         return Seen(
             {names[k]: round(float(shares[k]), 6) for k in self.kept},
-            [names[k] for k in there if shares[k] < least[k] <= self.peaks[k]],
-            [names[k] for k in there if self.peaks[k] < least[k]],
+            [names[k] for k in there if shares[k] < lost[k] and found[k] <= self.peaks[k]],
+            [names[k] for k in there if self.peaks[k] < found[k]],
         )
 
     def segments_source(self, method: Method) -> bool:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from segshift import estimation, execution, networks, outputs, records
+from segshift import execution, networks, outputs, records
 from segshift.config import (
     CHECKPOINTS,
     EstimateConfig,
@@ -42,7 +42,7 @@ from segshift.runs import (
     write_json,
 )
 from segshift.scoring.metrics import spread
-from segshift.stages import evaluate, predict, report, train, transfer
+from segshift.stages import estimate, evaluate, predict, report, train, transfer
 from segshift.town import writer
 from segshift.training import checkpoints
 
@@ -56,7 +56,7 @@ _STAGES: dict[str, tuple[type, Callable[..., Path]]] = {
     "train": (TrainConfig, train.train),
     "predict": (PredictConfig, predict.predict),
     "evaluate": (EvaluateConfig, evaluate.evaluate),
-    "estimate": (EstimateConfig, estimation.estimate),
+    "estimate": (EstimateConfig, estimate.estimate),
     "report": (ReportConfig, report.report),
 }
 
