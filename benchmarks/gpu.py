@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -36,7 +35,7 @@ import torch
 import train_speed
 import transfer_speed
 import tyro
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from settings import write_results
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,7 +44,6 @@ from segshift.config import NetworkConfig, PredictConfig, TownConfig, TrainConfi
 from segshift.execution.device import pick
 from segshift.generators.stable_diffusion_xl import StableDiffusionXL
 from segshift.methods.zodi import transfer as zodi
-from segshift.methods.zodi.adaptation import ZoDi
 from segshift.recipes.town import town_target
 from segshift.runs import read_json, read_lines, write_json
 from segshift.settings import Device
@@ -146,15 +144,8 @@ def sdxl(b: Benchmark, device: torch.device, dtype: str, images: int) -> Line:
     with torch.device(device):  # millions of random numbers are drawn where they are needed
         unet = UNet2DConditionModel(sample_size=128, **shape)
         controlnet = ControlNetModel.from_unet(unet)
-        vae = AutoencoderKL(
-            block_out_channels=(32,) * 4 if b.tiny else (128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            scaling_factor=0.13025,
-            force_upcast=False,
-        )
+        channels = (32,) * 4 if b.tiny else transfer_speed.VAE_CHANNELS
+        vae = transfer_speed.autoencoder(channels, scaling_factor=0.13025, force_upcast=False)
     for part in (unet, controlnet, vae):
         part.requires_grad_(False).eval().to(device, getattr(torch, dtype))
     scheduler = DDIMScheduler(**transfer_speed.SD15)
@@ -186,31 +177,20 @@ def flops(call: Callable[[], Any]) -> float:
 
 def zodi_training(b: Benchmark, device: torch.device, loop: str, precision: torch.dtype | None) -> Line:
     """Four pairs at the published crop."""
-    torch.manual_seed(0)
     crop, pairs = ((64, 64), 2) if b.tiny else ((384, 768), 4)
-    network = NetworkConfig(encoder="resnet18" if b.tiny else "resnet50", pretrained=False)
-    segmenter = networks.build(network, 19).to(device)
-    method = ZoDi(segmenter)
-    optimizer = torch.optim.SGD(segmenter.parameters(), 1e-3, 0.9, weight_decay=1e-4)
-    batch = {name: torch.rand(pairs, 3, *crop, device=device) for name in ("source", "transferred")}
-    batch["label"] = torch.randint(0, 19, (pairs, *crop), device=device).byte()
+    settings = train_speed.Settings(network(b), crop, pairs, device=device.type)
+    return Line(train_speed.steps(settings, precision)[loop], pairs, "pairs/s")
 
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, precision) if precision else nullcontext():
-            if loop == "published":
-                train_speed.published_step(segmenter, batch)
-            else:
-                sum(method.losses("segmenter", batch, 0).values()).backward()
-        optimizer.step()
 
-    return Line(step, pairs, "pairs/s")
+def network(b: Benchmark) -> NetworkConfig:
+    """What ZoDi's training and prediction are measured with."""
+    return NetworkConfig(encoder="resnet18" if b.tiny else "resnet50", pretrained=False)
 
 
 def iccld_trainings(b: Benchmark, device: torch.device) -> dict[str, dict[str, Any]]:
     """Source only and both steps of the published recipe, by the training itself, data loading included.
 
-    The rate is the median of a step, counted in images of the source; the peak is that of the process so far.
+    The rate is the median of a step, counted in images of the source.
     """
     home = memory.Benchmark(b.out / "iccld", device=b.device)
     encoder = "resnet18" if b.tiny else "resnet101"
@@ -239,14 +219,13 @@ def prediction(b: Benchmark, device: torch.device) -> Lines:
     data = town_target("clear").format(out=b.out / "iccld")
     run = b.out / "iccld" / "prediction"
     size = (64, 128) if b.tiny else (512, 1024)
-    network = NetworkConfig(encoder="resnet18" if b.tiny else "resnet50", pretrained=False)
 
     def whole() -> Line:
         config = TrainConfig(
             source=town_target("clear", "train").format(out=b.out / "iccld"),
             method="source_only",
             select="last",
-            network=network,
+            network=network(b),
             size=size,
             crop=(64, 64),
             steps=1,
@@ -268,7 +247,7 @@ def prediction(b: Benchmark, device: torch.device) -> Lines:
         return Line(call, FRAMES, "images/s")
 
     def alone() -> Line:
-        segmenter = networks.build(network, 19).to(device).eval()
+        segmenter = networks.build(network(b), 19).to(device).eval()
         images = torch.rand(4, 3, *size, device=device)
 
         @torch.no_grad()

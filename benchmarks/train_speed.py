@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 import torch
@@ -59,8 +62,10 @@ def published_step(segmenter: Segmenter, batch: dict[str, Tensor]) -> None:
     cross_entropy(logits, y).backward()
 
 
-def main(settings: Settings) -> None:
-    torch.set_num_threads(settings.threads)
+def steps(settings: Settings, precision: torch.dtype | None = None) -> dict[str, Callable[[], None]]:
+    """An optimizer step of each loop, on the same batch and network. precision: of autocast, None for
+    none.
+    """
     torch.manual_seed(0)
     device = torch.device(settings.device)
     segmenter = networks.build(settings.network, 19).to(device)
@@ -73,14 +78,26 @@ def main(settings: Settings) -> None:
         "joint": lambda: sum(method.losses("segmenter", batch, 0).values()).backward(),
         "published": lambda: published_step(segmenter, batch),
     }
+
+    def step(backward: Callable[[], None]) -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, precision) if precision else nullcontext():
+            backward()
+        optimizer.step()
+
+    return {name: partial(step, backward) for name, backward in loops.items()}
+
+
+def main(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads)
+    device = torch.device(settings.device)
+    loops = steps(settings)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(settings.rounds + 1):
-        for name, backward in loops.items():
+        for name, step in loops.items():
             began = clock()
-            optimizer.zero_grad()
-            backward()
-            optimizer.step()
+            step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(clock() - began)

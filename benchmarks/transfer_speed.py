@@ -35,6 +35,7 @@ from dataclasses import replace
 from itertools import pairwise
 from multiprocessing import get_context
 from time import perf_counter
+from typing import Any
 
 import diffusers
 import torch
@@ -60,19 +61,28 @@ SD15 = {
 LEVERS = ("compile", "fused", "interval", "bfloat16")
 
 
+VAE_CHANNELS = (128, 256, 512, 512)
+"""Of Stable Diffusion's autoencoder, and of its XL's."""
+
+
+def autoencoder(channels: Sequence[int] = VAE_CHANNELS, **settings: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=tuple(channels),
+        layers_per_block=2,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **settings,
+    )
+
+
 def build(args: argparse.Namespace, levers: Sequence[str] = ()) -> StableDiffusion:
     torch.manual_seed(0)
     diffusers.utils.logging.set_verbosity_error()
     if args.sd15:
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
         controlnet = ControlNetModel.from_unet(unet)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-        )
+        vae = autoencoder()
         scheduler = DDIMScheduler(**SD15)
     else:
         parts = prior.Prior(prior.build_tokenizer())

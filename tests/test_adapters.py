@@ -11,7 +11,7 @@ import trees
 from test_export import onnx_run, told
 from test_predict import trained
 
-from segshift.config import ExportConfig, ICCLDConfig, NetworkConfig, PredictConfig
+from segshift.config import ExportConfig, NetworkConfig, PredictConfig
 from segshift.methods.source_only.training import SourceOnly
 from segshift.networks import build
 from segshift.networks.adapters import merged
@@ -114,27 +114,13 @@ def test_an_interrupted_training_gives_the_same_bytes_and_moves_the_adapters_alo
 
 @pytest.mark.parametrize("encoder", ["test_vit", "test_convnext"])
 def test_both_steps_of_iccld_train_adapters_in_their_encoder(data, tmp_path, encoder):
-    config = training.config(
-        data,
-        method="self_training",
-        transferred=(),
-        target=f"cityscapes:{data}/night:train",
-        network=tiny(name="iccld", encoder=encoder, iccld=ICCLDNetworkConfig(latent_channels=4)),
-        iccld=ICCLDConfig(unet_channels=(8, 16)),
-        crop=(32, 32),
-        optimizer="adamw",
-        lr=1e-2,
-        steps=2,
-        select="last",
-    )
-    train(config, tmp_path / "first")
-    second = replace(config, method="adversarial_diffusion", from_run=str(tmp_path / "first"))
-    train(second, tmp_path / "second")
+    network = tiny(name="iccld", encoder=encoder, iccld=ICCLDNetworkConfig(latent_channels=4))
+    second = training.both_steps(data, network, tmp_path, lr=1e-2, steps=2)
     assert any("lora_B" in name for name in training.last(tmp_path / "second"))
-    out = predict(PredictConfig(str(tmp_path / "second"), config.source, device="cpu"), tmp_path / "out")
+    out = predict(PredictConfig(str(tmp_path / "second"), second.source, device="cpu"), tmp_path / "out")
     assert (out / "predictions.jsonl").is_file()
     with pytest.raises(InputError, match=r"was trained with --network.adapter lora, got none"):
-        train(replace(second, network=replace(config.network, adapter="none")), tmp_path / "other")
+        train(replace(second, network=replace(network, adapter="none")), tmp_path / "other")
 
 
 @pytest.mark.parametrize("adapter", KINDS)

@@ -38,7 +38,7 @@ from segshift.generators import loading
 from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free, metrics
-from segshift.stages.estimate import estimate
+from segshift.stages.estimate import _identity, estimate
 from segshift.town.writer import town as write_town
 from segshift.training import checkpoints
 
@@ -574,6 +574,12 @@ def test_target_images_that_say_nothing_are_refused(home: Path, tmp_path: Path, 
     sure = config(home, run="sure_box:build", network=None, target_images=str(others))
     with pytest.raises(InputError, match=r"is sure of every pixel, .* leave --target-images out"):
         estimate(sure, tmp_path / "sure")
+
+
+def test_a_transformer_that_walks_tells_its_model_from_another_of_the_same_name():
+    made = {"model": "flux", "weights": {"vae": "a", "transformer": "b"}}
+    assert _identity(made) == "b" != _identity({"model": "flux", "weights": {"transformer": "c"}})
+    assert _identity({"model": "weather:build", "weights": {}}) == "weather:build"
 
 
 def test_another_judge_does_not_know_what_a_network_was_trained_on(noisy_world, tmp_path: Path, caplog):

@@ -627,13 +627,7 @@ def test_flux_is_called_as_in_diffusers(tmp_path, name):
         scheduler=model.scheduler,
     )
     theirs.set_progress_bar_config(disable=True)
-    encode = model.vae.encode  # they draw the layout's latent from its distribution
-
-    class Mode:
-        def __init__(self, images):
-            self.latents = encode(images).latent_dist.mode()
-
-    theirs.vae.encode = Mode
+    theirs.vae.encode = tiny_diffusion.mode_of(model.vae)
     z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
     picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
     expected = theirs(
@@ -801,14 +795,9 @@ def test_qwen_image_is_called_as_in_diffusers(tmp_path):
     theirs.set_progress_bar_config(disable=True)
     z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
     picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
-    encode = model.vae.encode  # they draw the layout's latent from its distribution
-
-    class Mode:
-        def __init__(self, images):
-            self.latents = encode(images).latent_dist.mode()
 
     def expected(prompt: str, **more) -> torch.Tensor:
-        theirs.vae.encode = Mode
+        theirs.vae.encode = tiny_diffusion.mode_of(model.vae)
         made = theirs(
             prompt,
             latents=flow.pack(z),

@@ -32,6 +32,17 @@ from segshift.stages.train import train
 torch.set_num_threads(1)
 
 
+DECODER = {
+    "hidden_dim": 32,
+    "encoder_layers": 1,
+    "encoder_feedforward_dim": 32,
+    "dim_feedforward": 32,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
+    "num_queries": 6,
+}
+
+
 def swin() -> SwinConfig:
     return SwinConfig(
         embed_dim=8,
@@ -46,15 +57,9 @@ def mask2former(classes: int):
     config = Mask2FormerConfig(
         backbone_config=swin(),
         num_labels=classes,
-        hidden_dim=32,
         feature_size=32,
         mask_feature_size=32,
-        encoder_layers=1,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=6,
+        **DECODER,
     )
     return Mask2FormerForUniversalSegmentation(config)
 
@@ -63,16 +68,10 @@ def oneformer(classes: int):
     config = OneFormerConfig(
         backbone_config=swin(),
         num_labels=classes,
-        hidden_dim=32,
         conv_dim=32,
         mask_dim=32,
-        encoder_layers=1,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        decoder_layers=2,
+        **DECODER,
         query_dec_layers=1,
-        num_attention_heads=2,
-        num_queries=6,
         is_training=False,
         task_seq_len=8,
         text_encoder_width=32,

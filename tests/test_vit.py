@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_export import onnx_run, told
 from test_predict import trained
 
-from segshift.config import ExportConfig, ICCLDConfig, NetworkConfig, PredictConfig
+from segshift.config import ExportConfig, NetworkConfig, PredictConfig
 from segshift.data import frames
 from segshift.networks import build
 from segshift.networks.options import ICCLDNetworkConfig
@@ -156,23 +156,9 @@ def test_zodi_trains_it_and_an_interrupted_training_gives_the_same_bytes(data, t
 
 
 def test_both_steps_of_iccld_train_with_it_as_their_encoder(data, tmp_path):
-    config = training.config(
-        data,
-        method="self_training",
-        transferred=(),
-        target=f"cityscapes:{data}/night:train",
-        network=tiny(name="iccld", iccld=ICCLDNetworkConfig(latent_channels=4)),
-        iccld=ICCLDConfig(unet_channels=(8, 16)),
-        crop=(32, 32),
-        optimizer="adamw",
-        lr=1e-3,
-        steps=1,
-        select="last",
-    )
-    train(config, tmp_path / "first")
-    second = replace(config, method="adversarial_diffusion", from_run=str(tmp_path / "first"))
-    train(second, tmp_path / "second")
-    out = predict(PredictConfig(str(tmp_path / "second"), config.source, device="cpu"), tmp_path / "out")
+    network = tiny(name="iccld", iccld=ICCLDNetworkConfig(latent_channels=4))
+    second = training.both_steps(data, network, tmp_path, lr=1e-3, steps=1)
+    out = predict(PredictConfig(str(tmp_path / "second"), second.source, device="cpu"), tmp_path / "out")
     assert (out / "predictions.jsonl").is_file()
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from diffusers import (
@@ -293,6 +294,12 @@ def qwen_vae(channels: int = 4) -> AutoencoderKLQwenImage:
         latents_mean=[0.1 * i for i in range(channels)],
         latents_std=[1.0 + 0.1 * i for i in range(channels)],
     )
+
+
+def mode_of(vae):
+    """In place of `vae.encode`, which diffusers' pipelines draw the layout's latent from: its mode."""
+    encode = vae.encode
+    return lambda images: SimpleNamespace(latents=encode(images).latent_dist.mode())
 
 
 def qwen_image(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from segshift import runs
-from segshift.config import NetworkConfig, TrainConfig
+from segshift.config import ICCLDConfig, NetworkConfig, TrainConfig
 from segshift.methods.base import Method
 from segshift.methods.zodi.adaptation import ZoDi
 from segshift.stages.train import train
@@ -55,6 +55,27 @@ def config(data: Path, **changes) -> TrainConfig:
         device="cpu",
     )
     return replace(plain, **changes)
+
+
+def both_steps(data: Path, network: NetworkConfig, out: Path, *, lr: float, steps: int) -> TrainConfig:
+    """Train ICCLD's steps in `out`/first and `out`/second; returns what the second was trained with."""
+    first = config(
+        data,
+        method="self_training",
+        transferred=(),
+        target=f"cityscapes:{data}/night:train",
+        network=network,
+        iccld=ICCLDConfig(unet_channels=(8, 16)),
+        crop=(32, 32),
+        optimizer="adamw",
+        lr=lr,
+        steps=steps,
+        select="last",
+    )
+    second = replace(first, method="adversarial_diffusion", from_run=str(out / "first"))
+    train(first, out / "first")
+    train(second, out / "second")
+    return second
 
 
 def dropping(**changes):

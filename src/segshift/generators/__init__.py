@@ -1,8 +1,8 @@
 """Generators and families of diffusion models: one file each, and their tables.
 
 To add a generator: a file with `load(config: TransferConfig) -> Generator`, and its line in GENERATORS. To
-add a family of diffusion models: a file with a `CARD`, `load(config: TransferConfig) -> DiffusionFamily` and
-`parameters(config: DiffusionConfig) -> dict[str, int]`, and its line in FAMILIES.
+add a family of diffusion models: a file with a `CARD`, `load_model(config: DiffusionConfig, *, control: bool)
+-> DiffusionFamily` and `parameters(config: DiffusionConfig) -> dict[str, int]`, and its line in FAMILIES.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def load(config: TransferConfig) -> Generator | DiffusionFamily:
     if kind not in GENERATORS or (kind == "custom" and not config.custom_generator):
         kinds = ", ".join(kind for kind in GENERATORS if kind != "custom")
         raise InputError(f"--generator is '{config.generator}': expected {kinds} or <module>:<factory>")
-    module = family(config.diffusion) if kind == "diffusion" else import_module(GENERATORS[kind])
-    return module.load(config)
+    if kind == "diffusion":
+        return family(config.diffusion).load_model(config.diffusion, control=config.control)
+    return import_module(GENERATORS[kind]).load(config)
 
 
 def family(config: DiffusionConfig) -> Any:

@@ -15,6 +15,7 @@ the family's usual m, which is that of its first model for a picture of 2:1 with
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +23,11 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from segshift.generators.base import Record
+from segshift.generators.base import Defaults, Record
 from segshift.generators.parts import PartsOfAFolder
-from segshift.generators.schedule import Point, Prediction
+from segshift.generators.schedule import Point
 from segshift.runs import InputError
 
 
@@ -44,6 +46,7 @@ def unpack(packed: Tensor, size: tuple[int, int]) -> Tensor:
     return z.reshape(rows, channels // 4, height, width)
 
 
+@dataclass(eq=False, kw_only=True)
 class Flow(PartsOfAFolder):
     """A transformer that predicts n - x0. `scheduler`: only its settings are used."""
 
@@ -52,10 +55,21 @@ class Flow(PartsOfAFolder):
     usual_shift: ClassVar[float]
     """m at which strengths are counted."""
 
-    prediction: Prediction = "flow"
-    scheduler: FlowMatchEulerDiscreteScheduler
+    prediction = "flow"
+
+    name: str
+    vae: Any
     transformer: Any
     controlnet: Any
+    scheduler: FlowMatchEulerDiscreteScheduler
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: PreTrainedModel
+    defaults: Defaults
+    hashes: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.most_steps = self.scheduler.config.num_train_timesteps
+        self.embed_layout = None
 
     def grid(self, steps: int, size: tuple[int, int]) -> list[Point]:
         """u = 1, ..., 1 / N in N equal steps, then 0. With `shift_terminal` b is stretched to end there."""

@@ -21,7 +21,7 @@ take canny or soft edges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,14 +29,12 @@ from typing import Any, ClassVar
 import torch
 from diffusers import (
     AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
     FluxTransformer2DModel,
 )
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from segshift.config import TransferConfig
 from segshift.generators.base import SENTENCE, Card, Defaults, Record
 from segshift.generators.flow import Flow, pack, unpack
 from segshift.generators.schedule import Point
@@ -62,7 +60,7 @@ UNION_MODE = 0
 """What a ControlNet of several kinds calls canny edges."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Flux(Flow):
     """The parts. Records: text {"text": [B,L,M], "pooled": [B,P], "guidance": [B]}, layout {"layout":
     [B,N,4C]}, of an XLabs ControlNet its embedding [B,C0,h,w]."""
@@ -78,22 +76,12 @@ class Flux(Flow):
     kind_of_controlnet: ClassVar[Any] = FluxControlNetModel
     usual_shift: ClassVar[float] = exp(0.5 + (1.15 - 0.5) / (4096 - 256) * (48 * 96 - 256))
 
-    name: str
-    vae: AutoencoderKL
-    transformer: FluxTransformer2DModel
-    controlnet: FluxControlNetModel | None
-    scheduler: FlowMatchEulerDiscreteScheduler
-    tokenizer: PreTrainedTokenizerBase
-    text_encoder: PreTrainedModel
     tokenizer_2: PreTrainedTokenizerBase
     text_encoder_2: PreTrainedModel
-    defaults: Defaults = CARD.usual
-    hashes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.most_steps = self.scheduler.config.num_train_timesteps
+        super().__post_init__()
         self.reads_negative = not self.transformer.config.guidance_embeds
-        self.embed_layout = None
         if self.controlnet is not None and self.controlnet.input_hint_block is not None:
             self.embed_layout = self.controlnet.input_hint_block  # once per image, not at every step
             self.controlnet.input_hint_block = nn.Identity()
@@ -213,8 +201,3 @@ def _ids(size: tuple[int, int]) -> Tensor:
 
 
 load_model, parameters = Flux.load, Flux.parameters
-
-
-def load(config: TransferConfig) -> Flux:
-    """The model of `config.diffusion`, as `segshift.generators.stable_diffusion.load`. Raises: InputError."""
-    return load_model(config.diffusion, control=config.control)

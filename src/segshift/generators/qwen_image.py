@@ -17,7 +17,6 @@ ControlNet sees the layout as the VAE's latents of a picture; published ones tak
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,14 +24,12 @@ from typing import Any, ClassVar
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
     QwenImageControlNetModel,
     QwenImageTransformer2DModel,
 )
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from segshift.config import TransferConfig
 from segshift.generators.base import SENTENCE, Card, Defaults, Record
 from segshift.generators.flow import Flow, pack, unpack
 from segshift.generators.schedule import Point
@@ -64,7 +61,6 @@ TOKENS = 256
 """L: rows of text that the transformer is given; prompts of one batch have as many."""
 
 
-@dataclass(eq=False)
 class QwenImage(Flow):
     """The parts. Records: text {"text": [B,L,M], "mask": [B,L]}, layout {"layout": [B,N,4C]}."""
 
@@ -76,20 +72,6 @@ class QwenImage(Flow):
     }
     kind_of_controlnet: ClassVar[Any] = QwenImageControlNetModel
     usual_shift: ClassVar[float] = exp(0.5 + (0.9 - 0.5) / (8192 - 256) * (48 * 96 - 256))
-
-    name: str
-    vae: AutoencoderKLQwenImage
-    transformer: QwenImageTransformer2DModel
-    controlnet: QwenImageControlNetModel | None
-    scheduler: FlowMatchEulerDiscreteScheduler
-    tokenizer: PreTrainedTokenizerBase
-    text_encoder: PreTrainedModel
-    defaults: Defaults = CARD.usual
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.most_steps = self.scheduler.config.num_train_timesteps
-        self.embed_layout: nn.Module | None = None
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -174,8 +156,3 @@ class QwenImage(Flow):
 
 
 load_model, parameters = QwenImage.load, QwenImage.parameters
-
-
-def load(config: TransferConfig) -> QwenImage:
-    """The model of `config.diffusion`, as `segshift.generators.stable_diffusion.load`. Raises: InputError."""
-    return load_model(config.diffusion, control=config.control)

@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from segshift.config import TransferConfig
 from segshift.generators.base import Card, Defaults, Record
 from segshift.generators.parts import PartsOfAFolder
 from segshift.generators.schedule import Point, Prediction
@@ -170,11 +169,3 @@ class StableDiffusion(PartsOfAFolder):
 
 
 load_model, parameters = StableDiffusion.load, StableDiffusion.parameters
-
-
-def load(config: TransferConfig) -> StableDiffusion:
-    """The model of `config.diffusion`, without the ControlNet where the configuration does without.
-
-    Raises: InputError, as `StableDiffusion.load`.
-    """
-    return load_model(config.diffusion, control=config.control)

@@ -37,7 +37,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from segshift.config import TransferConfig
 from segshift.generators import loading
 from segshift.generators.base import Card, Defaults, Record
 from segshift.generators.stable_diffusion import StableDiffusion
@@ -177,8 +176,3 @@ def _width(pooled: int | None) -> str:
 
 
 load_model, parameters = StableDiffusionXL.load, StableDiffusionXL.parameters
-
-
-def load(config: TransferConfig) -> StableDiffusionXL:
-    """The model of `config.diffusion`, as `segshift.generators.stable_diffusion.load`. Raises: InputError."""
-    return load_model(config.diffusion, control=config.control)

@@ -28,7 +28,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from segshift.config import NetworkConfig
 from segshift.data.labels import IGNORE
 from segshift.networks.segmenter import STRIDE, Segmenter
-from segshift.networks.vit import backbone, encoder_tensors
+from segshift.networks.vit import backbone, encoder_tensors, quarters
 from segshift.networks.weights import making_timm
 from segshift.runs import InputError
 
@@ -65,8 +65,7 @@ class Encoder(nn.Module):
                 "stride for all blocks, which divides 32, as in a plain vision transformer: choose another "
                 "one of timm's"
             )
-        quarters = [(i + 1) * len(stages) // 4 - 1 for i in range(4)]
-        self.indices = quarters if self.plain else list(range(len(stages) - 4, len(stages)))
+        self.indices = quarters(len(stages)) if self.plain else list(range(len(stages) - 4, len(stages)))
         self.channels = [stages[i]["num_chs"] for i in self.indices]
 
     def forward(self, x: Tensor) -> list[Tensor]:

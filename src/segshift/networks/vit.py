@@ -68,6 +68,11 @@ def encoder_tensors(encoder: nn.Module, tensors: Tensors) -> Tensors | None:
     return own_names(encoder, {f"model.{key}": value for key, value in converted.items()}) or found
 
 
+def quarters(blocks: int) -> list[int]:
+    """Indices of the last block of each quarter."""
+    return [(i + 1) * blocks // 4 - 1 for i in range(4)]
+
+
 class Encoder(nn.Module):
     """x [B, 3, H, W] to four maps [B, D, H/p, W/p]."""
 
@@ -84,7 +89,7 @@ class Encoder(nn.Module):
                 "choose another one of timm's, or another --network.name"
             )
         self.stride, self.channels = strides.pop(), stages[0]["num_chs"]
-        self.indices = [(i + 1) * len(stages) // 4 - 1 for i in range(4)]
+        self.indices = quarters(len(stages))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.model.forward_intermediates(
@@ -154,8 +159,7 @@ def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
         config.feature_layer or "encoder",
         encoder_tensors=encoder_tensors,
     )
-    segmenter.mean = torch.tensor(encoder.model.pretrained_cfg["mean"]).view(
-        3, 1, 1
-    )  # not all are ImageNet's
+    # not all are ImageNet's
+    segmenter.mean = torch.tensor(encoder.model.pretrained_cfg["mean"]).view(3, 1, 1)
     segmenter.std = torch.tensor(encoder.model.pretrained_cfg["std"]).view(3, 1, 1)
     return segmenter

@@ -38,7 +38,7 @@ from segshift.page import charts as drawing
 from segshift.page import gallery
 from segshift.page.gallery import Gallery, Pictures, Predicted
 from segshift.runs import InputError
-from segshift.scoring import bootstrap, metrics, predictions
+from segshift.scoring import bootstrap, estimate, metrics, predictions
 from segshift.scoring.metrics import spread
 
 _log = logging.getLogger(__name__)
@@ -509,7 +509,7 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
             "about": result["protocol"],
             "level": result["level"],
             "rows": [],
-            "judge": result["generator"]["model"].rstrip("/").rpartition("/")[2],
+            "judge": estimate.judge(result),
         }
         for slug, domain in result["domains"].items():
             true = _truth(truths.get(_same(result, slug), []), f"{name}, {domain['name']}")

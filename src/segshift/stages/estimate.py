@@ -573,7 +573,8 @@ def _trained_on(run: Path, judge: records.Judge) -> set[str]:
 def _identity(made: records.Line | records.Judge) -> str | None:
     """What tells a generator from others: the weights of a diffusion model's network, and the name of what
     has no weights of its own."""
-    return made.get("weights", {}).get("unet") or made.get("model")
+    weights = made.get("weights", {})
+    return weights.get("unet") or weights.get("transformer") or made.get("model")
 
 
 def _warn_of_training_frames(run: Path, data: Dataset, who: str) -> None:
@@ -625,7 +626,7 @@ def _print(result: dict[str, Any], who: str) -> None:
             )
     Console().print(detail)
     view = Table(
-        title=f"predicted mIoU %, with {result['level']:.0%} intervals; judged by {_called(result)}",
+        title=f"predicted mIoU %, with {result['level']:.0%} intervals; judged by {statistics.judge(result)}",
         caption=result["protocol"],
     )
     for heading in (
@@ -657,11 +658,6 @@ def _print(result: dict[str, Any], who: str) -> None:
             )
 
 
-def _called(result: dict[str, Any]) -> str:
-    """The generator's name, of a folder its own."""
-    return result["generator"]["model"].rstrip("/").rpartition("/")[2]
-
-
 def _print_ranking(ranked: dict[str, Any]) -> None:
     """The networks of every domain, best first."""
     first = next(iter(ranked["candidates"].values()))
@@ -671,7 +667,7 @@ def _print_ranking(ranked: dict[str, Any]) -> None:
             "predicted",
             "is the best",
             title=f"{domain['name']}: predicted mIoU %, with {ranked['level']:.0%} intervals; judged by "
-            f"{_called(first)}",
+            f"{statistics.judge(first)}",
             caption=ranked["protocol"],
         )
         for line in domain["ranking"]:
@@ -696,7 +692,7 @@ def _print_warnings(result: dict[str, Any], who: str) -> None:
                 "%s: %s leaves the frames as they are (%.2f grey levels off on average): what was measured "
                 "is the score on the source",
                 domain["name"],
-                _called(result),
+                statistics.judge(result),
                 domain["changed"],
             )
         elif np.mean([draw["changed"] for draw in domain["own_draws"]]) < UNCHANGED:
@@ -704,7 +700,7 @@ def _print_warnings(result: dict[str, Any], who: str) -> None:
                 "%s: %s leaves the frames of the own domain as they are, so what it spoils by itself is not "
                 "known, and the interval is too narrow",
                 domain["name"],
-                _called(result),
+                statistics.judge(result),
             )
         source, loss = domain["source"]["miou"]["value"], domain["transfer_cost"]["value"]
         if source and loss > source / 2:
