@@ -45,6 +45,7 @@ class LabelSpace:
 
     @property
     def classes(self) -> int:
+        """How many there are."""
         return len(self.names)
 
     @cached_property

@@ -131,8 +131,8 @@ def describe(what: str | DiffusionConfig) -> str:
     )
 
 
-def _lines(title: str, told: dict[str, str]) -> str:
-    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in told.items())])
+def _lines(title: str, fields: dict[str, str]) -> str:
+    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in fields.items())])
 
 
 def _memory(count: int) -> str:

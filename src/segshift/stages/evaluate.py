@@ -231,10 +231,10 @@ def _trust(histograms: dict[str, np.ndarray]) -> dict:
     curves = {
         name: calibration.risk_coverage(h, confidence=name == "confidence") for name, h in histograms.items()
     }
-    told: dict[str, Any] = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
+    record: dict[str, Any] = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
     if "confidence" in histograms:
-        told["calibration"] = calibration.reliability(histograms["confidence"])
-    return told
+        record["calibration"] = calibration.reliability(histograms["confidence"])
+    return record
 
 
 def _scores(matrix: np.ndarray, names: list[str]) -> dict:

@@ -8,16 +8,14 @@ stopped; on one CPU the result is bitwise that of a run which was not.
 from __future__ import annotations
 
 import errno
-import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -26,8 +24,8 @@ from rich.console import Console
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import execution, outputs, records, runs
-from segshift.config import Select, TrainConfig
+from segshift import execution, outputs, runs
+from segshift.config import TrainConfig
 from segshift.data import frames
 from segshift.data import samples as batches
 from segshift.execution.device import pick
@@ -39,6 +37,7 @@ from segshift.settings import option
 from segshift.training import checkpoints, loop, sizes, tracking, validation
 from segshift.training import data as training_data
 from segshift.training.data import TrainingData
+from segshift.training.keeper import Keeper
 from segshift.training.validation import Validation
 from segshift.training.watch import Watch
 
@@ -57,15 +56,15 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     finite.
     """
     source = frames.load(config.source)
-    config, told = sizes.chosen(config, source)
+    config, choice = sizes.chosen(config, source)
     _check(config)
     output = outputs.open_output(
         out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0
     )
     accelerator = _accelerator(config)
     data = training_data.read(config, source)
-    if told is not None and accelerator.is_main_process:
-        Console(soft_wrap=True, highlight=False).print(told, markup=False)
+    if choice is not None and accelerator.is_main_process:
+        Console(soft_wrap=True, highlight=False).print(choice, markup=False)
     with _alone(output.path) if accelerator.is_main_process else nullcontext():
         return _train(config, output, accelerator, data)
 
@@ -110,7 +109,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         targets = (data.target.frames, data.pictures(data.target, config.target_size))
         watched = (source, targets[1])
         watch = Watch(data.source, data.target, watched, data.kept, accelerator, state.get("peaks"))
-    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, watch, data)
+    keeper = Keeper(config, out, method, optimizers, accelerator, validated, watch, data)
     samples = batches.Samples(
         data.pairs,
         source,
@@ -148,7 +147,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         if first
         else nullcontext()
     )
-    with show as bar, keeper.log(start), _explained(out):
+    with show as bar, keeper.log(start), _translate_errors(out):
         if before != config.steps:
             keeper.write({"step": start, "steps": config.steps, "steps_before": before})
         if not start:
@@ -287,142 +286,6 @@ def _one_thread(_worker: int) -> None:
     cv2.setNumThreads(0)  # its threads do not survive the fork, and the workers are the parallelism
 
 
-class _Keeper:
-    """What happens between steps: the log, validation, and checkpoints."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        out: Path,
-        method: Method,
-        optimizers: dict[str, Optimizer],
-        accelerator: Accelerator,
-        validated: Validation,
-        watch: Watch | None,
-        data: TrainingData,
-    ):
-        """watch: of the target, where there is one. data: what is trained on."""
-        self.space, self.digest = data.source.space, data.digest()
-        self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
-        self.accelerator, self.validation, self.watch = accelerator, validated, watch
-        self.tracker: tracking.Tracker | None = None
-
-    @contextmanager
-    def log(self, start: int) -> Iterator[None]:
-        """metrics.jsonl, without what was logged after the checkpoint that is continued from, and the
-        tracker."""
-        self.write: Callable[[dict[str, Any]], None] = lambda line: None
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        path = self.out / "metrics.jsonl"
-        logged = runs.read_lines(path, records.LOGGED)
-        runs.write_lines(path, [line for line in logged if line["step"] <= start])
-        following = tracking.following(self.config, self.out, start)
-        # by line: a report can follow, a kill loses no more than one
-        with following as self.tracker, path.open("a", buffering=1) as file:
-
-            def write(line: dict[str, Any]) -> None:
-                print(json.dumps(line), file=file)
-                if self.tracker is not None:
-                    self.tracker.log(line)
-
-            self.write = write
-            yield
-
-    def after(self, step: int, line: dict[str, Any]) -> None:
-        """Log a step; validate and save where it is time."""
-        self.write(line)
-        last = step == self.config.steps
-        judging = bool(self.validation.sets or self.watch) and (
-            last or step % self.config.validate_every == 0
-        )
-        saving = last or step % self.config.checkpoint_every == 0
-        if judging or saving:
-            self._require_finite(step)
-        if judging and self.validation.sets:
-            self._validate(step)
-        if judging and self.watch is not None:
-            self._look(step, self.watch, last)
-        if judging and self.tracker is not None:
-            self._show(step, self.tracker)
-        if saving and self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "optimizers": {
-                    player: optimizer.state_dict() for player, optimizer in self.optimizers.items()
-                },
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "best": self.validation.best,
-                "peaks": None if self.watch is None else self.watch.peaks.tolist(),
-                "frames": self.digest,
-            }
-            if self.config.select == "last":
-                checkpoints.save_best(self.out, step, self.method, None)
-            checkpoints.save(self.out, step, self.method, state)
-
-    def _require_finite(self, step: int) -> None:
-        """Raises: InputError where the weights are not: the checkpoint before stays."""
-        for name, tensor in self.method.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise InputError(
-                    f"'{name}' is not finite after step {step}, though the losses were: take a lower --lr or "
-                    "--precision bf16 in a new folder; the last checkpoint is kept"
-                )
-
-    def _validate(self, step: int) -> None:
-        found, scores = self.validation.scores(self.method)
-        self.write({"step": step, "score": scores.get(self.config.select), "validation": found})
-        for rule, score in self.validation.improved(scores):
-            self._save_best(step, score, rule)
-
-    def begin(self) -> None:
-        """Before the first step: a network that is trained already counts as step 0 of the target's watch."""
-        if self.watch is not None and self.watch.segments_source(self.method):
-            self._look(0, self.watch, last=False)
-
-    def _look(self, step: int, watch: Watch, last: bool) -> None:
-        seen = watch.look(self.method)
-        self.write({"step": step, "target": seen.record()})
-        if not seen.lost:
-            self._save_best(step, None, "target")
-        elif last and self.accelerator.is_main_process:
-            _log.warning(
-                "the training has lost %s on the target: found there before, now predicted less than an "
-                "eighth as often as in the source's labels. --checkpoint target predicts with the last step "
-                "that had not; compare both with a network trained on the source alone",
-                ", ".join(seen.lost),
-            )
-
-    def _show(self, step: int, tracker: tracking.Tracker) -> None:
-        """Image, label and prediction side by side, of the first validation set; of the target, without
-        labels, where there is none."""
-        labelled = bool(self.validation.sets)
-        if labelled:
-            name, dataset = next(iter(self.validation.sets.items()))
-            frames, pictures = list(dataset.frames), self.validation.pictures[name]
-        else:
-            assert self.watch is not None
-            name, frames, pictures = "target", self.watch.target, self.watch.of_target
-        self.method.eval()
-        found = validation.predicted(self.method, frames[: tracking.PICTURES], pictures, self.accelerator)
-        shown = [
-            [
-                pictures.image(frame).permute(1, 2, 0).numpy(),
-                *([self.space.paint(pictures.label(frame).numpy())] if labelled else []),
-                self.space.paint(prediction),
-            ]
-            for frame, prediction in found
-        ]
-        self.method.train()
-        tracker.show(name, step, [np.concatenate(parts, 1) for parts in shown])
-
-    def _save_best(self, step: int, score: float | None, rule: Select) -> None:
-        if self.accelerator.is_main_process:
-            name = "best" if rule == self.config.select else rule
-            checkpoints.save_best(self.out, step, self.method, score, name)
-
-
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises:
@@ -452,7 +315,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def _translate_errors(out: Path) -> Iterator[None]:
     """What can go wrong in a long run through no fault of ours, as one sentence."""
     try:
         yield

@@ -1,6 +1,6 @@
 """What a training run keeps, and how it comes back.
 
-    RUN/config.json                    the configuration (runs.begin)
+    RUN/config.json                    the configuration (`outputs`)
     RUN/labels.json                    the source's label space
     RUN/environment.json               versions of Python and the libraries
     RUN/metrics.jsonl                  a line a step: step, lr, every loss term, seconds; and a line a
@@ -179,13 +179,13 @@ def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str,
     path = _best(run, rule, runs.read_config(run / "config.json", TrainConfig).select)
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata()["segshift"]
+            metadata = file.metadata()["segshift"]
     except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} does not say the step it was chosen at, as the best checkpoints of a run do: restore "
             "that file, or predict with --checkpoint last"
         ) from error
-    return runs.parsed(told.encode(), records.Chosen, f"the metadata of {path}")
+    return runs.parsed(metadata.encode(), records.Chosen, f"the metadata of {path}")
 
 
 def chosen_steps(run: Path) -> dict[Select, int]:
@@ -254,8 +254,8 @@ def save_best(run: Path, step: int, method: Method, score: float | None, rule: s
     """Write the best checkpoint of a rule (`best`: the run's own). Raises: InputError when the disk is
     full."""
     # One entry: safetensors writes several in an order that changes from call to call.
-    told = {"segshift": json.dumps({"step": step, "score": score})}
-    _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=told))
+    metadata = {"segshift": json.dumps({"step": step, "score": score})}
+    _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=metadata))
 
 
 def load(run: Path, step: int, method: Method) -> dict[str, Any]:
