@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import cv2
@@ -157,7 +158,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         def done(step: int, line: dict[str, Any]) -> None:
             keeper.after(step, line)
             if bar is not None:
-                total = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
+                total = sum(value for name, value in line.items() if name not in records.NO_LOSS)
                 bar.describe(f"train {config.method} on {accelerator.device.type}, loss {total:.3f}")
                 bar.advance()
 
@@ -346,6 +347,8 @@ class _Keeper:
             self._look(step, self.watch, last)
         if judging and self.tracker is not None:
             self._show(step, self.tracker)
+        if last and self.accelerator.is_main_process:
+            self._advise()
         if saving and self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -393,6 +396,19 @@ class _Keeper:
                 "that had not; compare both with a network trained on the source alone",
                 ", ".join(seen.lost),
             )
+
+    def _advise(self) -> None:
+        """Warn of what the method observed in all steps."""
+        seen = [
+            line["observed"]
+            for line in runs.read_lines(self.out / "metrics.jsonl", records.LOGGED)
+            if "observed" in line
+        ]
+        if not seen:
+            return
+        advice = self.method.advice({name: mean(line[name] for line in seen) for name in seen[0]})
+        if advice is not None:
+            _log.warning(advice)
 
     def _show(self, step: int, tracker: tracking.Tracker) -> None:
         """Image, label and prediction side by side, of the first validation set; of the target, without
