@@ -418,6 +418,7 @@ class Logged(TypedDict):
     score: NotRequired[Share | None]
     validation: NotRequired[dict[str, Validated]]
     target: NotRequired[Watched]
+    observed: NotRequired[dict[str, Finite]]
     steps: NotRequired[int]
     steps_before: NotRequired[int]
 

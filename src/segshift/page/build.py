@@ -268,6 +268,7 @@ def _curves(folders: list[Folder]) -> dict:
                 if score["miou"] is not None
             }
             values |= {f"mIoU on {name}, %{over}": 100 * miou for name, miou in judged.items()}
+            values |= line.get("observed", {})
             values |= {"learning rate": line["lr"]} if "lr" in line else {}
             for name, value in values.items():
                 found.setdefault(name, {}).setdefault(index, []).append((line["step"], value))

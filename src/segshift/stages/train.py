@@ -156,7 +156,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         def done(step: int, line: dict[str, Any]) -> None:
             keeper.after(step, line)
             if bar is not None:
-                total = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
+                total = sum(value for name, value in line.items() if name not in records.NO_LOSS)
                 bar.describe(f"train {config.method} on {accelerator.device.type}, loss {total:.3f}")
                 bar.advance()
 

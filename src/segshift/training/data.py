@@ -18,6 +18,9 @@ from segshift.training import checkpoints, validation
 
 _log = logging.getLogger(__name__)
 
+FEW = 10
+"""Images of a target below which a training is warned of."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -71,6 +74,12 @@ def read(config: TrainConfig, source: Dataset) -> TrainingData:
         if dataset is not target:
             frames.require_labels(dataset)
             frames.require_sizes(dataset)
+    if target is not None and len(target.frames) < FEW:
+        _log.warning(
+            "%s has %d image(s): the training learns these and not their domain; give it tens of images",
+            target.name,
+            len(target.frames),
+        )
     known = frames.images_of((source, *more))
     for name, dataset in sets.items():
         if seen := len(frames.images_of((dataset,)) & known):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,8 @@ class Keeper:
             self._watch(step, self.watch, last)
         if judging and self.tracker is not None:
             self._show(step, self.tracker)
+        if last and self.accelerator.is_main_process:
+            self._advise()
         if saving and self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -131,6 +134,19 @@ class Keeper:
                 "that had not; compare both with a network trained on the source alone",
                 ", ".join(seen.lost),
             )
+
+    def _advise(self) -> None:
+        """Warn of what the method observed in all steps."""
+        seen = [
+            line["observed"]
+            for line in runs.read_lines(self.out / "metrics.jsonl", records.LOGGED)
+            if "observed" in line
+        ]
+        if not seen:
+            return
+        advice = self.method.advice({name: mean(line[name] for line in seen) for name in seen[0]})
+        if advice is not None:
+            _log.warning(advice)
 
     def _show(self, step: int, tracker: tracking.Tracker) -> None:
         """Image, label and prediction side by side, of the first validation set; of the target, without
