@@ -24,7 +24,7 @@ from rich.console import Console
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from segshift import execution, outputs, runs
+from segshift import execution, outputs, records, runs
 from segshift.config import TrainConfig
 from segshift.data import frames
 from segshift.data import samples as batches
