@@ -91,7 +91,7 @@ def test_many_failed_frames_are_counted_and_all_in_the_file(tmp_path: Path, caps
     shown = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("failed 0") or line.startswith("failed 1") for line in shown) == 19
     assert f"failed and 4 more: all are in {tmp_path}/out/failures.jsonl" in shown
-    assert main(check) == 1 and "4 more: list all by --out" in capsys.readouterr().err
+    assert main(check) == 1 and "4 more: --out FOLDER lists all" in capsys.readouterr().err
 
 
 def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: Path):

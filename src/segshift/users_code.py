@@ -39,7 +39,7 @@ def imported(what: str, name: str) -> tuple[Callable[..., Any], str, Path | None
     if module.endswith(".py") or not all(part.isidentifier() for part in [*module.split("."), factory]):
         raise InputError(
             f"{what} '{name}' is no <module>:<factory>: write it with dots for folders and without .py, as "
-            f"in my{what}:build, seen from the current folder"
+            f"in my{what}:build for my{what}.py in the current folder"
         )
     place, short = os.path.abspath(folder), f"{module}:{factory}"
     if place not in sys.path:

@@ -49,8 +49,8 @@ def require_frames(name: str, count: int) -> None:
     """Raises: InputError where `name` has fewer frames than an interval needs."""
     if count < bootstrap.FEWEST_FRAMES:
         raise InputError(
-            f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, of "
-            "fewer the bootstrap's interval means nothing: name a larger labelled split"
+            f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, for "
+            "an interval over fewer means nothing: name a larger labelled split"
         )
 
 

@@ -263,7 +263,7 @@ def _target_images(config: EstimateConfig, data: Dataset) -> Dataset | None:
     if len(found.frames) < label_free.FEWEST:
         raise InputError(
             f"{config.target_images} has {len(found.frames)} target images, expected {label_free.FEWEST} or "
-            "more, of fewer the label-free scores mean nothing: add some, or leave --target-images out"
+            "more, for scores of fewer mean nothing: add some, or leave --target-images out"
         )
     with ThreadPoolExecutor(runs.cpus()) as pool:
         labelled = set(pool.map(_pixels, (frame.image for frame in data.frames)))

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from segshift import outputs, records, runs
 from segshift.config import Select, TrainConfig
-from segshift.data.labels import CITYSCAPES, CLASS_SETS, LabelSpace
+from segshift.data.labels import LabelSpace, class_set
 from segshift.methods import METHODS
 from segshift.methods.base import Method
 from segshift.methods.spec import Setup
@@ -62,22 +62,6 @@ LIBRARIES = (
 )
 
 
-def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
-    """Train ids that are learnt and predicted. The network has one output for every class of the space all
-    the same.
-
-    Raises: InputError when the space has no such set.
-    """
-    if config.classes is None:
-        return tuple(range(space.classes))
-    if space.names != CITYSCAPES.names:
-        raise InputError(
-            f"{config.source} has the classes of '{space.name}', expected Cityscapes' 19 for --classes "
-            f"{config.classes}: leave it out to train all {space.classes}"
-        )
-    return CLASS_SETS[config.classes]
-
-
 def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) -> Method:
     """The method that `config` names with its network, on the CPU. `begin`: with the weights of
     `config.from_run`.
@@ -87,7 +71,7 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
     """
     spec = METHODS[config.method]
     start = _start(config, spec.from_run, space) if begin and spec.from_run else None
-    excluded = tuple(sorted(set(range(space.classes)) - set(class_set(config, space))))
+    excluded = tuple(sorted(set(range(space.classes)) - set(class_set(config.classes, space, config.source))))
     method = spec.build(Setup(config, space, excluded, start))
     if config.gradient_checkpointing:
         method.checkpoint_gradients()
