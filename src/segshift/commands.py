@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from segshift import execution
 from segshift.config import (
     CheckConfig,
+    ControlConfig,
     DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
@@ -198,6 +199,13 @@ def demo(out: Annotated[Positional[str], tyro.conf.arg(metavar="[OUT]")] = "demo
     return runner.run("demo", out, {})
 
 
+def control(action: Positional[Literal["train"]], out: Out, config: Annotated[ControlConfig, Flat]) -> Path:
+    """Train a ControlNet on your own labelled images: `segshift control train OUT --source ...`."""
+    from segshift.stages import control
+
+    return control.train(config, out) / "controlnet"
+
+
 def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[PriorConfig, Flat]) -> Path:
     """Train the embedded diffusion prior: `segshift prior train OUT` (hours on a CPU)."""
     from segshift.town import prior
@@ -221,6 +229,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         models,
         recipes,
         run,
+        control,
         prior,
     )
 }
