@@ -54,6 +54,7 @@ FAMILIES = {
     "StableDiffusionXL": "segshift.generators.stable_diffusion_xl",
     "Flux": "segshift.generators.flux",
     "QwenImage": "segshift.generators.qwen_image",
+    "Cosmos2_5_Transfer": "segshift.generators.cosmos_transfer",
 }
 """The file of each family, by what the `_class_name` in model_index.json begins with."""
 
