@@ -140,8 +140,8 @@ def _layout(chosen: Defaults) -> str:
     return f"colours ({f'its own, of {len(chosen.palette)} classes' if own else chosen.palette})"
 
 
-def _lines(title: str, told: dict[str, str]) -> str:
-    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in told.items())])
+def _lines(title: str, fields: dict[str, str]) -> str:
+    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in fields.items())])
 
 
 def _memory(count: int) -> str:

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segshift.generators import schedule
-from segshift.generators.schedule import Point, Prediction
+from segshift.generators.schedule import Point, PredictionType
 from segshift.runs import InputError
 
 # ------------------------------------------------------------------------------------------------- generators
@@ -112,7 +112,7 @@ class Generator(ABC):
     def movement(
         self, batch: Any, index: Sequence[int], domain: Domain, pictures: np.ndarray | None
     ) -> list[float]:
-        """How much better the prompt explains each picture than no prompt does (`gate.denoising_gap`).
+        """How much better the prompt explains each picture than no prompt does (`movement.denoising_gap`).
 
         pictures: [len(index), h, w, 3] uint8; None for the sources themselves.
         """
@@ -237,7 +237,7 @@ class DiffusionFamily(ABC):
     defaults: Defaults
     most_steps: int
     """Steps that its grid has at most."""
-    prediction: Prediction
+    prediction: PredictionType
     """What `output` is."""
     reads_negative: bool = True
     """Whether guidance leads away from a negative prompt; a model that is told a number has none."""

@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from segshift.generators.base import Card, Defaults, Record
 from segshift.generators.parts import PartsOfAFolder
-from segshift.generators.schedule import Point, Points, Prediction
+from segshift.generators.schedule import Point, Points, PredictionType
 from segshift.runs import InputError
 
 CARD = Card(
@@ -62,7 +62,7 @@ class StableDiffusion(PartsOfAFolder):
 
     def __post_init__(self) -> None:
         self.most_steps = self.scheduler.config.num_train_timesteps - 1
-        self.prediction: Prediction = self.scheduler.config.prediction_type
+        self.prediction: PredictionType = self.scheduler.config.prediction_type
         self.embed_layout = None
         if self.controlnet is not None:  # diffusers would embed the layout again at every step
             self.embed_layout = self.controlnet.controlnet_cond_embedding

@@ -125,8 +125,8 @@ def _train(
     }
     digest = hashlib.sha256(repr([frame.id for frame in source.frames]).encode()).hexdigest()
     if start:
-        told = f"{len(source.frames)} labelled"
-        state = session.resume(out, start, method, optimizers, accelerator, digest, told)
+        frame_count = f"{len(source.frames)} labelled"
+        state = session.resume(out, start, method, optimizers, accelerator, digest, frame_count)
         if state.get("weights") != model.hashes:
             raise InputError(f"{out} was begun with other weights of '{model.name}': name a new folder")
     data, album = (_pictures(dataset, size, config.workers) for dataset in (source, drawn))
@@ -140,7 +140,7 @@ def _train(
     with (
         session.shown(title, config.steps, start, first) as tell,
         session.log(out, start) if first else nullcontext(lambda line: None) as write,
-        session.explained(out),
+        session.translate_errors(out),
     ):
 
         def done(step: int, line: dict[str, Any]) -> None:
@@ -234,11 +234,11 @@ class _Keeper:
         seed = self.config.seed
         return lambda step: zodi.noise(seed, frame.id, "drawn", step, tuple(shape))[None]
 
-    def save(self, told: dict[str, Any]) -> None:
-        """Write OUT/controlnet, whole or not at all. told: its segshift.json."""
+    def save(self, settings: dict[str, Any]) -> None:
+        """Write OUT/controlnet, whole or not at all. settings: its segshift.json."""
         whole, temporary = self.out / "controlnet", self.out / f"{runs.TEMPORARY}controlnet"
         shutil.rmtree(temporary, ignore_errors=True)
         adapters.merged(self.method.controlnet).save_pretrained(temporary)
-        runs.write_json(temporary / "segshift.json", told)
+        runs.write_json(temporary / "segshift.json", settings)
         shutil.rmtree(whole, ignore_errors=True)
         temporary.rename(whole)

@@ -8,31 +8,28 @@ stopped; on one CPU the result is bitwise that of a run which was not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch.optim import Optimizer
 
 from segshift import outputs, runs
-from segshift.config import Select, TrainConfig
+from segshift.config import TrainConfig
 from segshift.data import frames
 from segshift.data import samples as batches
 from segshift.methods import METHODS
-from segshift.methods.base import Method
 from segshift.outputs import Output
 from segshift.runs import InputError
 from segshift.settings import option
 from segshift.training import checkpoints, loop, session, sizes, tracking, validation
 from segshift.training import data as training_data
 from segshift.training.data import TrainingData
+from segshift.training.keeper import Keeper
 from segshift.training.validation import Validation
 from segshift.training.watch import Watch
 
@@ -51,7 +48,7 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     finite.
     """
     source = frames.load(config.source)
-    config, told = sizes.chosen(config, source)
+    config, choice = sizes.chosen(config, source)
     _check(config)
     output = outputs.open_output(
         out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0
@@ -59,8 +56,8 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     tracking.require(config)
     accelerator = session.accelerator(config.device, config.precision, config.batch_size, config.accumulate)
     data = training_data.read(config, source)
-    if told is not None and accelerator.is_main_process:
-        Console(soft_wrap=True, highlight=False).print(told, markup=False)
+    if choice is not None and accelerator.is_main_process:
+        Console(soft_wrap=True, highlight=False).print(choice, markup=False)
     with session.alone(output.path) if accelerator.is_main_process else nullcontext():
         return _train(config, output, accelerator, data)
 
@@ -97,10 +94,10 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     assert crop is not None and steps is not None
     state: dict[str, Any] = {}
     if start:
-        told = f"{len(data.pairs)} labelled" + (
+        frame_count = f"{len(data.pairs)} labelled" + (
             f", {len(data.target.frames)} of the target" if data.target else ""
         )
-        state = session.resume(out, start, method, optimizers, accelerator, data.digest(), told)
+        state = session.resume(out, start, method, optimizers, accelerator, data.digest(), frame_count)
     pictures = {
         name: data.pictures(dataset, validation.size_of(name, config))
         for name, dataset in data.validation.items()
@@ -111,7 +108,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         targets = (data.target.frames, data.pictures(data.target, config.target_size))
         watched = (source, targets[1])
         watch = Watch(data.source, data.target, watched, data.kept, accelerator, state.get("peaks"))
-    keeper = _Keeper(config, out, method, optimizers, accelerator, validated, watch, data)
+    keeper = Keeper(config, out, method, optimizers, accelerator, validated, watch, data)
     samples = batches.Samples(
         data.pairs,
         source,
@@ -129,7 +126,11 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         samples, start, steps, config.batch_size, config.accumulate, config.workers, accelerator
     )
     title = f"train {config.method} on {accelerator.device.type}"
-    with session.shown(title, steps, start, first) as tell, keeper.log(start), session.explained(out):
+    with (
+        session.shown(title, steps, start, first) as tell,
+        keeper.log(start),
+        session.translate_errors(out),
+    ):
         if before != config.steps:
             keeper.write({"step": start, "steps": config.steps, "steps_before": before})
         if not start:
@@ -201,120 +202,3 @@ def _check_method(config: TrainConfig) -> None:
             f"--method {spec.name} trains one network and --network.name is {config.network.name}: take "
             f"--network.name {spec.network}"
         )
-
-
-class _Keeper:
-    """What happens between steps: the log, validation, and checkpoints."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        out: Path,
-        method: Method,
-        optimizers: dict[str, Optimizer],
-        accelerator: Accelerator,
-        validated: Validation,
-        watch: Watch | None,
-        data: TrainingData,
-    ):
-        """watch: of the target, where there is one. data: what is trained on."""
-        self.space, self.digest = data.source.space, data.digest()
-        self.config, self.out, self.method, self.optimizers = config, out, method, optimizers
-        self.accelerator, self.validation, self.watch = accelerator, validated, watch
-        self.tracker: tracking.Tracker | None = None
-
-    @contextmanager
-    def log(self, start: int) -> Iterator[None]:
-        """metrics.jsonl, without what was logged after the checkpoint that is continued from, and the
-        tracker."""
-        self.write: Callable[[dict[str, Any]], None] = lambda line: None
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        following = tracking.following(self.config, self.out, start)
-        with session.log(self.out, start) as write, following as self.tracker:
-
-            def both(line: dict[str, Any]) -> None:
-                write(line)
-                if self.tracker is not None:
-                    self.tracker.log(line)
-
-            self.write = both
-            yield
-
-    def after(self, step: int, line: dict[str, Any]) -> None:
-        """Log a step; validate and save where it is time."""
-        self.write(line)
-        last = step == self.config.steps
-        judging = bool(self.validation.sets or self.watch) and (
-            last or step % self.config.validate_every == 0
-        )
-        saving = last or step % self.config.checkpoint_every == 0
-        if judging or saving:
-            session.require_finite(self.method, step)
-        if judging and self.validation.sets:
-            self._validate(step)
-        if judging and self.watch is not None:
-            self._look(step, self.watch, last)
-        if judging and self.tracker is not None:
-            self._show(step, self.tracker)
-        if saving and self.accelerator.is_main_process:
-            state = session.state(self.optimizers, self.accelerator, self.digest) | {
-                "best": self.validation.best,
-                "peaks": None if self.watch is None else self.watch.peaks.tolist(),
-            }
-            if self.config.select == "last":
-                checkpoints.save_best(self.out, step, self.method, None)
-            checkpoints.save(self.out, step, self.method, state)
-
-    def _validate(self, step: int) -> None:
-        found, scores = self.validation.scores(self.method)
-        self.write({"step": step, "score": scores.get(self.config.select), "validation": found})
-        for rule, score in self.validation.improved(scores):
-            self._save_best(step, score, rule)
-
-    def begin(self) -> None:
-        """Before the first step: a network that is trained already counts as step 0 of the target's watch."""
-        if self.watch is not None and self.watch.segments_source(self.method):
-            self._look(0, self.watch, last=False)
-
-    def _look(self, step: int, watch: Watch, last: bool) -> None:
-        seen = watch.look(self.method)
-        self.write({"step": step, "target": seen.record()})
-        if not seen.lost:
-            self._save_best(step, None, "target")
-        elif last and self.accelerator.is_main_process:
-            _log.warning(
-                "the training has lost %s on the target: found there before, now predicted less than an "
-                "eighth as often as in the source's labels. --checkpoint target predicts with the last step "
-                "that had not; compare both with a network trained on the source alone",
-                ", ".join(seen.lost),
-            )
-
-    def _show(self, step: int, tracker: tracking.Tracker) -> None:
-        """Image, label and prediction side by side, of the first validation set; of the target, without
-        labels, where there is none."""
-        labelled = bool(self.validation.sets)
-        if labelled:
-            name, dataset = next(iter(self.validation.sets.items()))
-            frames, pictures = list(dataset.frames), self.validation.pictures[name]
-        else:
-            assert self.watch is not None
-            name, frames, pictures = "target", self.watch.target, self.watch.of_target
-        self.method.eval()
-        found = validation.predicted(self.method, frames[: tracking.PICTURES], pictures, self.accelerator)
-        shown = [
-            [
-                pictures.image(frame).permute(1, 2, 0).numpy(),
-                *([self.space.paint(pictures.label(frame).numpy())] if labelled else []),
-                self.space.paint(prediction),
-            ]
-            for frame, prediction in found
-        ]
-        self.method.train()
-        tracker.show(name, step, [np.concatenate(parts, 1) for parts in shown])
-
-    def _save_best(self, step: int, score: float | None, rule: Select) -> None:
-        if self.accelerator.is_main_process:
-            name = "best" if rule == self.config.select else rule
-            checkpoints.save_best(self.out, step, self.method, score, name)

@@ -82,18 +82,18 @@ def resume(
     optimizers: dict[str, Optimizer],
     accelerator: Accelerator,
     digest: str,
-    told: str,
+    frame_count: str,
 ) -> dict[str, Any]:
     """Load the checkpoint of `step`; returns its state.
 
-    digest: of the frames that are trained on; told: how many there are. Raises: InputError, also when the
-    frames are not those that the run began with: the same step would draw others.
+    digest: of the frames that are trained on; frame_count: how many there are, in words. Raises: InputError,
+    also when the frames are not those that the run began with: the same step would draw others.
     """
     state = checkpoints.load(out, step, method)
     if state.get("frames") != digest:
         raise InputError(
-            f"{out} began with other frames than are there now ({told}): bring back what was added, lost or "
-            "renamed, or train in a new folder"
+            f"{out} began with other frames than are there now ({frame_count}): bring back what was "
+            "added, lost or renamed, or train in a new folder"
         )
     for player, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][player])
@@ -161,7 +161,7 @@ def shown(title: str, steps: int, start: int, first: bool) -> Iterator[Callable[
     with runs.progress(title, steps, done=start) as bar:
 
         def tell(line: dict[str, Any]) -> None:
-            loss = sum(value for name, value in line.items() if name not in ("step", "lr", "seconds"))
+            loss = sum(value for name, value in line.items() if name not in records.NO_LOSS)
             bar.describe(f"{title}, loss {loss:.3f}")
             bar.advance()
 
@@ -208,7 +208,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(out: Path) -> Iterator[None]:
+def translate_errors(out: Path) -> Iterator[None]:
     """What can go wrong in a long run through no fault of ours, as one sentence."""
     try:
         yield

@@ -308,7 +308,7 @@ class Encoded:
     """Of `rows`; None without the layout."""
 
 
-class ZoDi(Generator):
+class ZoDiGenerator(Generator):
     """A diffusion family that transfers images by ZoDi's walk."""
 
     measures_movement = True
