@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from segshift import execution
 from segshift.config import (
     CheckConfig,
+    ControlConfig,
     DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
@@ -205,6 +206,17 @@ def demo(
     return runner.run("demo", out, {})
 
 
+def control(
+    action: Annotated[Positional[Literal["train"]], tyro.conf.arg(help="What to do.")],
+    out: Out,
+    config: Annotated[ControlConfig, Flat],
+) -> Path:
+    """Train a ControlNet on your own labelled images: `segshift control train OUT --source ...`."""
+    from segshift.stages import control
+
+    return control.train(config, out) / "controlnet"
+
+
 def prior(
     action: Annotated[Positional[Literal["train"]], tyro.conf.arg(help="What to do.")],
     out: Out,
@@ -232,6 +244,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         models,
         recipes,
         run,
+        control,
         prior,
     )
 }

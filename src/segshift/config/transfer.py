@@ -31,7 +31,7 @@ class DiffusionConfig(Settings):
 
     prefix: ClassVar[str] = "diffusion."
 
-    model: Annotated[ModelText, tyro.conf.arg(aliases=("--generator.model",))] = "town"
+    model: Annotated[ModelText, tyro.conf.arg(aliases=("--generator.model", "--model"))] = "town"
     """`town` (the embedded prior), a local diffusers folder, or a hub name such as
     stable-diffusion-v1-5/stable-diffusion-v1-5; `segshift models` lists the families."""
     controlnet: ModelText | None = None

@@ -24,9 +24,15 @@ from segshift.config import DiffusionConfig
 from segshift.generators.base import Defaults, file_hash
 from segshift.runs import InputError, read_json
 
-REVISIONS = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
-"""Commits pinned by us; of any other model the newest is taken, and its weights' hashes are recorded all the
-same."""
+REVISIONS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "nvidia/Cosmos-Transfer2.5-2B": "diffusers/general",
+}
+"""Commits pinned by us, and branches where the newest of the main one is no pipeline; of any other model the
+newest is taken, and its weights' hashes are recorded all the same."""
+
+CONTROLNET_REVISIONS = {"nvidia/Cosmos-Transfer2.5-2B": "diffusers/controlnet/general/seg"}
+"""The same of ControlNets."""
 
 INDEX = "model_index.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +16,7 @@ from torch.optim import Optimizer
 from segshift import records, runs
 from segshift.config import Select, TrainConfig
 from segshift.methods.base import Method
-from segshift.runs import InputError
-from segshift.training import checkpoints, tracking, validation
+from segshift.training import checkpoints, session, tracking, validation
 from segshift.training.data import TrainingData
 from segshift.training.validation import Validation
 from segshift.training.watch import Watch
@@ -54,19 +52,15 @@ class Keeper:
         if not self.accelerator.is_main_process:
             yield
             return
-        path = self.out / "metrics.jsonl"
-        logged = runs.read_lines(path, records.LOGGED)
-        runs.write_lines(path, [line for line in logged if line["step"] <= start])
         following = tracking.following(self.config, self.out, start)
-        # by line: a report can follow, a kill loses no more than one
-        with following as self.tracker, path.open("a", buffering=1) as file:
+        with session.log(self.out, start) as write, following as self.tracker:
 
-            def write(line: dict[str, Any]) -> None:
-                print(json.dumps(line), file=file)
+            def write_and_tell(line: dict[str, Any]) -> None:
+                write(line)
                 if self.tracker is not None:
                     self.tracker.log(line)
 
-            self.write = write
+            self.write = write_and_tell
             yield
 
     def after(self, step: int, line: dict[str, Any]) -> None:
@@ -78,7 +72,7 @@ class Keeper:
         )
         saving = last or step % self.config.checkpoint_every == 0
         if judging or saving:
-            self._require_finite(step)
+            session.require_finite(self.method, step)
         if judging and self.validation.sets:
             self._validate(step)
         if judging and self.watch is not None:
@@ -88,28 +82,13 @@ class Keeper:
         if last and self.accelerator.is_main_process:
             self._advise()
         if saving and self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "optimizers": {
-                    player: optimizer.state_dict() for player, optimizer in self.optimizers.items()
-                },
-                "scaler": None if scaler is None else scaler.state_dict(),
+            state = session.state(self.optimizers, self.accelerator, self.digest) | {
                 "best": self.validation.best,
                 "peaks": None if self.watch is None else self.watch.peaks.tolist(),
-                "frames": self.digest,
             }
             if self.config.select == "last":
                 checkpoints.save_best(self.out, step, self.method, None)
             checkpoints.save(self.out, step, self.method, state)
-
-    def _require_finite(self, step: int) -> None:
-        """Raises: InputError where the weights are not: the checkpoint before stays."""
-        for name, tensor in self.method.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise InputError(
-                    f"'{name}' is not finite after step {step}, though the losses were: take a lower --lr or "
-                    "--precision bf16 in a new folder; the last checkpoint is kept"
-                )
 
     def _validate(self, step: int) -> None:
         found, scores = self.validation.scores(self.method)
