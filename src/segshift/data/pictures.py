@@ -26,6 +26,8 @@ from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it says of broken files, we say in one sentence
+
 
 @dataclass(frozen=True)
 class Video:
@@ -38,7 +40,7 @@ class Video:
 
     def frames(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """(number, RGB [H, W, 3] uint8) of the wanted frames in order; None takes all. Raises: InputError."""
-        capture = _capture(self.path)
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         for number in range(self.count):
             capture.grab()
             if wanted is None or number in wanted:
@@ -93,16 +95,10 @@ def _dataset(name: str, root: Path, found: Iterable[Path], space: LabelSpace) ->
     return Dataset(name, "pictures", root, "", listed, space, False, tree)
 
 
-def _capture(path: Path) -> cv2.VideoCapture:
-    # What it says of broken files, we say in one sentence
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-
-
 def _opened(path: Path) -> Video:
     """The video in a file, its frames counted. Raises: InputError for what OpenCV cannot decode."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints its errors
-    capture = _capture(path)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     cv2.utils.logging.setLogLevel(level)
     cure = f"convert it, as with ffmpeg -i {path.name} video.mp4"
     if not capture.isOpened():
