@@ -25,6 +25,7 @@ from segshift.config import (
     PredictConfig,
     PriorConfig,
     ReportConfig,
+    StudioConfig,
     TownConfig,
     TrainConfig,
     TransferConfig,
@@ -124,6 +125,14 @@ def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:
     return report.report(config, out) / "index.html"
 
 
+def studio(config: Annotated[StudioConfig, Flat]) -> None:
+    """Open a page in the browser for one photograph at a time: its transfer, and what a network makes of
+    both."""
+    from segshift.stages import studio
+
+    studio.studio(config)
+
+
 def run(
     experiment: Annotated[
         Positional[str],
@@ -218,6 +227,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         estimate,
         export,
         report,
+        studio,
         models,
         recipes,
         run,

@@ -12,6 +12,7 @@ from segshift.config.judging import (
     ExportConfig,
     PredictConfig,
     ReportConfig,
+    StudioConfig,
 )
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
@@ -44,6 +45,7 @@ __all__ = [
     "ReportConfig",
     "Select",
     "StrongAugmentation",
+    "StudioConfig",
     "TownConfig",
     "TrainConfig",
     "TransferConfig",
