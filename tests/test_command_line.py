@@ -26,6 +26,7 @@ from segshift.training import checkpoints
         "evaluate",
         "estimate",
         "report",
+        "studio",
         "demo",
         "models",
         "recipes",

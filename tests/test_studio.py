@@ -12,7 +12,7 @@ from PIL import Image
 from segshift import generators
 from segshift.config import StudioConfig, TransferConfig
 from segshift.data import frames
-from segshift.data.labels import CITYSCAPES
+from segshift.data.labels import CITYSCAPES, SYNTHIA
 from segshift.runs import InputError
 from segshift.stages import studio
 from segshift.stages.studio import Asked, Studio
@@ -23,7 +23,7 @@ from segshift.town import scenes, weather
 @pytest.fixture(scope="module")
 def example(tmp_path_factory) -> tuple[Path, Path]:
     """Photograph and label of a frame of the town."""
-    [image, label, _], *_ = studio._examples(tmp_path_factory.mktemp("examples"))
+    [image, label, _], *_ = studio._examples(tmp_path_factory.mktemp("examples"), CITYSCAPES)
     return image, label
 
 
@@ -43,11 +43,12 @@ def save(path: Path, pixels: np.ndarray, **options) -> Path:
     return path
 
 
-def test_the_examples_are_frames_of_the_town_that_no_training_there_sees(example):
+def test_the_examples_are_frames_of_the_town_that_no_training_there_sees(example, tmp_path: Path):
     image, label = example
     layers = scenes.draw(scenes.BENCHMARK, 100_000)  # the first of cityscapes/val
     np.testing.assert_array_equal(frames.read_image(image), weather.render(layers, ("clear",), 0))
     assert studio.read(image, label, CITYSCAPES)[1].shape == (128, 256)
+    assert {label for _, label, _ in studio._examples(tmp_path, SYNTHIA)} == {None}  # other ids in files
 
 
 def test_it_makes_what_transfer_makes_and_tells_every_step(alone, example):

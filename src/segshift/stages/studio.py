@@ -6,6 +6,7 @@ What is uploaded and made lies in a temporary folder, which is deleted when the 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -285,14 +286,10 @@ _CSS = """
 def studio(config: StudioConfig) -> None:
     """Serve the page until Ctrl-C. Raises: InputError, as `serving`."""
     execution.one_process("studio")
-    say = Console(soft_wrap=True, highlight=False)
-    try:
-        with serving(config) as address:
-            say.print(f"studio: {address} (Ctrl-C ends it)")
-            while True:
-                time.sleep(1)
-    except KeyboardInterrupt:
-        say.print("ended")
+    with serving(config) as address:
+        Console(soft_wrap=True, highlight=False).print(f"studio: {address} (Ctrl-C ends it)")
+        while True:
+            time.sleep(1)
 
 
 @contextmanager
@@ -323,7 +320,8 @@ def serving(config: StudioConfig) -> Iterator[str]:
             network = predictor.load(config.run, network=config.network, device=config.device)
         model = generators.load(TransferConfig(source="folder:studio", diffusion=config.diffusion))
         assert isinstance(model, PartsOfAFolder)
-        page = _page(gradio, Studio(config, model, network), _examples(Path(folder)))
+        made = Studio(config, model, network)
+        page = _page(gradio, made, _examples(Path(folder), made.space))
         _, address, _ = page.launch(
             server_name=HOST,
             server_port=config.port,
@@ -351,11 +349,16 @@ def serving(config: StudioConfig) -> Iterator[str]:
             page.close(verbose=False)
 
 
-def _examples(folder: Path) -> list[tuple[Path, Path, str]]:
-    """Photograph, label and domain of three frames of the embedded town."""
+def _examples(folder: Path, space: LabelSpace) -> list[tuple[Path, Path | None, str]]:
+    """Photograph, label and domain of three frames of the embedded town; no label where `space` has other
+    ids than the town's files."""
     town = writer.write(folder / "town", counts={"cityscapes/val": len(EXAMPLES)}, workers=1)
     data = frames.load(f"cityscapes:{town}/cityscapes:val")
-    return [(frame.image, frame.truth, domain) for frame, domain in zip(data.frames, EXAMPLES, strict=True)]
+    labelled = (space.names, space.ids) == (data.space.names, data.space.ids)
+    return [
+        (frame.image, frame.label if labelled else None, domain)
+        for frame, domain in zip(data.frames, EXAMPLES, strict=True)
+    ]
 
 
 def _head(network: Predictor | None) -> str:
@@ -382,7 +385,7 @@ def _block(content: Markup) -> str:
     return f'<div class="studio">{content}</div>'
 
 
-def _page(gr: Any, studio: Studio, examples: list[tuple[Path, Path, str]]) -> Any:
+def _page(gr: Any, studio: Studio, examples: list[tuple[Path, Path | None, str]]) -> Any:
     """gr: the module of Gradio, which is optional."""
     default, strengths = studio.model.defaults, studio.model.card.strengths
 
@@ -439,7 +442,7 @@ def _page(gr: Any, studio: Studio, examples: list[tuple[Path, Path, str]]) -> An
             [
                 [
                     str(image),
-                    str(truth),
+                    truth and str(truth),
                     name if name in DOMAINS else "night",
                     "" if name in DOMAINS else name,
                     strengths.get(name, strengths[SENTENCE]),
@@ -502,7 +505,7 @@ def _fields(gr: Any, model: PartsOfAFolder) -> list[Any]:
         render=False,
     )
     photo.preprocess = lambda file: file and file.path  # `read` says what is no picture
-    least, most = round(1 / model.defaults.steps, 2), max(15, model.defaults.guidance)
+    least, most = math.ceil(100 / model.defaults.steps) / 100, max(15, model.defaults.guidance)
     return [
         photo,
         gr.File(label="Label picture (optional)", file_types=["image"], height=150, render=False),
