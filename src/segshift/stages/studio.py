@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
 import cv2
@@ -95,7 +94,6 @@ class Studio:
     def show(self, asked: Asked, progress: Progress) -> Shown:
         """Raises: InputError for files that are no pictures, for a label that does not fit, and for settings
         that the model cannot follow."""
-        begun = perf_counter()
         image, label = read(asked.photo, asked.label, self.space)
         before = after = None
         if self.network is not None:
@@ -107,8 +105,7 @@ class Studio:
             progress(0, 1, "predict")
             after = self.network.predict(generated)
         told = (
-            f"“{asked.domain}”: strength {asked.strength:g}, guidance {asked.guidance:g}, seed {asked.seed}, "
-            f"{perf_counter() - begun:.1f} s"
+            f"“{asked.domain}”: strength {asked.strength:g}, guidance {asked.guidance:g}, seed {asked.seed}"
         )
         lines = [told, *self._warnings(image, label, layout)]
         return Shown(
