@@ -145,7 +145,7 @@ class Studio:
         progress(0, steps, "transfer")
         hook = getattr(self.model, self.model.walks).register_forward_hook(step)
         try:
-            [made] = worker.run_all([Sample("0", image, layout, wanted=[worker.goals[0].slug])])
+            [made] = worker.run_all([Sample("0", image, layout, wanted=[worker.targets[0].slug])])
         finally:
             hook.remove()
         if isinstance(made, Failed):
