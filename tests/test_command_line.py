@@ -25,6 +25,8 @@ from segshift.training import checkpoints
         "predict",
         "evaluate",
         "estimate",
+        "export",
+        "push",
         "report",
         "demo",
         "models",

@@ -24,6 +24,7 @@ from segshift.config import (
     ExportConfig,
     PredictConfig,
     PriorConfig,
+    PushConfig,
     ReportConfig,
     TownConfig,
     TrainConfig,
@@ -99,6 +100,13 @@ def export(
     from segshift.stages import export
 
     return export.export(config, out)
+
+
+def push(config: Annotated[PushConfig, Flat]) -> None:
+    """Upload a training run to the Hugging Face hub, where --run hf:user/name finds it."""
+    from segshift.stages import push
+
+    push.push(config)
 
 
 def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
@@ -217,6 +225,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         evaluate,
         estimate,
         export,
+        push,
         report,
         models,
         recipes,

@@ -11,6 +11,7 @@ from segshift.config.judging import (
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
+    PushConfig,
     ReportConfig,
 )
 from segshift.config.town import PriorConfig, TownConfig
@@ -41,6 +42,7 @@ __all__ = [
     "OptionalGate",
     "PredictConfig",
     "PriorConfig",
+    "PushConfig",
     "ReportConfig",
     "Select",
     "StrongAugmentation",

@@ -57,6 +57,7 @@ from segshift.scoring import bootstrap, label_free
 from segshift.scoring import estimate as statistics
 from segshift.settings import Data
 from segshift.stages import evaluate, predict, transfer
+from segshift.training import sharing
 
 _log = logging.getLogger(__name__)
 
@@ -205,14 +206,15 @@ def _candidates(config: EstimateConfig, data: Dataset, out: Path) -> list[Candid
     names = runs.short_names(config.run)
     found = []
     for i, (run, name) in enumerate(zip(config.run, names, strict=True)):
-        trained = Path(run).is_dir()
+        folder = sharing.folder(run)
+        trained = folder.is_dir()
         classes = config.classes
         if classes is None and trained:
-            classes = runs.read_config(Path(run) / "config.json", TrainConfig).classes
+            classes = runs.read_config(folder / "config.json", TrainConfig).classes
         network = config.network if run in foreign else None
         size = config.size if config.size is not None or trained else _size(data)
         several = len(names) > 1
-        _warn_of_training_frames(Path(run), data, name if several else "this network")
+        _warn_of_training_frames(folder, data, name if several else "this network")
         predicting = _prediction(config, run, network, size, config.source)
         found.append(
             Candidate(
@@ -442,7 +444,7 @@ def _result(
     names = scored["classes"]
     last = everywhere[-1].told
     judge: records.Judge = {"model": last["model"], "weights": last["weights"]}
-    trained_on = _trained_on(Path(network.run), judge)
+    trained_on = _trained_on(sharing.folder(network.run), judge)
 
     def matrices(draws: list[Scored]) -> np.ndarray:
         """[F, D, C, C + 1]."""

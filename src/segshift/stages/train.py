@@ -45,11 +45,6 @@ from segshift.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-FREE = ("workers", "device", "checkpoint_every", "steps", "log")
-"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer
-schedule.
-"""
-
 
 def train(config: TrainConfig, out: str | Path) -> Path:
     """Train as `config` says, or continue; returns `out`, which `segshift predict` reads.
@@ -61,7 +56,7 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     config, told = sizes.chosen(config, source)
     _check(config)
     output = outputs.open_output(
-        out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0
+        out, "train", config, free=checkpoints.FREE, begun=lambda out: checkpoints.last_step(out) > 0
     )
     accelerator = _accelerator(config)
     data = training_data.read(config, source)
