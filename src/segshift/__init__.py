@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from segshift.config import CheckConfig as CheckConfig
+    from segshift.config import ControlConfig as ControlConfig
     from segshift.config import DiffusionConfig as DiffusionConfig
     from segshift.config import EstimateConfig as EstimateConfig
     from segshift.config import EvaluateConfig as EvaluateConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from segshift.recipes.runner import run as run
     from segshift.runs import InputError as InputError
     from segshift.stages.check import check as check
+    from segshift.stages.control import train as train_control  # noqa: F401
     from segshift.stages.estimate import estimate as estimate
     from segshift.stages.evaluate import evaluate as evaluate
     from segshift.stages.export import export as export
@@ -44,6 +46,7 @@ _PUBLIC = {
     **dict.fromkeys(
         (
             "CheckConfig",
+            "ControlConfig",
             "DiffusionConfig",
             "EstimateConfig",
             "EvaluateConfig",
@@ -74,10 +77,14 @@ _PUBLIC = {
     "report": "segshift.stages.report",
     "run": "segshift.recipes.runner",
     "train": "segshift.stages.train",
+    "train_control": "segshift.stages.control",
     "transfer": "segshift.stages.transfer",
     "write_town": "segshift.town.writer",
 }
 """Module of every public name."""
+
+_CALLED_THERE = {"train_control": "train", "write_town": "town"}
+"""Names that their modules have under another one."""
 
 __all__ = list(_PUBLIC)
 
@@ -85,7 +92,7 @@ __all__ = list(_PUBLIC)
 def __getattr__(name: str) -> "Any":
     if name not in _PUBLIC:
         raise AttributeError(f"module 'segshift' has no attribute '{name}'")
-    return getattr(import_module(_PUBLIC[name]), "town" if name == "write_town" else name)
+    return getattr(import_module(_PUBLIC[name]), _CALLED_THERE.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from segshift import execution
 from segshift.config import (
     CheckConfig,
+    ControlConfig,
     DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
@@ -40,6 +41,8 @@ Out = Annotated[
         metavar="OUT", help="Folder to write to, new or empty; run the same command again to continue."
     ),
 ]
+SHOWN = 20
+"""Failed frames that are printed; files list them all."""
 # --source, not --config.source; what lies deeper keeps its name: --network.encoder
 Flat = tyro.conf.arg(name="")
 
@@ -199,14 +202,34 @@ def models(
     say.print("Any other: --generator module:function, see docs/generators.md.", markup=False)
 
 
-def demo(out: Annotated[Positional[str], tyro.conf.arg(metavar="[OUT]")] = "demo") -> Path:
+def demo(
+    out: Annotated[
+        Positional[str],
+        tyro.conf.arg(metavar="[OUT]", help="Folder to write to; the same command again continues."),
+    ] = "demo",
+) -> Path:
     """Day to night in five minutes on two cores: town, transfer, source only against ZoDi, report page."""
     from segshift.recipes import runner
 
     return runner.run("demo", out, {})
 
 
-def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[PriorConfig, Flat]) -> Path:
+def control(
+    action: Annotated[Positional[Literal["train"]], tyro.conf.arg(help="What to do.")],
+    out: Out,
+    config: Annotated[ControlConfig, Flat],
+) -> Path:
+    """Train a ControlNet on your own labelled images: `segshift control train OUT --source ...`."""
+    from segshift.stages import control
+
+    return control.train(config, out) / "controlnet"
+
+
+def prior(
+    action: Annotated[Positional[Literal["train"]], tyro.conf.arg(help="What to do.")],
+    out: Out,
+    config: Annotated[PriorConfig, Flat],
+) -> Path:
     """Train the embedded diffusion prior: `segshift prior train OUT` (hours on a CPU)."""
     from segshift.town import prior
 
@@ -230,6 +253,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         models,
         recipes,
         run,
+        control,
         prior,
     )
 }
@@ -274,9 +298,15 @@ def run_command(arguments: list[str]) -> int:
         return 70
     if isinstance(done, Path):
         Console(soft_wrap=True, highlight=False).print("results:", escape(str(done)))
-    for line in failed if isinstance(failed, list) else []:
+    listed = failed if isinstance(failed, list) else []
+    for line in listed[:SHOWN]:
         errors.print("[yellow]failed[/]", escape(one_line(f"{line['id']}: {line['error']}")))
-    return 1 if isinstance(failed, list) and failed and not execution.current().ends_all else 0
+    if len(listed) > SHOWN:
+        where = (
+            f"all are in {done / 'failures.jsonl'}" if isinstance(done, Path) else "--out FOLDER lists all"
+        )
+        errors.print(f"[yellow]failed[/] and {len(listed) - SHOWN} more:", escape(where))
+    return 1 if listed and not execution.current().ends_all else 0
 
 
 def _print_help() -> None:

@@ -203,8 +203,8 @@ def _foreign(config: PredictConfig) -> tuple[NetworkConfig, str]:
 
 def _input(config: PredictConfig, draws: bool) -> str | None:
     """Where it is not the default: size, window, and the seed of what is drawn."""
-    told = {"size": config.size, "window": config.window}
-    parts = [f"{name} {value[0]}x{value[1]}" for name, value in told.items() if value]
+    given = {"size": config.size, "window": config.window}
+    parts = [f"{name} {value[0]}x{value[1]}" for name, value in given.items() if value]
     parts += [f"seed {config.seed}"] if draws and config.seed != PredictConfig.seed else []
     return ", ".join(parts) or None
 

@@ -35,7 +35,7 @@ from segshift.settings import (
 
 @dataclass(frozen=True)
 class CheckConfig(Settings):
-    """Walk a data set and report what is missing, broken or unknown, and how often each class occurs."""
+    """Read a data set and report what is missing, broken or unknown, and how often each class occurs."""
 
     data: DataText
     """Data set as layout:path[:subset], for example cityscapes:/data/cityscapes:train."""
@@ -55,10 +55,10 @@ class PredictConfig(Settings):
     """Data set as layout:path[:subset]."""
     images: FolderText | None = None
     """Pictures without a data set instead: a picture, a folder, a glob in quotes, or a video. Overlays in the
-    classes' colours are written beside the label PNGs, of a video as an annotated video."""
+    classes' colours are written beside the label PNGs; for a video, an annotated video."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
-    """
+    """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
+    that it goes by."""
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
@@ -77,8 +77,8 @@ class PredictConfig(Settings):
     seed: Seed = 0
     """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
     uncertainty: bool = False
-    """Also write maps beside the labels, of several draws also spread, as 16-bit PNGs of [0, 1]:
-    `OUT/uncertainty/{confidence,entropy}/<file>`."""
+    """Also write maps of confidence and entropy, and with several draws of their spread, as 16-bit PNGs of
+    [0, 1] in OUT/uncertainty."""
     batch_size: Count = 8
     """Images per batch."""
     device: Device = "auto"
@@ -93,8 +93,8 @@ class ExportConfig(Settings):
     """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
     together with --network.name, or `module:factory` of a network of yours that brings its weights."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
-    """
+    """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
+    that it goes by."""
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
@@ -184,8 +184,8 @@ class EstimateConfig(Settings):
     """Folder of the transferred frames, which do not depend on the network: estimates that name the same one
     share them (in `<domain>-<strength>-<seed>`, one transfer each). None takes OUT/transferred."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
-    """
+    """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
+    that it goes by."""
     network: ForeignNetwork = None
     """The network of the weights files that segshift did not train; None takes the runs' own."""
     size: Size | None = None
@@ -211,7 +211,7 @@ class EstimateConfig(Settings):
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
     generator: FactoryText | None = None
     """What makes the images. `editor`: the editing model of --generator.model. `module:factory`: your own,
-    seen from the current folder. None takes the diffusion model of --diffusion."""
+    a function in a Python file of the current folder. None takes the model of --diffusion.model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
 

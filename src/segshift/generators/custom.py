@@ -29,10 +29,9 @@ from segshift.data import transforms
 from segshift.execution.device import pick
 from segshift.generators.base import Domain, FrameError, Generator, Source, file_hash, resize
 from segshift.runs import InputError
-from segshift.users_code import imported, told, users_code
+from segshift.users_code import described, imported, users_code
 
 Function = Callable[[np.ndarray, np.ndarray | None, Domain, int], np.ndarray]
-Batch = list[Source]
 """At the working size."""
 
 
@@ -49,7 +48,7 @@ class Custom(Generator):
         scale = 1.0 if self.short_side is None else self.short_side / min(height, width)
         return round(height * scale), round(width * scale)
 
-    def prepare(self, sources: Sequence[Source], rows: int) -> Batch:
+    def prepare(self, sources: Sequence[Source], rows: int) -> list[Source]:
         return [self._at_size(source) for source in sources]
 
     def _at_size(self, source: Source) -> Source:
@@ -64,7 +63,7 @@ class Custom(Generator):
         return image if size == image.shape[:2] else resize(image, size)
 
     def generate(
-        self, batch: Batch, index: Sequence[int], domain: Domain, seeds: Sequence[int]
+        self, batch: list[Source], index: Sequence[int], domain: Domain, seeds: Sequence[int]
     ) -> np.ndarray:
         return np.stack([self._one(batch[i], domain, seed) for i, seed in zip(index, seeds, strict=True)])
 
@@ -78,7 +77,7 @@ class Custom(Generator):
             raise
         except Exception as error:
             raise FrameError(
-                f"generator '{self.name}' fails on {source.id} ({told(error)}): mend it there"
+                f"generator '{self.name}' fails on {source.id} ({described(error)}): mend it there"
             ) from error
         expected = source.image.shape
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != expected:

@@ -84,7 +84,7 @@ def _part(
         "transferred from it": plain["transferred"],
         "target, without labels": [plain["target"]] if plain["target"] else [],
     }
-    published = licences.told(config.network) if start == "published weights" else None
+    published = licences.sentence_of(config.network) if start == "published weights" else None
     lines = [
         f"A semantic segmentation network of {space.classes} classes, trained by segshift "
         f"{version('segshift')}.",

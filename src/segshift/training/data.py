@@ -13,8 +13,9 @@ from segshift import execution, records, runs
 from segshift.config import TrainConfig
 from segshift.data import frames, samples, transforms
 from segshift.data.frames import Dataset
+from segshift.data.labels import class_set
 from segshift.runs import InputError
-from segshift.training import checkpoints, validation
+from segshift.training import validation
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def read(config: TrainConfig, source: Dataset) -> TrainingData:
     pairs = samples.pair_up(source, transferred)
     pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
     trained = (source, *more, *transferred, *([target] if target else []))
-    kept = checkpoints.class_set(config, source.space)
+    kept = class_set(config.classes, source.space, config.source)
     return TrainingData(config, source, pairs, target, sets, trained, kept)
 
 

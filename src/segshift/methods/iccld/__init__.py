@@ -88,7 +88,8 @@ class ICCLDConfig(MethodSettings):
     """Adaptation to unlabelled target images (ICCLD): step 1 is method self_training, step 2
     adversarial_diffusion.
 
-    What the paper is not known to state is ours or a relative's; `methods/iccld/diffusion.py` says which.
+    The paper's settings are not known to us. These are ours or a related method's, as
+    `methods/iccld/diffusion.py` says.
     """
 
     prefix: ClassVar[str] = "iccld."
@@ -132,7 +133,7 @@ class ICCLDConfig(MethodSettings):
     masked_weight: Weight = 0.0
     """Weight of the loss on target images with masked blocks (MIC); 0 leaves it out."""
     masked_block: Count = 64
-    """Side of such a block in pixels, 1 or more."""
+    """Side of a masked block in pixels, 1 or more."""
     masked_ratio: Share = 0.7
     """Share of the blocks that are masked, in [0, 1]."""
     augmentation: StrongAugmentation = field(default_factory=StrongAugmentation)

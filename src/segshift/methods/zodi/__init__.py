@@ -45,10 +45,9 @@ class ZoDiConfig(MethodSettings):
     )
 
     similarity: Similarity = "cosine"
-    """Form of L_sim."""
+    """Form of the similarity loss between the features of the two images."""
     similarity_weight: Weight = 0.1
-    """lambda of the paper."""
+    """Weight of the similarity loss (lambda in the paper)."""
     joint_pass: bool = True
-    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm
-    statistics.
-    """
+    """Both images of a pair go through the network in one batch; False: in two, each with its own batch-norm
+    statistics."""
