@@ -25,7 +25,9 @@ from segshift.config import (
     ExportConfig,
     PredictConfig,
     PriorConfig,
+    PushConfig,
     ReportConfig,
+    StudioConfig,
     TownConfig,
     TrainConfig,
     TransferConfig,
@@ -104,6 +106,13 @@ def export(
     return export.export(config, out)
 
 
+def push(config: Annotated[PushConfig, Flat]) -> None:
+    """Upload a training run to the Hugging Face hub, where --run hf:user/name finds it."""
+    from segshift.stages import push
+
+    push.push(config)
+
+
 def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
     """Compare prediction PNGs with the ground truth."""
     from segshift.stages import evaluate
@@ -125,6 +134,14 @@ def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:
     from segshift.stages import report
 
     return report.report(config, out) / "index.html"
+
+
+def studio(config: Annotated[StudioConfig, Flat]) -> None:
+    """Open a page in the browser for one photograph at a time: its transfer, and what a network makes of
+    both."""
+    from segshift.stages import studio
+
+    studio.studio(config)
 
 
 def run(
@@ -240,7 +257,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         evaluate,
         estimate,
         export,
+        push,
         report,
+        studio,
         models,
         recipes,
         run,

@@ -12,7 +12,9 @@ from segshift.config.judging import (
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
+    PushConfig,
     ReportConfig,
+    StudioConfig,
 )
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
@@ -43,9 +45,11 @@ __all__ = [
     "OptionalGate",
     "PredictConfig",
     "PriorConfig",
+    "PushConfig",
     "ReportConfig",
     "Select",
     "StrongAugmentation",
+    "StudioConfig",
     "TownConfig",
     "TrainConfig",
     "TransferConfig",

@@ -388,9 +388,14 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_image(path: Path) -> np.ndarray:
     """RGB [H, W, 3] uint8. Grey, palette, RGBA and 16-bit pictures are converted. Raises: InputError."""
     with open_picture(path) as picture:
-        if not picture.mode.startswith("I"):
-            return np.array(picture.convert("RGB"))
-        grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
+        return rgb(picture)
+
+
+def rgb(picture: Image.Image) -> np.ndarray:
+    """RGB [H, W, 3] uint8 of a picture of any mode."""
+    if not picture.mode.startswith("I"):
+        return np.array(picture.convert("RGB"))
+    grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
     return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
