@@ -26,6 +26,8 @@ from segshift.training import checkpoints
         "predict",
         "evaluate",
         "estimate",
+        "export",
+        "push",
         "report",
         "studio",
         "demo",

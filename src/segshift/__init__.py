@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segshift.config import ICCLDConfig as ICCLDConfig
     from segshift.config import NetworkConfig as NetworkConfig
     from segshift.config import PredictConfig as PredictConfig
+    from segshift.config import PushConfig as PushConfig
     from segshift.config import ReportConfig as ReportConfig
     from segshift.config import TownConfig as TownConfig
     from segshift.config import TrainConfig as TrainConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from segshift.stages.evaluate import evaluate as evaluate
     from segshift.stages.export import export as export
     from segshift.stages.predict import predict as predict
+    from segshift.stages.push import push as push
     from segshift.stages.report import report as report
     from segshift.stages.train import train as train
     from segshift.stages.transfer import transfer as transfer
@@ -53,6 +55,7 @@ _PUBLIC = {
             "ICCLDConfig",
             "NetworkConfig",
             "PredictConfig",
+            "PushConfig",
             "ReportConfig",
             "TownConfig",
             "TrainConfig",
@@ -70,6 +73,7 @@ _PUBLIC = {
     "export": "segshift.stages.export",
     "load": "segshift.predictor",
     "predict": "segshift.stages.predict",
+    "push": "segshift.stages.push",
     "report": "segshift.stages.report",
     "run": "segshift.recipes.runner",
     "train": "segshift.stages.train",

@@ -25,6 +25,7 @@ from segshift.config import (
     ExportConfig,
     PredictConfig,
     PriorConfig,
+    PushConfig,
     ReportConfig,
     StudioConfig,
     TownConfig,
@@ -103,6 +104,13 @@ def export(
     from segshift.stages import export
 
     return export.export(config, out)
+
+
+def push(config: Annotated[PushConfig, Flat]) -> None:
+    """Upload a training run to the Hugging Face hub, where --run hf:user/name finds it."""
+    from segshift.stages import push
+
+    push.push(config)
 
 
 def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
@@ -249,6 +257,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         evaluate,
         estimate,
         export,
+        push,
         report,
         studio,
         models,

@@ -12,6 +12,7 @@ from segshift.config.judging import (
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
+    PushConfig,
     ReportConfig,
     StudioConfig,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "OptionalGate",
     "PredictConfig",
     "PriorConfig",
+    "PushConfig",
     "ReportConfig",
     "Select",
     "StrongAugmentation",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import Field
+from tyro.conf import Positional
 
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
@@ -20,6 +22,7 @@ from segshift.settings import (
     PositiveShare,
     PredictorsText,
     PredictorText,
+    RepositoryText,
     RunText,
     Seed,
     Select,
@@ -45,8 +48,9 @@ class PredictConfig(Settings):
     """Write a network's predictions as label PNGs in the data set's official ids, at the label's size."""
 
     run: PredictorText
-    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
-    network of yours that brings its weights, or a black box, which only predicts."""
+    """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
+    together with --network.name, or `module:factory`: a network of yours that brings its weights, or a black
+    box, which only predicts."""
     data: DataText | None = None
     """Data set as layout:path[:subset]."""
     images: FolderText | None = None
@@ -86,8 +90,8 @@ class ExportConfig(Settings):
     """Write a trained network as one file that runs without segshift, and compare it with the run."""
 
     run: PredictorText
-    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory` of
-    a network of yours that brings its weights."""
+    """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
+    together with --network.name, or `module:factory` of a network of yours that brings its weights."""
     checkpoint: Literal["best"] | Select = "best"
     """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
     that it goes by."""
@@ -108,6 +112,23 @@ class ExportConfig(Settings):
     frames, or its source frames. Other networks than a run's need them."""
     frames: Count = 30
     """Frames to compare on at most."""
+
+
+@dataclass(frozen=True)
+class PushConfig(Settings):
+    """Upload a training run to the Hugging Face hub, with a model card."""
+
+    run: Annotated[Positional[RunText], tyro.conf.arg(metavar="RUN")]
+    """Run folder of `segshift train`."""
+    name: Annotated[Positional[RepositoryText], tyro.conf.arg(metavar="USER/NAME")]
+    """Repository as user/name; it is made where there is none."""
+    evaluations: tuple[FolderText, ...] = ()
+    """Folders that `segshift evaluate` wrote of this run: the model card shows their scores."""
+    license: str | None = None
+    """Licence of the weights, as the hub calls it, such as apache-2.0; without it the card says that none is
+    given."""
+    public: bool = False
+    """Everybody may read a new repository; without it only you. One that is there stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +155,9 @@ class EstimateConfig(Settings):
     """
 
     run: PredictorsText
-    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
-    network of yours that brings its weights, or a black box, which only predicts. Several are ranked."""
+    """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
+    together with --network.name, or `module:factory`: a network of yours that brings its weights, or a black
+    box, which only predicts. Several are ranked."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""

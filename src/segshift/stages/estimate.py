@@ -55,7 +55,7 @@ from segshift.scoring import estimate as statistics
 from segshift.scoring.estimate import Scored
 from segshift.settings import Data
 from segshift.stages import evaluate, predict, transfer
-from segshift.training import origins
+from segshift.training import origins, sharing
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
             scored,
             reals.get(one.name),
             judge,
-            origins.transferred_domains(Path(one.run), judge),
+            origins.transferred_domains(sharing.folder(one.run), judge),
         )
     lost = {f["id"]: f for draws in sets.values() for draw in draws for f in runs.failures(draw.tree)}
     runs.write_failures(out, lost.values())  # and the estimate is of the other frames
@@ -199,14 +199,15 @@ def _candidates(config: EstimateConfig, data: Dataset, out: Path) -> list[Candid
     names = runs.short_names(config.run)
     found = []
     for i, (run, name) in enumerate(zip(config.run, names, strict=True)):
-        trained = Path(run).is_dir()
+        folder = sharing.folder(run)
+        trained = folder.is_dir()
         classes = config.classes
         if classes is None and trained:
-            classes = runs.read_config(Path(run) / "config.json", TrainConfig).classes
+            classes = runs.read_config(folder / "config.json", TrainConfig).classes
         network = config.network if run in foreign else None
         size = config.size if config.size is not None or trained else _size(data)
         several = len(names) > 1
-        origins.warn_of_training_frames(Path(run), data, name if several else "this network")
+        origins.warn_of_training_frames(folder, data, name if several else "this network")
         predicting = _prediction(config, run, network, size, config.source)
         found.append(
             Candidate(

@@ -35,11 +35,6 @@ from segshift.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-FREE = ("workers", "device", "checkpoint_every", "steps", "log")
-"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer
-schedule.
-"""
-
 
 def train(config: TrainConfig, out: str | Path) -> Path:
     """Train as `config` says, or continue; returns `out`, which `segshift predict` reads.
@@ -51,7 +46,7 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     config, choice = sizes.chosen(config, source)
     _check(config)
     output = outputs.open_output(
-        out, "train", config, free=FREE, begun=lambda out: checkpoints.last_step(out) > 0
+        out, "train", config, free=checkpoints.FREE, begun=lambda out: checkpoints.last_step(out) > 0
     )
     tracking.require(config)
     accelerator = session.accelerator(config.device, config.precision, config.batch_size, config.accumulate)

@@ -45,6 +45,10 @@ from segshift.networks import weights
 from segshift.runs import InputError
 from segshift.settings import option
 
+FREE = ("workers", "device", "checkpoint_every", "steps", "log")
+"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer
+schedule.
+"""
 LIBRARIES = (
     "segshift",
     "torch",
@@ -137,7 +141,8 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
     path = _weights(run, last_step(run)) if which == "last" else _best(run, which, config.select)
     if not path.exists():
         raise InputError(
-            f"no checkpoint {path}: continue the training with the same command until it has written one"
+            f"no checkpoint {path}: continue the training with the same command until it has written one, or "
+            "take another --checkpoint"
         )
     network = replace(config.network, pretrained=False, weights=None)  # everything comes from the checkpoint
     method = method_of(replace(config, network=network), space)

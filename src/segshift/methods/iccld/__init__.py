@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from segshift.methods.base import Method
     from segshift.methods.iccld.self_training import SelfTraining
 
+PAPER = (
+    "Yu, Sun, Chi, Yang, Luo. Adversarially Domain-adaptive Latent Diffusion for Unsupervised Semantic "
+    "Segmentation. CVPR Workshops 2025, arXiv 2412.16859"
+)
 THINGS = (
     "traffic light",
     "traffic sign",
@@ -97,6 +101,7 @@ class ICCLDConfig(MethodSettings):
             build_self_training,
             target=True,
             network="iccld",
+            paper=PAPER,
         ),
         MethodSpec(
             "adversarial_diffusion",
@@ -106,6 +111,7 @@ class ICCLDConfig(MethodSettings):
             target=True,
             from_run="self_training",
             network="iccld",
+            paper=PAPER,
         ),
     )
 

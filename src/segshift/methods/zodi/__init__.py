@@ -11,6 +11,10 @@ from segshift.settings import Weight
 if TYPE_CHECKING:
     from segshift.methods.base import Method
 
+PAPER = (
+    "Azuma, Matsui, Maki. ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Image Transfer. "
+    "ECCV Workshops 2024, arXiv 2403.13652"
+)
 Similarity = Literal["cosine", "simsiam", "byol", "none"]
 
 
@@ -34,7 +38,11 @@ class ZoDiConfig(MethodSettings):
     """Training on pairs of source and transferred image (ZoDi, section 3.2)."""
 
     prefix: ClassVar[str] = "zodi."
-    methods = (MethodSpec("zodi", "ZoDi", "pairs of source and transferred image", build, transferred=True),)
+    methods = (
+        MethodSpec(
+            "zodi", "ZoDi", "pairs of source and transferred image", build, transferred=True, paper=PAPER
+        ),
+    )
 
     similarity: Similarity = "cosine"
     """Form of the similarity loss between the features of the two images."""
