@@ -3,6 +3,7 @@ stages run on it in benchmarks/ray_faults.py."""
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class Job:
     def double(self, items: list[Any], asked: Any) -> Any:
         for item in items:
             (self.folder / f"{item}-{self.where()}-{os.getpid()}").touch()
+            while item.startswith("meet") and len(nodes(self.folder)) < int(item[-1]):
+                time.sleep(0.01)
             if item == "deadly":
                 os.kill(os.getpid(), signal.SIGKILL)
             if item == "wrong":
@@ -55,15 +58,22 @@ def never() -> bool:
     return False
 
 
+def nodes(folder: Path) -> set[str]:
+    """That something was done on."""
+    return {path.name.split("-")[1] for path in folder.iterdir()}
+
+
 @pytest.fixture(scope="module")
 def cluster():
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:  # the workers find this module
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        made.add_node(num_cpus=1)
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 @pytest.fixture
@@ -72,14 +82,14 @@ def engine(cluster) -> EngineConfig:
 
 
 def test_every_item_is_done_once_in_an_order_that_holds(engine, tmp_path: Path):
-    items = [str(i) for i in range(12)]
+    items = ["meet2", *(str(i) for i in range(1, 12))]
     after = [[] if i != 5 else [0, 1, 2] for i in range(12)]
     with execution.workers(engine, Job(tmp_path), "cpu") as workers:
         results = list(workers.map("double", items, never, after))
     assert sorted(results) == sorted((item, 2 * item) for item in items)
     done = [item for item, _ in results]
-    assert all(done.index(str(i)) < done.index("5") for i in (0, 1, 2))
-    assert len({path.name.split("-")[1] for path in tmp_path.iterdir()}) == 2  # both nodes
+    assert all(done.index(items[i]) < done.index("5") for i in (0, 1, 2))
+    assert len(nodes(tmp_path)) == 2
 
 
 def test_an_error_of_the_job_is_the_callers(engine, tmp_path: Path):
@@ -104,7 +114,8 @@ def test_an_item_that_kills_its_workers_is_given_up_and_the_others_are_done(engi
 
 
 def test_a_node_is_lost_and_another_comes(engine, cluster, tmp_path: Path):
-    items = [str(i) for i in range(60)]
+    items = ["meet2", *(str(i) for i in range(1, 60))]
+    items[30] = "meet3"  # where the node that comes has begun something
     results = []
     with execution.workers(engine, Job(tmp_path), "cpu") as workers:
         for result in workers.map("double", items, never):
@@ -115,7 +126,7 @@ def test_a_node_is_lost_and_another_comes(engine, cluster, tmp_path: Path):
             if len(results) == 20:
                 cluster.add_node(num_cpus=1)
     assert sorted(results) == sorted((item, 2 * item) for item in items)
-    assert len({path.name.split("-")[1] for path in tmp_path.iterdir()}) == 3
+    assert len(nodes(tmp_path)) == 3
 
 
 def test_asked_to_end_it_finishes_what_is_in_hand(engine, tmp_path: Path):

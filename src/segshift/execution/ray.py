@@ -116,7 +116,7 @@ class Cluster:
         """kind: GPU or CPU, of which each worker has one."""
         self.kind, self.job = kind, ray.put(job)
         self.hired: list[_Hired] = []
-        self.failed_starts, self.told = 0, time.monotonic()
+        self.failed_starts, self.why, self.told = 0, "", time.monotonic()
 
     def close(self) -> None:
         for worker in self.hired:
@@ -190,8 +190,8 @@ class Cluster:
         room = int(ray.cluster_resources().get(self.kind, 0))
         if self.failed_starts >= STARTS:
             raise InputError(
-                f"{STARTS} workers in a row died before they did anything: install the same segshift on "
-                "every machine of the cluster, and look at Ray's logs"
+                f"{STARTS} workers in a row died before they did anything ({self.why}): install the same "
+                "segshift on every machine of the cluster, and look at Ray's logs"
             )
         while len(self.hired) < min(room, wanted):
             resources = {"num_gpus": 1} if self.kind == "GPU" else {"num_cpus": 1}
@@ -215,8 +215,9 @@ class Cluster:
         if worker.item is None:
             try:
                 worker.node, worker.pid = _result(worker.task)
-            except RayError:
+            except RayError as error:
                 self.failed_starts += 1
+                self.why = _short(error)
                 self._dismiss(worker)
             else:
                 self.failed_starts, worker.task = 0, None
@@ -273,4 +274,5 @@ def _result(task: Any) -> Any:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    """The end of its message, where the cause stands."""
+    return " ".join(str(error).split())[-120:]
