@@ -16,6 +16,7 @@ from segshift.config.judging import (
     ReportConfig,
     StudioConfig,
 )
+from segshift.config.running import EngineConfig
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
     ForeignNetwork,
@@ -34,6 +35,7 @@ __all__ = [
     "ControlConfig",
     "Device",
     "DiffusionConfig",
+    "EngineConfig",
     "EstimateConfig",
     "EvaluateConfig",
     "ExportConfig",

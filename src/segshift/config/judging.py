@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field
 from tyro.conf import Positional
 
+from segshift.config.running import EngineConfig, Where
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
 from segshift.settings import (
@@ -83,6 +84,7 @@ class PredictConfig(Settings):
     """Images per batch."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU."""
+    where: Where = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ class EstimateConfig(Settings):
     """What makes the images. `editor`: the editing model of --generator.model. `module:factory`: your own,
     a function in a Python file of the current folder. None takes the model of --diffusion.model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    where: Where = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)
