@@ -9,6 +9,7 @@ from pydantic import Field
 
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
+from segshift.runs import InputError
 from segshift.settings import (
     Count,
     DataText,
@@ -191,6 +192,14 @@ class EstimateConfig(Settings):
     """What makes the images. `editor`: the editing model of --generator.model. `module:factory`: your own,
     seen from the current folder. None takes the diffusion model of --diffusion."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed + self.draws > 2**32:
+            raise InputError(
+                f"--seed {self.seed} leaves no room for --draws {self.draws}, which take the seeds that "
+                "follow: give a smaller one"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import errno
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -427,6 +427,7 @@ class _Keeper:
 def _alone(out: Path) -> Iterator[None]:
     """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises:
     InputError while another process trains there: both would write the same log and checkpoints."""
+    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".segshift-lock").open("a")
@@ -448,7 +449,14 @@ def _alone(out: Path) -> Iterator[None]:
             _log.warning(
                 "cannot tell whether another process trains in %s (%s): start it once only", out, error
             )
-        yield
+        try:
+            yield
+        finally:
+            if not (out / "config.json").exists():  # a start that failed leaves nothing
+                (out / ".segshift-lock").unlink(missing_ok=True)
+                if new:
+                    with suppress(OSError):  # not where something else lies in it by now
+                        out.rmdir()
 
 
 @contextmanager
