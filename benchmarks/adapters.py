@@ -3,37 +3,44 @@
     python benchmarks/adapters.py runs/adapters
 
 ZoDi's training on the embedded town, crops of 256x256, two pairs a step, AdamW, with random weights of
-DINOv2-S's and DINOv3-S's shape under a linear head; each a few steps in a process of its own. Memory is how
-much that process grew; the rate is the median step's. The transferred frames are the source's own, which
-costs the same. Writes OUT/adapters.md and OUT/adapters.json; running it again continues.
+DINOv2-S's and DINOv3-S's shape under a linear head; a few steps, each training in a process of its own.
+Memory is how much that process grew at most, where glibc gives every large tensor pages of its own and takes
+them back at once, as a GPU's allocator would; without that, fragments hide what adapters save. The rate is
+that of the median step of `train_speed`, where the trainings of an encoder take their steps in turn; on a CPU
+the seconds are those of the processor, so that other work on the machine matters little. The transferred
+frames are the source's own, which costs the same.
+Writes OUT/adapters.md and OUT/adapters.json; running it again continues.
 """
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+import train_speed
 import tyro
-from memory import peak
+from memory import STEPS, peak
 from settings import write_results
 
 from segshift.config import NetworkConfig, TownConfig, TrainConfig
 from segshift.execution.device import pick
 from segshift.recipes.runner import fill
 from segshift.recipes.town import town_target, town_training
-from segshift.runs import read_json, read_lines, slug, write_json
+from segshift.runs import read_json, slug, write_json
 from segshift.settings import Device
 from segshift.town import writer
 from segshift.training import checkpoints
 
-STEPS = 8
-"""The first is left out of the rate."""
-ADAPTERS = ("none", "lora", "mica")
+ADAPTERS = {"none": "all weights", "lora": "lora", "mica": "mica"}
+CROP = (256, 256)
+PAGES = "MALLOC_MMAP_THRESHOLD_"
+"""Of glibc: bytes from which an allocation has pages of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Benchmark:
     out: tyro.conf.Positional[Path]
     encoders: tuple[str, ...] = ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3")
     """Vision transformers of timm."""
+    rounds: int = 6
+    """Steps that the rate is the median of."""
     device: Device = "cpu"
     threads: int = 2
     """Threads of torch on the CPU."""
@@ -53,19 +62,30 @@ def training(b: Benchmark, encoder: str, adapter: Any) -> TrainConfig:
     network = NetworkConfig(name="vit", encoder=encoder, pretrained=False, adapter=adapter)
     frames = town_target("clear", "train")
     plain = replace(town_training(steps=STEPS, images=2), network=network, device=b.device, validation=None)
-    shaped = replace(plain, method="zodi", transferred=(frames,), size=(256, 512), crop=(256, 256))
+    shaped = replace(plain, method="zodi", transferred=(frames,), size=(256, 512), crop=CROP)
     return fill(shaped, {"out": str(b.out)})
 
 
 def measured(b: Benchmark, config: TrainConfig, out: Path) -> dict[str, float]:
-    """parameters: millions that are trained; memory: GiB; rate: pairs a second."""
+    """parameters: millions that are trained; memory: GiB."""
     import peft  # noqa: F401  # before memory is looked at: what is measured are tensors
 
     memory = peak(config, out, b.threads)
     method, _, _ = checkpoints.load_run(out, "last")
     trained = sum(p.numel() for group, _ in method.parameter_groups("segmenter") for p in group)
-    seconds = [line["seconds"] for line in read_lines(out / "metrics.jsonl") if "seconds" in line][1:]
-    return {"parameters": trained / 1e6, "memory": memory, "rate": config.batch_size / median(seconds)}
+    return {"parameters": trained / 1e6, "memory": memory}
+
+
+def rates(b: Benchmark, configs: dict[str, TrainConfig]) -> dict[str, float]:
+    """Pairs a second, by name of the training."""
+    torch.set_num_threads(b.threads)
+    device = pick(b.device)
+    loops = {}
+    for name, config in configs.items():
+        settings = train_speed.Settings(config.network, CROP, config.batch_size, device=device.type)
+        loops[name] = train_speed.steps(settings)["joint"]
+    seconds = train_speed.turns(loops, device, b.rounds)
+    return {name: configs[name].batch_size / median(times) for name, times in seconds.items()}
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -82,17 +102,28 @@ def main(b: Benchmark) -> None:
     town = TownConfig(height=256, width=512, source_train=4, source_val=1, target_train=1, target_val=1)
     writer.town(town, b.out / "town")
     rows: dict[str, dict[str, float]] = {}
-    for encoder, adapter in product(b.encoders, ADAPTERS):
-        name = f"{encoder}, {'all weights' if adapter == 'none' else adapter}"
-        known = b.out / f"{slug(name)}.json"
+
+    def alone(known: Path, function: Any, *given: Any) -> Any:
+        """What the function returns in a process of its own; from the file where it is known."""
         if not known.exists():
-            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                job = alone.submit(measured, b, training(b, encoder, adapter), b.out / slug(name))
-                write_json(known, job.result())
-        rows[name] = read_json(known)
-    write_results(
-        b.out, "adapters", table(rows), {"rows": rows, "steps": STEPS, "device": str(pick(b.device))}, "peft"
-    )
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                write_json(known, pool.submit(function, *given).result())
+        return read_json(known)
+
+    trainings = {
+        encoder: {f"{encoder}, {told}": training(b, encoder, kind) for kind, told in ADAPTERS.items()}
+        for encoder in b.encoders
+    }
+    os.environ[PAGES] = str(2**16)  # processes that are spawned take it over
+    for configs in trainings.values():
+        for name, config in configs.items():
+            rows[name] = alone(b.out / f"{slug(name)}.json", measured, b, config, b.out / slug(name))
+    del os.environ[PAGES]
+    for encoder, configs in trainings.items():
+        for name, rate in alone(b.out / f"{slug(encoder)}-rates.json", rates, b, configs).items():
+            rows[name] = rows[name] | {"rate": rate}
+    told = {"rows": rows, "steps": STEPS, "rounds": b.rounds, "threads": b.threads}
+    write_results(b.out, "adapters", table(rows), told | {"device": str(pick(b.device))}, "timm", "peft")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tyro
 from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
-from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.experiment import Experiment, Row, Target, with_validation
 from segshift.recipes.runner import Scores, by_checkpoint, fill, run_experiment
 from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
@@ -63,7 +63,9 @@ def experiment(b: Benchmark) -> Experiment:
         for domain, row in zip(b.domains, town_rows(base, b.domains)[2:], strict=True):
             images = (f"cityscapes:{{out}}/{slug(name)}/{domain}:train",)
             row = Row(f"{name} {domain}", replace(row.train, transferred=images), targets=(domain,))
-            rows += judged((row,), oracle=(town_target(domain),), transferred=(transferred_val(domain),))
+            rows += with_validation(
+                (row,), oracle=(town_target(domain),), transferred=(transferred_val(domain),)
+            )
     targets = tuple(Target(domain, town_target(domain)) for domain in b.domains)
     return Experiment("gate benchmark", rows, targets, transfers, b.town, b.seeds)
 

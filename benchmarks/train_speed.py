@@ -88,22 +88,25 @@ def steps(settings: Settings, precision: torch.dtype | None = None) -> dict[str,
     return {name: partial(step, backward) for name, backward in loops.items()}
 
 
-def main(settings: Settings) -> None:
-    torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
-    loops = steps(settings)
+def turns(loops: dict[str, Callable[[], None]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step: the loops take theirs in turn, once without counting and then `rounds` times."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(settings.rounds + 1):
+    for _ in range(rounds + 1):
         for name, step in loops.items():
             began = clock()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(clock() - began)
-    ratios = [
-        theirs / ours for ours, theirs in zip(seconds["joint"][1:], seconds["published"][1:], strict=True)
-    ]
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def main(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads)
+    device = torch.device(settings.device)
+    seconds = turns(steps(settings), device, settings.rounds)
+    ratios = [theirs / ours for ours, theirs in zip(seconds["joint"], seconds["published"], strict=True)]
     where = (
         torch.cuda.get_device_name()
         if device.type == "cuda"
@@ -114,7 +117,7 @@ def main(settings: Settings) -> None:
         f"{settings.crop}, {where}"
     )
     for name, times in seconds.items():
-        print(f"{name:>10}: {settings.batch_size / median(times[1:]):7.2f} pairs/s")
+        print(f"{name:>10}: {settings.batch_size / median(times):7.2f} pairs/s")
     print(
         f"     ratio: {median(ratios):7.2f} ({min(ratios):.2f} to {max(ratios):.2f} over {settings.rounds} "
         "rounds)"

@@ -25,7 +25,7 @@ import tyro
 from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import TownConfig, TransferConfig
-from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.experiment import Experiment, Row, Target, with_validation
 from segshift.recipes.runner import Scores, by_checkpoint, run_experiment
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
@@ -60,11 +60,11 @@ def experiment(b: Benchmark) -> Experiment:
         "oracle": tuple(map(town_target, b.domains)),
         "transferred": tuple(map(transferred_val, b.domains)),
     }
-    rows = judged((source, jitter), **everywhere)
+    rows = with_validation((source, jitter), **everywhere)
     for name, folders in PICTURES.items():
         for domain, row in zip(b.domains, zodi, strict=True):
             trees = tuple(f"cityscapes:{{out}}/{f.format(domain=domain)}/{domain}:train" for f in folders)
-            rows += judged(
+            rows += with_validation(
                 (Row(f"{name} {domain}", replace(row.train, transferred=trees), (domain,)),),
                 oracle=(town_target(domain),),
                 transferred=(transferred_val(domain),) if "transferred" in folders else (),

@@ -16,6 +16,7 @@ from segshift.methods.source_only.training import SourceOnly
 from segshift.networks import build
 from segshift.networks.adapters import merged
 from segshift.networks.options import ICCLDNetworkConfig
+from segshift.networks.weights import read_pickled
 from segshift.runs import InputError
 from segshift.scoring import inference
 from segshift.stages.export import export
@@ -106,6 +107,11 @@ def test_an_interrupted_training_gives_the_same_bytes_and_moves_the_adapters_alo
         train(config, tmp_path / "parts")
     train(config, tmp_path / "parts")
     assert training.same(tmp_path / "whole", tmp_path / "parts")
+    state = read_pickled(checkpoints._weights(tmp_path / "whole", 4).with_suffix(".state"))
+    moments = state["optimizers"]["segmenter"]["state"].values()
+    method = checkpoints.load_run(tmp_path / "whole", "last")[0]
+    trained_ones = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    assert sum(moment["exp_avg"].numel() for moment in moments) == trained_ones
     one, whole = training.last(tmp_path / "one"), training.last(tmp_path / "whole")
     changed = {name for name in one if not torch.equal(one[name], whole[name])}
     learnt = ("lora_A", "lora_B") if adapter == "lora" else ("lora_A",)

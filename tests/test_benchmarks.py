@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import adapters
+import full_size
 import gate
 import gpu
 import memory
@@ -12,6 +13,7 @@ import recipe
 import settings
 import torch
 import zodi
+from transferring import manifest
 
 from segshift import runs
 from segshift.recipes.experiment import Experiment, Row, Target
@@ -198,3 +200,11 @@ def test_a_line_that_fails_costs_itself_alone(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(gpu, "iccld_trainings", lambda b, device: {})
     gpu.main(gpu.Benchmark(tmp_path, device="cpu", tiny=True))
     assert "| a | no memory left | | |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_full_size_benchmark_transfers_a_frame_at_a_tiny_size(tmp_path: Path, capsys):
+    told = full_size.Benchmark(tmp_path, (32, 32, 32, 32), (32, 32, 32, 32), (32, 1), (64, 128))
+    full_size.main(told)
+    assert '"code": 0, "frames": 1' in capsys.readouterr().out
+    assert len(manifest(tmp_path / "transferred")) == 1
+    assert manifest(tmp_path / "transferred")[0]["settings"]["steps"] == 2

@@ -74,6 +74,17 @@ def test_a_subset_without_labels_is_called_that(tmp_path: Path, capsys):
     assert "6 frames, 1 without a readable label, 3 in subsets without labels" in capsys.readouterr().out
 
 
+def test_a_picture_of_another_kind_is_named_with_what_takes_it(tmp_path: Path):
+    root = trees.folder(tmp_path / "data")
+    trees.save(root / "train/images/b.PNG", trees.picture("b", (32, 64)))
+    (root / "train/images/b.jpg").unlink()
+    [fault] = check(CheckConfig(f"folder:{root}:train")).failures
+    assert "b.jpg, but b.PNG: end `images`" in fault["error"]
+    (root / "dataset.yaml").write_text(trees.FOLDER_YAML.replace("*.jpg", "*"))
+    report = check(CheckConfig(f"folder:{root}:train"))
+    assert (report.frames, report.failures) == (3, ())
+
+
 def test_names_are_printed_as_they_are(tmp_path: Path, capsys):
     text = trees.FOLDER_YAML.replace("road", '"[/road]"').replace("day", '"[/day]"')
     check(CheckConfig(f"folder:{trees.folder(tmp_path, yaml=text)}:train"))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trees
 
 import segshift
 from segshift import outputs
@@ -25,7 +26,10 @@ from segshift.training import checkpoints
         "predict",
         "evaluate",
         "estimate",
+        "export",
+        "push",
         "report",
+        "studio",
         "demo",
         "models",
         "recipes",
@@ -80,6 +84,17 @@ def test_failed_frames_are_an_exit_code_but_under_torchrun(tmp_path: Path, monke
     assert main(check) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(check) == 0 and "failed" in capsys.readouterr().err  # or it would stop all other processes
+
+
+def test_many_failed_frames_are_counted_and_all_in_the_file(tmp_path: Path, capsys):
+    root = trees.folder(tmp_path / "data", [f"{i:02}" for i in range(25)], labelled=False)
+    trees.folder(root, ["00"])
+    check = ["check", "--data", f"folder:{root}:train", "--workers", "1"]
+    assert main([*check, "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("failed 0") or line.startswith("failed 1") for line in shown) == 19
+    assert f"failed and 4 more: all are in {tmp_path}/out/failures.jsonl" in shown
+    assert main(check) == 1 and "4 more: --out FOLDER lists all" in capsys.readouterr().err
 
 
 def test_recipes_name_the_data_that_they_need_and_round_trip_as_json(tmp_path: Path):

@@ -33,14 +33,15 @@ from segshift.config import (
 )
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
-from segshift.engine.worker import targets
+from segshift.engine.worker import target_domains
 from segshift.generators import loading
 from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free, metrics
-from segshift.stages.estimate import _identity, estimate
+from segshift.stages.estimate import estimate
 from segshift.town.writer import town as write_town
 from segshift.training import checkpoints
+from segshift.training.origins import identity
 
 TWO_CONVS = NetworkConfig(name="networks:two_convs", pretrained=False)
 IDS = tuple(f"ulm_{i:06d}_000019" for i in range(10))
@@ -323,8 +324,8 @@ def test_networks_share_transferred_frames_and_a_run_keeps_its_class_set(home: P
 
 def test_a_domain_that_was_trained_on_is_known_by_its_prompt_too(home: Path, tmp_path: Path):
     tree = trees.cityscapes(tmp_path / "renamed", IDS[:2], (64, 64))
-    [goal] = targets(TransferConfig(source="", to=("night",)))
-    runs.write_lines(tree / "manifest.jsonl", [{"id": id, "prompt": goal.prompt} for id in IDS[:2]])
+    [target] = target_domains(TransferConfig(source="", to=("night",)))
+    runs.write_lines(tree / "manifest.jsonl", [{"id": id, "prompt": target.prompt} for id in IDS[:2]])
     step1 = training_run(home, tmp_path / "first", more_sources=(f"cityscapes:{tree}:train",), transferred=())
     second = training_run(home, tmp_path / "second", from_run=str(step1), transferred=())
     told = runs.read_json(
@@ -578,8 +579,8 @@ def test_target_images_that_say_nothing_are_refused(home: Path, tmp_path: Path, 
 
 def test_a_transformer_that_walks_tells_its_model_from_another_of_the_same_name():
     made = {"model": "flux", "weights": {"vae": "a", "transformer": "b"}}
-    assert _identity(made) == "b" != _identity({"model": "flux", "weights": {"transformer": "c"}})
-    assert _identity({"model": "weather:build", "weights": {}}) == "weather:build"
+    assert identity(made) == "b" != identity({"model": "flux", "weights": {"transformer": "c"}})
+    assert identity({"model": "weather:build", "weights": {}}) == "weather:build"
 
 
 def test_another_judge_does_not_know_what_a_network_was_trained_on(noisy_world, tmp_path: Path, caplog):

@@ -18,6 +18,7 @@ import trees
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
+    Cosmos2_5_TransferPipeline,
     DDIMScheduler,
     FluxControlNetModel,
     FluxControlNetPipeline,
@@ -33,6 +34,7 @@ from segshift.__main__ import main
 from segshift.config import DiffusionConfig
 from segshift.data.labels import CITYSCAPES
 from segshift.generators import (
+    cosmos_transfer,
     flow,
     flux,
     loading,
@@ -72,6 +74,7 @@ def pipeline(folder: Path, name) -> DiffusionConfig:
         ("FluxImg2ImgPipeline", flux),
         ("QwenImagePipeline", qwen_image),
         ("QwenImageControlNetPipeline", qwen_image),
+        ("Cosmos2_5_TransferPipeline", cosmos_transfer),
     ],
 )
 def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
@@ -92,6 +95,8 @@ def test_a_family_is_chosen_by_the_folders_index(tmp_path, name, module):
         "Flux2Pipeline",
         "QwenImageEditPipeline",
         "QwenImageLayeredPipeline",
+        "Cosmos2_5_PredictBasePipeline",
+        "CosmosVideoToWorldPipeline",
         "StableVideoDiffusionPipeline",
         "AudioLDM2Pipeline",
     ],
@@ -222,6 +227,7 @@ MODELS = {
         folder, tiny_diffusion.union
     ),
     "QwenImage": tiny_diffusion.qwen_image,
+    "Cosmos2_5_Transfer": tiny_diffusion.cosmos_transfer,
     "Flux": tiny_diffusion.flux,
     "Flux of a union": lambda folder: tiny_diffusion.flux(folder, num_mode=4),
     "Flux without guidance": lambda folder: tiny_diffusion.flux(folder, guidance=False),
@@ -465,7 +471,8 @@ def test_models_lists_every_family_with_what_it_takes(capsys):
     said = capsys.readouterr().out
     for stem in generators.FAMILIES:
         assert f"({stem}Pipeline)" in said
-    for card in (stable_diffusion.CARD, stable_diffusion_xl.CARD, flux.CARD, qwen_image.CARD):
+    families = (stable_diffusion, stable_diffusion_xl, flux, qwen_image, cosmos_transfer)
+    for card in (family.CARD for family in families):
         told = card.title, *card.models, *card.controlnets, card.layouts, card.licence
         for text in told:
             assert text in said
@@ -889,3 +896,155 @@ def test_parts_of_qwen_image_that_do_not_fit_each_other_are_refused(tmp_path):
     tiny_diffusion.qwen_vae(8).save_pretrained(folder / "vae")
     with pytest.raises(InputError, match=r"takes 16 channels and its VAE makes 8, in packs of four 32"):
         qwen_image.load_model(told, control=False)
+
+
+# ---------------------------------------------------------------------------------------- Cosmos-Transfer2.5
+
+
+class Unguarded:
+    """In place of NVIDIA's guardrail, which diffusers' pipeline insists on."""
+
+    def to(self, device):
+        return self
+
+    def check_text_safety(self, prompt):
+        return True
+
+
+@pytest.mark.parametrize("image_context", [True, False])
+@torch.inference_mode()
+def test_cosmos_transfer_is_called_as_in_diffusers(tmp_path, image_context):
+    folder = tiny_diffusion.cosmos_transfer(
+        tmp_path / "m", **({} if image_context else {"img_context_dim_in": None})
+    )
+    model = cosmos_transfer.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    theirs = Cosmos2_5_TransferPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        transformer=model.transformer,
+        controlnet=model.controlnet,
+        # the pipeline with a sampler of one step back, as ours
+        scheduler=type(model.scheduler).from_config(model.scheduler.config, solver_order=1, solver_p=None),
+        safety_checker=Unguarded(),
+    )
+    theirs.set_progress_bar_config(disable=True)
+    theirs.check_inputs = lambda *args, **more: 1  # frames of a chunk, of which it asks for five
+    z = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    encode, calls = model.vae.encode, []
+    model.vae.encode = lambda video: SimpleNamespace(latents=encode(video).latent_dist.mode())
+    network = model.transformer.forward
+
+    def noted(*args, **given):
+        out = network(*args, **given)
+        calls.append((given, out[0]))
+        return out
+
+    model.transformer.forward = noted
+    theirs(
+        controls=(picture)[0][None],
+        prompt="fog",
+        negative_prompt="bad and long",
+        latents=z[:, :, None],
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        height=64,
+        width=128,
+        num_frames=1,
+        num_ar_conditional_frames=0,
+        output_type="latent",
+    )
+    del model.vae.encode, model.transformer.forward
+    grid, hint = model.grid(3, (8, 16)), model.hint(picture)
+    assert len(calls) == 6  # of every step the prompt, then the negative prompt
+    for i, (given, out) in enumerate(calls):
+        latents = given["hidden_states"][:, :, 0]
+        text = model.embed(["bad and long" if i % 2 else "fog"])
+        assert float(given["timestep"].max()) == pytest.approx(grid[i // 2].b, abs=1e-6)
+        ours = model.output(latents, grid[i // 2], text, hint, 1.0)
+        assert torch.allclose(ours, out[:, :, 0], atol=1e-4), (ours - out[:, :, 0]).abs().max()
+    theirs_guided = calls[0][1] + 3.0 * (calls[0][1] - calls[1][1])
+    ours_guided = model.combined(calls[1][1], calls[0][1], model.card.usual.guidance)
+    assert torch.allclose(ours_guided, theirs_guided, atol=1e-5)
+    again = model.encode(model.decode(z) / 255)
+    assert again.shape == z.shape and again.dtype == torch.float32
+
+
+def test_the_schedule_of_cosmos_transfer_is_that_of_its_scheduler(tmp_path):
+    folder = tiny_diffusion.cosmos_transfer(tmp_path / "m")
+    model = cosmos_transfer.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    for steps in (1, 2, 36):
+        model.scheduler.set_timesteps(steps)
+        ours = [point.b for point in model.grid(steps, (8, 8))]
+        assert ours == pytest.approx(model.scheduler.sigmas.tolist(), abs=1e-6)
+    model.scheduler.register_to_config(sigma_max=80.0)
+    for strength in model.card.strengths.values():
+        usual, ours = (cosmos_transfer._ratio(strength, cosmos_transfer.USUAL_RANGE), None)
+        ours = model.point(model.share(strength, (8, 8)), (8, 8))
+        assert ours.b / ours.a == pytest.approx(usual)
+    assert model.share(1.0, (8, 8)) == 1.0
+
+
+def test_prompts_of_cosmos_transfer_are_read_in_full_or_refused(tmp_path):
+    folder = tiny_diffusion.cosmos_transfer(tmp_path / "m")
+    model = cosmos_transfer.load_model(DiffusionConfig(model=str(folder), device="cpu"))
+    text = model.embed(["fog"])["text"]
+    assert text.shape == (1, cosmos_transfer.TOKENS, 32)
+    halves = text.view(1, cosmos_transfer.TOKENS, 2, 16)
+    assert torch.allclose(halves.mean(-1), torch.zeros(1, 1, 1), atol=1e-5)
+    assert torch.allclose(halves.std(-1), torch.ones(1, 1, 1), atol=1e-4)
+    with pytest.raises(InputError, match=r"has 6\d\d tokens with the words around it, and .* reads 512"):
+        model.embed(["abcdefgh" * 60])
+
+
+def test_parts_of_cosmos_transfer_that_do_not_fit_each_other_are_refused(tmp_path):
+    folder = tiny_diffusion.cosmos_transfer(tmp_path / "m")
+    told = DiffusionConfig(model=str(folder), device="cpu")
+    for more, message in (
+        ({"n_controlnet_blocks": 1}, "the ControlNet has n_controlnet_blocks 1 and the transformer of .* 2"),
+        ({"latent_channels": 7}, "has latent_channels 7 and the transformer of .* asks for 6"),
+        ({"crossattn_proj_in_channels": 16}, "has width of text 16 and the transformer of .* asks for 32"),
+        ({"img_context_dim_in": None}, "has img_context_dim_in None and the transformer of .* asks for 8"),
+        ({"model_channels": 64, "num_attention_heads": 4}, "has model_channels 64 and the transformer"),
+    ):
+        other = tiny_diffusion.cosmos_controlnet(tiny_diffusion.cosmos_transformer(), **more)
+        other.save_pretrained(tmp_path / "c")
+        with pytest.raises(InputError, match=message):
+            cosmos_transfer.load_model(replace(told, controlnet=str(tmp_path / "c")))
+    with pytest.raises(InputError, match="holds a QwenImageControlNetModel: expected a CosmosControlNetMod"):
+        other = tiny_diffusion.qwen_image(tmp_path / "qwen")
+        cosmos_transfer.load_model(replace(told, controlnet=str(other / "controlnet")))
+    schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule | {"sigma_max": None}))
+    with pytest.raises(InputError, match="scheduler has no range of noise"):
+        cosmos_transfer.load_model(told)
+    for more, message in (
+        ({"controlnet_block_every_n": None}, "a ControlNet acts on none of its blocks: expected a Cosmos-Tr"),
+        (
+            {"crossattn_proj_in_channels": 16},
+            "reads text of width 16 and the layers of its text .* 32",
+        ),
+        ({"in_channels": 4}, "takes 4 channels, its VAE makes 4"),
+    ):
+        shutil.rmtree(folder / "transformer")
+        tiny_diffusion.cosmos_transformer(**more).save_pretrained(folder / "transformer")
+        with pytest.raises(InputError, match=message):
+            cosmos_transfer.load_model(told, control=False)
+
+
+def test_the_branches_of_cosmos_transfer_are_known(monkeypatch, tmp_path):
+    folder, asked = tiny_diffusion.cosmos_transfer(tmp_path / "m"), []
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.append(revision)
+        return str(folder / "controlnet" if "controlnet" in revision else folder)
+
+    monkeypatch.setattr(loading, "snapshot_download", fetch)
+    monkeypatch.setattr(loading.hub, "access", nullcontext)
+    shutil.copytree(folder / "controlnet", tmp_path / "c")
+    [name] = cosmos_transfer.CARD.models
+    told = DiffusionConfig(model=name, controlnet=name, device="cpu")
+    assert generators.family(told) is cosmos_transfer
+    cosmos_transfer.load_model(told)
+    assert set(asked) == {"diffusers/general", "diffusers/controlnet/general/seg"}

@@ -103,7 +103,7 @@ def test_thresholds_are_a_fraction_of_a_quantile_and_need_a_network_that_sees_so
 
 def test_a_draw_is_judged_by_frame_by_region_and_by_movement():
     classes, index = gate.class_agreement(LABEL, LABEL, 19), gate.regions(LABEL, 0.0)
-    seen = gate.Seen(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
+    seen = gate.SourceView(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
     pred = np.where(LABEL == 13, np.uint8(0), LABEL)  # every car is road
     verdict = gate.judge(seen, pred, gate.Thresholds(frame=0.6, region=0.4), KEPT)
     assert not verdict.passed and verdict.score == 0.5 and (verdict.judged, verdict.failed) == (3, 2)
@@ -153,7 +153,7 @@ def test_what_fails_is_never_kept_whole(made, ignoring, dropping):
 
 def test_a_class_that_the_domain_hides_from_the_network_is_not_judged():
     classes, index = gate.class_agreement(LABEL, LABEL, 19), gate.regions(LABEL, 0.0)
-    seen = gate.Seen(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
+    seen = gate.SourceView(LABEL, index, classes, gate.region_agreement(LABEL, LABEL, index))
     assert seen.region_classes.tolist() == [0, 13, 13]
     pred, limits = np.where(LABEL == 13, np.uint8(0), LABEL), gate.Thresholds(frame=0.75, region=0.5)
     for k, score, judged in (
@@ -171,7 +171,7 @@ def test_a_class_that_the_domain_hides_from_the_network_is_not_judged():
 def test_a_frame_that_the_network_never_saw_passes_unjudged():
     nothing = np.where(LABEL == 255, np.uint8(255), np.uint8(3))
     index = gate.regions(LABEL, 0.0)
-    seen = gate.Seen(
+    seen = gate.SourceView(
         LABEL, index, gate.class_agreement(nothing, LABEL, 19), gate.region_agreement(nothing, LABEL, index)
     )
     verdict = gate.judge(seen, nothing, gate.Thresholds(0.9, 0.9), KEPT)

@@ -20,7 +20,7 @@ from segshift.config import DiffusionConfig, EstimateConfig, GateConfig, Transfe
 from segshift.data.labels import CITYSCAPES
 from segshift.generators import schedule
 from segshift.generators.base import Defaults, DiffusionFamily, Record
-from segshift.generators.schedule import Point, Prediction
+from segshift.generators.schedule import Point, PredictionType
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
 from segshift.stages import transfer as stage
@@ -28,7 +28,7 @@ from segshift.stages import transfer as stage
 # ------------------------------------------------------------------------------------------- noise formulas
 
 
-def point(prediction: Prediction, b: float) -> Point:
+def point(prediction: PredictionType, b: float) -> Point:
     return Point(1000 * b, 1 - b if prediction == "flow" else (1 - b * b) ** 0.5, b)
 
 
@@ -59,7 +59,7 @@ class Oracle(DiffusionFamily):
     name, hashes, defaults, most_steps = "oracle", {}, Defaults(), 999
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, prediction: Prediction, z0: Tensor) -> None:
+    def __init__(self, prediction: PredictionType, z0: Tensor) -> None:
         self.prediction, self.z0 = prediction, z0
 
     def grid(self, steps: int, size: tuple[int, int]) -> list[Point]:

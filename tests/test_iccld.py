@@ -124,6 +124,19 @@ def test_the_discriminator_judges_what_the_denoiser_made_of_the_same_mix():
     assert other.denoised is None and not torch.equal(other.z_0, views.z_0)
 
 
+def test_the_frozen_encoder_sees_a_batch_once_for_both_players_and_a_picture_once_for_all_draws():
+    method, data, seen = step2(diffused="image"), batch(), []
+    method.network.encoder.register_forward_hook(lambda _module, given, _made: seen.append(len(given[0])))
+    prepared = method.prepare(data)
+    assert sum(seen) == 2 * 2 + 2 + 3 * 2  # source and target, their mix, and an augmented view of each
+    for player in method.networks:
+        method.losses(player, prepared, 0)
+    assert sum(seen) == 12
+    method.sampling_steps, method.draws = 3, 2
+    method.eval().predict(data["source"], [0, 1])
+    assert seen[-1] == 2 and sum(seen) == 14
+
+
 def test_frozen_networks_stay_as_they_are_in_training():
     method, data = step2(), batch()
     before = copy.deepcopy(method.adapted.state_dict())

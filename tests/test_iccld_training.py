@@ -410,7 +410,8 @@ def test_a_target_of_one_image_is_trained_on_in_both_steps(data: Path, tmp_path:
     second = train(step2(data, run, target=target, steps=2), tmp_path / "step2")
     for trained in (run, second):
         steps = [line for line in training.logged(trained) if "lr" in line]
-        assert len(steps) == 2 and all(np.isfinite(value) for line in steps for value in line.values())
+        assert len(steps) == 2
+        assert all(np.isfinite(line[name]) for line in steps for name in line if name != "observed")
 
 
 @pytest.mark.parametrize("trained, gone", [(True, {3, 4}), (False, {3, 4}), (True, {1, 2, 3, 4})])
@@ -507,3 +508,15 @@ def test_windows_cover_every_pixel_and_average_where_they_overlap(
         for file in files:
             a, b = (cv2.imread(str(folder / file), -1).astype(int) for folder in (narrow, full))
             assert np.abs(a - b).max() <= (1 if file.parts[0] == "uncertainty" else 0), (window, file)
+
+
+@pytest.mark.parametrize(("threshold", "sure_share", "counted"), [(0.0, 0.5, True), (1.0, 0.0, False)])
+def test_a_teacher_that_is_never_sure_and_a_target_of_few_images_are_told(
+    data: Path, tmp_path: Path, caplog, threshold, sure_share, counted
+):
+    settings = replace(SETTINGS, threshold=threshold, sure_share=sure_share)
+    run = train(step1(data, iccld=settings, steps=2), tmp_path / "run")
+    shares = [line["observed"]["pseudo-labels that count"] for line in training.logged(run)[:2]]
+    assert shares == [1.0, 1.0] if counted else max(shares) < 0.001
+    assert "has 3 image(s): the training learns these" in caplog.text
+    assert ("learnt from the source alone" in caplog.text) is not counted

@@ -36,9 +36,9 @@ def test_confidences_are_counted_in_bins_that_hold_every_pixel():
     assert counts[:8] == np.histogram(plain, np.arange(9) * label_free.WIDTH)[0].tolist()
 
 
-def sets(*sharp: float) -> list[label_free.Seen]:
+def sets(*sharp: float) -> list[label_free.Summary]:
     """Sets of eight frames, each as sure as told."""
-    return [label_free.seen([[label_free.of_frame(*frame(i, one)) for i in range(8)]]) for one in sharp]
+    return [label_free.summarise([[label_free.of_frame(*frame(i, one)) for i in range(8)]]) for one in sharp]
 
 
 def test_thresholded_confidence_is_the_accuracy_at_home_and_agrees_with_whole_pixels():
@@ -57,8 +57,8 @@ def test_thresholded_confidence_is_the_accuracy_at_home_and_agrees_with_whole_pi
 def test_weights_choose_frames_and_draws_are_averaged():
     [source] = sets(3.0)
     lines = [[label_free.of_frame(*frame(i, s)) for i in range(8)] for s in (1.0, 5.0)]
-    both = label_free.seen(lines)
-    first, second = (label_free.seen([one]) for one in lines)
+    both = label_free.summarise(lines)
+    first, second = (label_free.summarise([one]) for one in lines)
     np.testing.assert_allclose(both.confidences, (first.confidences + second.confidences) / 2)
     np.testing.assert_allclose(both.nuclear_norm, (first.nuclear_norm + second.nuclear_norm) / 2)
     only = np.eye(8)[[3]]

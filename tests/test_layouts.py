@@ -1,6 +1,7 @@
 """The layouts as they are published."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,21 @@ def test_coco_has_a_subset_for_each_list_and_takes_images_beside_or_below(tmp_pa
     assert [frame.id for frame in load(f"coco:{root}").frames] == ["000001", "000002"]
     with pytest.raises(InputError, match=r"no subset 'val' in .*: name one of train"):
         load(f"coco:{root}:val")
+
+
+def test_cocos_stuff_maps_are_a_folder_of_category_ids(tmp_path: Path):
+    trees.save(tmp_path / "train2017/a.jpg", trees.picture("a"))
+    drawn = Image.fromarray(np.array([[0, 92], [94, 183]], np.uint8).repeat(16, 0).repeat(32, 1))
+    drawn.putpalette([i % 256 for i in range(768)])
+    (tmp_path / "annotations/stuff_train2017_pixelmaps").mkdir(parents=True)
+    drawn.save(tmp_path / "annotations/stuff_train2017_pixelmaps/a.png")
+    page = (Path(__file__).parent.parent / "docs/your-data.md").read_text()
+    [shown] = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "pixelmaps" in text]
+    (tmp_path / "dataset.yaml").write_text(shown)
+    data = load(f"folder:{tmp_path}:train2017")
+    label = read_label(data.frames[0], data.space)
+    assert data.space.names == ("banner", "blanket", "branch")
+    assert np.unique(label).tolist() == [0, 2, 255] and (label == 255).mean() == 0.5
 
 
 def test_a_copy_with_void_holds_values(tmp_path: Path):

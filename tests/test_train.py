@@ -10,9 +10,8 @@ from segshift.config import NetworkConfig, ZoDiConfig
 from segshift.data import samples as batches
 from segshift.methods.zodi.adaptation import ZoDi
 from segshift.runs import InputError
-from segshift.stages import train as stage
 from segshift.stages.train import train
-from segshift.training import checkpoints
+from segshift.training import checkpoints, session
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_settings_that_do_not_fit_together_are_refused(data, tmp_path, changes, 
 
 def test_processes_that_see_another_folder_are_refused(data, tmp_path, monkeypatch):
     train(config(data, steps=2), tmp_path / "run")
-    first = "segshift.stages.train.broadcast_object_list"
+    first = "segshift.training.session.broadcast_object_list"
     monkeypatch.setattr(first, lambda told: [0])  # where nothing is there, as on another node's own disk
     with pytest.raises(
         InputError, match="is at step 2 where process 0 runs and at step 0 where the first one"
@@ -273,6 +272,6 @@ def test_data_workers_leave_ctrl_c_to_the_training(data, tmp_path, monkeypatch):
         blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
         (tmp_path / f"worker{worker}").write_text(str(blocked))
 
-    monkeypatch.setattr(stage, "_one_thread", record)
+    monkeypatch.setattr(session, "_one_thread", record)
     train(config(data, steps=2, workers=2), tmp_path / "run")
     assert [path.read_text() for path in sorted(tmp_path.glob("worker*"))] == ["True", "True"]

@@ -33,7 +33,7 @@ from segshift.config import GateConfig, NetworkConfig, TrainConfig, TransferConf
 from segshift.data import frames
 from segshift.data import samples as batches
 from segshift.data.labels import CITYSCAPES, LabelSpace
-from segshift.engine import gate
+from segshift.engine import gate, measuring
 from segshift.engine.worker import Worker
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
@@ -211,7 +211,7 @@ def test_a_killed_or_sharded_gated_run_ends_with_the_same_bytes(gated, strict, t
         stage.transfer(gated, out)
     assert len(pictures(out)) < len(pictures(whole))
     monkeypatch.setattr(stage, "_write", write)
-    monkeypatch.setattr(stage, "_measure", None)  # the thresholds are kept
+    monkeypatch.setattr(measuring, "_measure", None)  # the thresholds are kept
     stage.transfer(gated, out)
     monkeypatch.undo()
     assert pictures(out) == pictures(whole) and manifest(out) == manifest(whole)

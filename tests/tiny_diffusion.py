@@ -9,8 +9,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     ControlNetModel,
     ControlNetUnionModel,
+    CosmosControlNetModel,
+    CosmosTransformer3DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -20,6 +23,7 @@ from diffusers import (
     QwenImageControlNetModel,
     QwenImageTransformer2DModel,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from transformers import (
     CLIPTextConfig,
@@ -320,16 +324,25 @@ def qwen_image(folder: Path) -> Path:
         shift_terminal=0.02,
     )
     schedule.save_pretrained(folder / "scheduler")
+    language_model(folder)
+    index(folder, "QwenImagePipeline")
+    return folder
+
+
+def language_model(folder: Path, layers: int = 1, **more) -> None:
+    """text_encoder/, a language model that sees, in several files, and tokenizer/: a letter a token."""
     letters = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate([*letters, *special])}, merges=[])
+    tokenizer = Qwen2Tokenizer(
+        vocab={letter: i for i, letter in enumerate([*letters, *special])}, merges=[], **more
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 128,
             "hidden_size": 16,
             "intermediate_size": 16,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": layers,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
@@ -344,5 +357,74 @@ def qwen_image(folder: Path) -> Path:
     )
     encoder = Qwen2_5_VLForConditionalGeneration(config)
     encoder.save_pretrained(folder / "text_encoder", max_shard_size="10KB")
-    index(folder, "QwenImagePipeline")
+
+
+def cosmos_transformer(**more) -> CosmosTransformer3DModel:
+    """Of latents of 4 channels; reads two layers of a language model of width 16, side by side."""
+    told = {
+        "in_channels": 5,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 3,
+        "mlp_ratio": 1.0,
+        "text_embed_dim": 8,
+        "adaln_lora_dim": 4,
+        "rope_scale": (1.0, 3.0, 3.0),
+        "extra_pos_embed_type": None,
+        "use_crossattn_projection": True,
+        "crossattn_proj_in_channels": 32,
+        "encoder_hidden_states_channels": 8,
+        "controlnet_block_every_n": 2,
+        "img_context_dim_in": 8,
+        "img_context_num_tokens": 4,
+        "img_context_dim_out": 32,
+    }
+    return CosmosTransformer3DModel(**told | more)
+
+
+def cosmos_controlnet(of: CosmosTransformer3DModel, **more) -> CosmosControlNetModel:
+    shared = inspect.signature(CosmosControlNetModel).parameters.keys() & of.config.keys() - {"in_channels"}
+    told = {"n_controlnet_blocks": 2, "in_channels": 10, "latent_channels": 6, "model_channels": 32}
+    return CosmosControlNetModel(**{name: of.config[name] for name in shared} | told | more)
+
+
+def wan_vae(channels: int = 4) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * i for i in range(channels)],
+        latents_std=[1.0 + 0.1 * i for i in range(channels)],
+    )
+
+
+def cosmos_transfer(folder: Path, **more) -> Path:
+    """As the hub's Cosmos-Transfer2.5: flow on Karras' schedule, a VAE of videos, all layers of a language
+    model as text. more: of the transformer."""
+    torch.manual_seed(5)
+    folder.mkdir(parents=True)
+    net = cosmos_transformer(**more)
+    net.save_pretrained(folder / "transformer", max_shard_size="10KB")
+    wan_vae().save_pretrained(folder / "vae")
+    cosmos_controlnet(net).save_pretrained(folder / "controlnet")
+    schedule = UniPCMultistepScheduler(
+        use_karras_sigmas=True,
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        sigma_max=200.0,
+        sigma_min=0.01,
+    )
+    schedule.save_pretrained(folder / "scheduler")
+    language_model(folder, layers=2, pad_token="<|endoftext|>", chat_template=CHAT)
+    index(folder, "Cosmos2_5_TransferPipeline")
     return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+"""What Qwen2.5-VL's template makes of two messages of text."""

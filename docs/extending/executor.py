@@ -7,12 +7,12 @@ from segshift.execution import EXECUTORS, Process
 
 def process() -> Process | None:
     """This process's place among those of the job step; None outside of one."""
-    told = os.environ
-    if "SLURM_PROCID" not in told:
+    environment = os.environ
+    if "SLURM_PROCID" not in environment:
         return None
-    tasks = int(told["SLURM_NTASKS"])
-    local = min(tasks, int(told.get("SLURM_NTASKS_PER_NODE", tasks)))
-    return Process("srun", int(told["SLURM_PROCID"]), tasks, int(told["SLURM_LOCALID"]), local)
+    tasks = int(environment["SLURM_NTASKS"])
+    local = min(tasks, int(environment.get("SLURM_NTASKS_PER_NODE", tasks)))
+    return Process("srun", int(environment["SLURM_PROCID"]), tasks, int(environment["SLURM_LOCALID"]), local)
 
 
 EXECUTORS.insert(0, process)

@@ -16,7 +16,7 @@ from segshift.runs import InputError
 
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = str.maketrans("│─╰╯", " -  ")  # in a terminal without UTF-8 it is drawn so
-_LISTED = re.compile(r" {6}(?:--\S+, )?(\S+)")
+_LISTED = re.compile(r" {6}(?:--\S+, )*(\S+)")
 """An option in tyro's box, by its last name: what explains it stands further right."""
 _KINDS = {"INT": "whole number", "FLOAT": "number"}
 

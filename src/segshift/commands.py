@@ -20,19 +20,22 @@ from tyro.conf import Positional
 from segshift import arguments, execution
 from segshift.config import (
     CheckConfig,
+    ControlConfig,
     DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
     PriorConfig,
+    PushConfig,
     ReportConfig,
+    StudioConfig,
     TownConfig,
     TrainConfig,
     TransferConfig,
 )
 from segshift.runs import Failure, InputError, failures, one_line
-from segshift.users_code import told
+from segshift.users_code import described
 
 # The stages are imported where they are used: `--help` and wrong options do not wait for torch.
 
@@ -42,6 +45,8 @@ Out = Annotated[
         metavar="OUT", help="Folder to write to, new or empty; run the same command again to continue."
     ),
 ]
+SHOWN = 20
+"""Failed frames that are printed; files list them all."""
 # --source, not --config.source; what lies deeper keeps its name: --network.encoder
 Flat = tyro.conf.arg(name="")
 
@@ -104,6 +109,13 @@ def export(
     return export.export(config, out)
 
 
+def push(config: Annotated[PushConfig, Flat]) -> None:
+    """Upload a training run to the Hugging Face hub, where --run hf:user/name finds it."""
+    from segshift.stages import push
+
+    push.push(config)
+
+
 def evaluate(out: Out, config: Annotated[EvaluateConfig, Flat]) -> Path:
     """Compare prediction PNGs with the ground truth."""
     from segshift.stages import evaluate
@@ -125,6 +137,14 @@ def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:
     from segshift.stages import report
 
     return report.report(config, out) / "index.html"
+
+
+def studio(config: Annotated[StudioConfig, Flat]) -> None:
+    """Open a page in the browser for one photograph at a time: its transfer, and what a network makes of
+    both."""
+    from segshift.stages import studio
+
+    studio.studio(config)
 
 
 def run(
@@ -194,14 +214,34 @@ def models(
     say.print("Any other: --generator module:function, see docs/generators.md.", markup=False)
 
 
-def demo(out: Annotated[Positional[str], tyro.conf.arg(metavar="[OUT]")] = "demo") -> Path:
+def demo(
+    out: Annotated[
+        Positional[str],
+        tyro.conf.arg(metavar="[OUT]", help="Folder to write to; the same command again continues."),
+    ] = "demo",
+) -> Path:
     """Day to night in five minutes on two cores: town, transfer, source only against ZoDi, report page."""
     from segshift.recipes import runner
 
     return runner.run("demo", out, {})
 
 
-def prior(action: Positional[Literal["train"]], out: Out, config: Annotated[PriorConfig, Flat]) -> Path:
+def control(
+    action: Annotated[Positional[Literal["train"]], tyro.conf.arg(help="What to do.")],
+    out: Out,
+    config: Annotated[ControlConfig, Flat],
+) -> Path:
+    """Train a ControlNet on your own labelled images: `segshift control train OUT --source ...`."""
+    from segshift.stages import control
+
+    return control.train(config, out) / "controlnet"
+
+
+def prior(
+    action: Annotated[Positional[Literal["train"]], tyro.conf.arg(help="What to do.")],
+    out: Out,
+    config: Annotated[PriorConfig, Flat],
+) -> Path:
     """Train the embedded diffusion prior: `segshift prior train OUT` (hours on a CPU)."""
     from segshift.town import prior
 
@@ -220,10 +260,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         evaluate,
         estimate,
         export,
+        push,
         report,
+        studio,
         models,
         recipes,
         run,
+        control,
         prior,
     )
 }
@@ -262,7 +305,7 @@ def run_command(words: list[str]) -> int:
         if debug or not _lacks_memory(error):
             traceback.print_exc()
         if _lacks_memory(error):
-            what = one_line(f"too little memory ({told(error)}): {_LESS}")
+            what = one_line(f"too little memory ({described(error)}): {_LESS}")
             errors.print("[bold red]error[/]", escape(what))
             return 2
         errors.print(
@@ -272,9 +315,15 @@ def run_command(words: list[str]) -> int:
         return 70
     if isinstance(done, Path):
         Console(soft_wrap=True, highlight=False).print("results:", escape(str(done)))
-    for line in failed if isinstance(failed, list) else []:
+    listed = failed if isinstance(failed, list) else []
+    for line in listed[:SHOWN]:
         errors.print("[yellow]failed[/]", escape(one_line(f"{line['id']}: {line['error']}")))
-    return 1 if isinstance(failed, list) and failed and not execution.current().ends_all else 0
+    if len(listed) > SHOWN:
+        where = (
+            f"all are in {done / 'failures.jsonl'}" if isinstance(done, Path) else "--out FOLDER lists all"
+        )
+        errors.print(f"[yellow]failed[/] and {len(listed) - SHOWN} more:", escape(where))
+    return 1 if listed and not execution.current().ends_all else 0
 
 
 _LESS = "take smaller pictures (--size, --short-side), a smaller --batch-size, or fewer --workers"
@@ -296,7 +345,9 @@ def _done(command: Callable[[], Any]) -> Any:
     except SystemExit as stop:
         if stop.code == 128 + signal.SIGTERM:
             raise
-        raise InputError(f"your own code ended the process ({told(stop)}): raise an error instead") from stop
+        raise InputError(
+            f"your own code ended the process ({described(stop)}): raise an error instead"
+        ) from stop
 
 
 def _print_help() -> None:

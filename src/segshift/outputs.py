@@ -152,7 +152,7 @@ def _places(name: str) -> list[Path]:
     try:
         layout, path, _ = frames.split(name)
     except InputError:
-        return []  # no data set: told when it is read
+        return []  # no data set: reading it says so
     try:
         return list(dict.fromkeys(place.resolve() for place in (path, layouts.LAYOUTS[layout](path).root)))
     except InputError:
@@ -170,7 +170,7 @@ def differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
         old, new = ({str(i): item for i, item in enumerate(items)} for items in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         parts = ((f"{name}.{key}" if name else key, old.get(key), new.get(key)) for key in old | new)
-        return [told for part in parts for told in differences(*part)]
+        return [found for part in parts for found in differences(*part)]
     return [] if old == new else [(name, old, new)]
 
 

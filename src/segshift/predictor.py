@@ -25,8 +25,8 @@ from segshift.methods.source_only.training import SourceOnly
 from segshift.networks.custom import BlackBox
 from segshift.runs import InputError
 from segshift.scoring import inference, predictions
-from segshift.settings import RunFolder, option
-from segshift.training import checkpoints
+from segshift.settings import HubRun, RunFolder, option
+from segshift.training import checkpoints, sharing
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 """A file, a picture of Pillow, or RGB [H, W, 3] uint8."""
@@ -114,9 +114,9 @@ def load(
 
         segshift.load("runs/zodi").predict("street.jpg")
 
-    run: run folder of `segshift train`, `module:factory` of a network of yours, or a file of weights together
-    with its `network`. Other networks than a run's have Cityscapes' 19 classes. checkpoint, device: as in
-    PredictConfig.
+    run: run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, `module:factory` of a
+    network of yours, or a file of weights together with its `network`. Other networks than a run's have
+    Cityscapes' 19 classes. checkpoint, device: as in PredictConfig.
     Raises: InputError, as `segshift.predict`.
     """
     config = PredictConfig(run, network=network, checkpoint=checkpoint, device=device)  # type: ignore[arg-type]
@@ -131,8 +131,8 @@ def of(config: PredictConfig, data: Dataset | None = None) -> Predictor:
     data: what it is to predict; None where that has no classes of its own. Raises: InputError when the two do
     not fit.
     """
-    path = Path(config.run)
-    if not isinstance(config.run, RunFolder) or path.is_file():
+    path = sharing.folder(config.run)
+    if not isinstance(config.run, RunFolder | HubRun) or path.is_file():
         network, what = _foreign(config)
         space = CITYSCAPES if data is None else data.space
         segmenter = networks.build(network, space.classes, trained=True)
@@ -203,8 +203,8 @@ def _foreign(config: PredictConfig) -> tuple[NetworkConfig, str]:
 
 def _input(config: PredictConfig, draws: bool) -> str | None:
     """Where it is not the default: size, window, and the seed of what is drawn."""
-    told = {"size": config.size, "window": config.window}
-    parts = [f"{name} {value[0]}x{value[1]}" for name, value in told.items() if value]
+    given = {"size": config.size, "window": config.window}
+    parts = [f"{name} {value[0]}x{value[1]}" for name, value in given.items() if value]
     parts += [f"seed {config.seed}"] if draws and config.seed != PredictConfig.seed else []
     return ", ".join(parts) or None
 

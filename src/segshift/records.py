@@ -34,9 +34,9 @@ from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from segshift.runs import Failure, InputError
+from segshift.settings import Share
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=0, lt=2**53)]
 Shares = dict[str, Share | None]
 Location = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
@@ -290,9 +290,9 @@ class Interval(TypedDict):
     high: Difference | None
 
 
-def _whole(told: Interval) -> Interval:
-    _require((told["low"] is None) == (told["high"] is None), "an interval with one end")
-    return told
+def _whole(found: Interval) -> Interval:
+    _require((found["low"] is None) == (found["high"] is None), "an interval with one end")
+    return found
 
 
 Between = Annotated[Interval, AfterValidator(_whole)]
@@ -418,6 +418,7 @@ class Logged(TypedDict):
     score: NotRequired[Share | None]
     validation: NotRequired[dict[str, Validated]]
     target: NotRequired[Watched]
+    observed: NotRequired[dict[str, Finite]]
     steps: NotRequired[int]
     steps_before: NotRequired[int]
 

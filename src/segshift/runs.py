@@ -319,17 +319,18 @@ class Bar:
     """The bar of one task; in a job's log, which nobody watches, a line every LOG_EVERY seconds."""
 
     def __init__(self, shown: Progress, task: Task) -> None:
-        self.shown, self.task, self.told = shown, task, time.monotonic()
+        self.shown, self.task, self.printed = shown, task, time.monotonic()
 
     def describe(self, what: str) -> None:
+        """Show `what` in front of the bar from now on."""
         self.shown.update(self.task.id, description=what)
 
     def advance(self, by: int = 1) -> None:
         """`by` items more are done."""
         task = self.task
         self.shown.advance(task.id, by)
-        if not self.shown.console.is_terminal and time.monotonic() - self.told >= LOG_EVERY:
-            self.told = time.monotonic()
+        if not self.shown.console.is_terminal and time.monotonic() - self.printed >= LOG_EVERY:
+            self.printed = time.monotonic()
             left = (
                 ""
                 if task.time_remaining is None

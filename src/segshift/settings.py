@@ -80,6 +80,10 @@ class RunFolder(InputFolder):
     """A training run, or a file of weights: results may be written below a run."""
 
 
+class HubRun(str):
+    """A training run on the Hugging Face hub, hf:user/name[@revision]."""
+
+
 def _text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
@@ -115,11 +119,22 @@ def _factory(name: str) -> str:
     return f"{user_path(folder or '.')}/{module}:{factory}" if there else name
 
 
+_REPOSITORY = r"[\w.-]+/[\w.-]+"
 _FACTORY = re.compile(r"(.*/)?[^\W\d][\w.]*:[^\W\d]\w*")
 
 
+def _repository(name: str) -> str:
+    if not re.fullmatch(_REPOSITORY, name):
+        raise ValueError("a repository on the hub as user/name")
+    return name
+
+
 def _predictor(text: str) -> str:
-    """A run or a file, or [FOLDER/]module:factory where no such path is there."""
+    """A run or a file, hf:user/name[@revision], or [FOLDER/]module:factory where no such path is there."""
+    if text.startswith("hf:"):
+        if not re.fullmatch(f"hf:{_REPOSITORY}(@.+)?", text):
+            raise ValueError("hf:user/name or hf:user/name@revision for a run on the hub")
+        return HubRun(text)
     if _FACTORY.fullmatch(text) and not os.path.lexists(os.path.expanduser(text)):
         return _factory(text)
     return text if text.startswith("{") else RunFolder(user_path(text))
@@ -143,13 +158,16 @@ ImagesText = Annotated[str, BeforeValidator(_text), AfterValidator(_images)]
 """A data set, or pictures: a folder, or a glob."""
 RunText = Annotated[str, BeforeValidator(_text), _path(RunFolder)]
 PredictorText = Annotated[str, BeforeValidator(_text), AfterValidator(_predictor)]
-"""What predicts: a run or a file of weights as a RunFolder, or a plain text [FOLDER/]module:factory."""
+"""What predicts: a run or a file of weights as a RunFolder, a HubRun, or a plain text
+[FOLDER/]module:factory."""
 PredictorsText = Annotated[
     tuple[PredictorText, ...],
     BeforeValidator(lambda given: (given,) if isinstance(given, str | os.PathLike) else given),
     Field(min_length=1),
 ]
 """One or more of what predicts; one may stand alone."""
+RepositoryText = Annotated[str, AfterValidator(_repository)]
+"""A repository on the Hugging Face hub, user/name."""
 ModelText = Annotated[str, BeforeValidator(_text), AfterValidator(_model)]
 FactoryText = Annotated[str, AfterValidator(_factory)]
 NetworkText = Annotated[str, BeforeValidator(_text), AfterValidator(_network)]

@@ -25,7 +25,7 @@ def users_code(failed: str, expected: str) -> Iterator[None]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{failed} ({told(error)}): {expected}") from error
+        raise InputError(f"{failed} ({described(error)}): {expected}") from error
 
 
 def imported(what: str, name: str) -> tuple[Callable[..., Any], str, Path | None]:
@@ -39,7 +39,7 @@ def imported(what: str, name: str) -> tuple[Callable[..., Any], str, Path | None
     if module.endswith(".py") or not all(part.isidentifier() for part in [*module.split("."), factory]):
         raise InputError(
             f"{what} '{name}' is no <module>:<factory>: write it with dots for folders and without .py, as "
-            f"in my{what}:build, seen from the current folder"
+            f"in my{what}:build for my{what}.py in the current folder"
         )
     place, short = os.path.abspath(folder), f"{module}:{factory}"
     if place not in sys.path:
@@ -59,7 +59,7 @@ def imported(what: str, name: str) -> tuple[Callable[..., Any], str, Path | None
         return getattr(found, factory), short, file
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """What the user's code raised: type, first line, and the last line of that code which led there."""
     line = error.msg if isinstance(error, SyntaxError) else first_line(error)
     return f"{type(error).__name__}: {line}{_place(error)}"

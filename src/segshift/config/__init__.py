@@ -1,17 +1,20 @@
 """The configuration of every stage: frozen dataclasses, one field a decision, a docstring under each.
 
 The command line is made from these (`tyro`), a run saves its own as `config.json`, and that file alone
-repeats it (`segshift run CONFIG.JSON`; a check, a report and a training of the prior take their own commands
-again).
+repeats it (`segshift run CONFIG.JSON`; a check, a report and a training of the prior or a ControlNet take
+their own commands again).
 """
 
+from segshift.config.control import ControlConfig
 from segshift.config.judging import (
     CheckConfig,
     EstimateConfig,
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
+    PushConfig,
     ReportConfig,
+    StudioConfig,
 )
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
@@ -28,6 +31,7 @@ from segshift.settings import CHECKPOINTS, Device, Select
 __all__ = [
     "CHECKPOINTS",
     "CheckConfig",
+    "ControlConfig",
     "Device",
     "DiffusionConfig",
     "EstimateConfig",
@@ -41,9 +45,11 @@ __all__ = [
     "OptionalGate",
     "PredictConfig",
     "PriorConfig",
+    "PushConfig",
     "ReportConfig",
     "Select",
     "StrongAugmentation",
+    "StudioConfig",
     "TownConfig",
     "TrainConfig",
     "TransferConfig",

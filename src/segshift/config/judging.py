@@ -1,11 +1,13 @@
-"""Configuration of what is read, predicted, scored, estimated and reported."""
+"""Configuration of what is read, predicted, scored, estimated, reported and shown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import Field
+from tyro.conf import Positional
 
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
@@ -21,6 +23,7 @@ from segshift.settings import (
     PositiveShare,
     PredictorsText,
     PredictorText,
+    RepositoryText,
     RunText,
     Seed,
     Select,
@@ -33,7 +36,7 @@ from segshift.settings import (
 
 @dataclass(frozen=True)
 class CheckConfig(Settings):
-    """Walk a data set and report what is missing, broken or unknown, and how often each class occurs."""
+    """Read a data set and report what is missing, broken or unknown, and how often each class occurs."""
 
     data: DataText
     """Data set as layout:path[:subset], for example cityscapes:/data/cityscapes:train."""
@@ -46,16 +49,17 @@ class PredictConfig(Settings):
     """Write a network's predictions as label PNGs in the data set's official ids, at the label's size."""
 
     run: PredictorText
-    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
-    network of yours that brings its weights, or a black box, which only predicts."""
+    """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
+    together with --network.name, or `module:factory`: a network of yours that brings its weights, or a black
+    box, which only predicts."""
     data: DataText | None = None
     """Data set as layout:path[:subset]."""
     images: FolderText | None = None
     """Pictures without a data set instead: a picture, a folder, a glob in quotes, or a video. Overlays in the
-    classes' colours are written beside the label PNGs, of a video as an annotated video."""
+    classes' colours are written beside the label PNGs; for a video, an annotated video."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
-    """
+    """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
+    that it goes by."""
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
@@ -74,8 +78,8 @@ class PredictConfig(Settings):
     seed: Seed = 0
     """Seed of the starting noise; a frame's prediction depends on (seed, frame id) alone."""
     uncertainty: bool = False
-    """Also write maps beside the labels, of several draws also spread, as 16-bit PNGs of [0, 1]:
-    `OUT/uncertainty/{confidence,entropy}/<file>`."""
+    """Also write maps of confidence and entropy, and with several draws of their spread, as 16-bit PNGs of
+    [0, 1] in OUT/uncertainty."""
     batch_size: Count = 8
     """Images per batch."""
     device: Device = "auto"
@@ -87,11 +91,11 @@ class ExportConfig(Settings):
     """Write a trained network as one file that runs without segshift, and compare it with the run."""
 
     run: PredictorText
-    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory` of
-    a network of yours that brings its weights."""
+    """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
+    together with --network.name, or `module:factory` of a network of yours that brings its weights."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
-    """
+    """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
+    that it goes by."""
     network: ForeignNetwork = None
     """The network of a weights file that segshift did not train; None takes the run's own."""
     size: Size | None = None
@@ -109,6 +113,23 @@ class ExportConfig(Settings):
     frames, or its source frames. Other networks than a run's need them."""
     frames: Count = 30
     """Frames to compare on at most."""
+
+
+@dataclass(frozen=True)
+class PushConfig(Settings):
+    """Upload a training run to the Hugging Face hub, with a model card."""
+
+    run: Annotated[Positional[RunText], tyro.conf.arg(metavar="RUN")]
+    """Run folder of `segshift train`."""
+    name: Annotated[Positional[RepositoryText], tyro.conf.arg(metavar="USER/NAME")]
+    """Repository as user/name; it is made where there is none."""
+    evaluations: tuple[FolderText, ...] = ()
+    """Folders that `segshift evaluate` wrote of this run: the model card shows their scores."""
+    license: str | None = None
+    """Licence of the weights, as the hub calls it, such as apache-2.0; without it the card says that none is
+    given."""
+    public: bool = False
+    """Everybody may read a new repository; without it only you. One that is there stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +156,9 @@ class EstimateConfig(Settings):
     """
 
     run: PredictorsText
-    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`: a
-    network of yours that brings its weights, or a black box, which only predicts. Several are ranked."""
+    """Run folder of `segshift train`, `hf:user/name[@revision]` of a run on the hub, a file of weights
+    together with --network.name, or `module:factory`: a network of yours that brings its weights, or a black
+    box, which only predicts. Several are ranked."""
     source: DataText
     """Labelled validation set of the source domain, layout:path[:subset], at least 10 frames; no training may
     have seen it."""
@@ -163,8 +185,8 @@ class EstimateConfig(Settings):
     """Folder of the transferred frames, which do not depend on the network: estimates that name the same one
     share them (in `<domain>-<strength>-<seed>`, one transfer each). None takes OUT/transferred."""
     checkpoint: Literal["best"] | Select = "best"
-    """Which checkpoint of the run: that of its own rule `select` (best), or of another rule it had a set for.
-    """
+    """Which checkpoint of the run: `best` is the one that its --select chose; each other rule needs the data
+    that it goes by."""
     network: ForeignNetwork = None
     """The network of the weights files that segshift did not train; None takes the runs' own."""
     size: Size | None = None
@@ -190,7 +212,7 @@ class EstimateConfig(Settings):
     """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
     generator: FactoryText | None = None
     """What makes the images. `editor`: the editing model of --generator.model. `module:factory`: your own,
-    seen from the current folder. None takes the diffusion model of --diffusion."""
+    a function in a Python file of the current folder. None takes the model of --diffusion.model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
@@ -211,3 +233,19 @@ class ReportConfig(Settings):
     labels. Gains are counted from the first run that was evaluated."""
     title: str = "segshift"
     """Heading of the page."""
+
+
+@dataclass(frozen=True)
+class StudioConfig(Settings):
+    """Open a page on this machine that transfers one photograph at a time and shows what is lost."""
+
+    run: PredictorText | None = None
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`:
+    the network that is shown at work. None shows the pictures alone."""
+    network: ForeignNetwork = None
+    """The network of a weights file that segshift did not train; None takes the run's own."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 7860
+    """Where the page is: http://127.0.0.1:PORT, for this machine alone."""
+    device: Device = "auto"
+    """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -66,7 +66,7 @@ class NetworkConfig(Settings):
     encoder: str = "resnet50"
     """Encoder, for segmentation-models-pytorch and refinenet; timm's name of a backbone for iccld and vit."""
     head: Literal["linear", "dpt"] = "linear"
-    """What stands on the vision transformer (vit)."""
+    """Head on a vision transformer (vit)."""
     adapter: Literal["none", "lora", "mica"] = "none"
     """Freeze the encoder, a transformer, and train low-rank adapters in it: LoRA's, or MiCA's, which train
     the smallest singular components."""
@@ -98,11 +98,9 @@ def _foreign(
     """The network that the options describe; None where none is given.
 
     Args:
-        name: Architecture of the network in a file of weights, as in `segshift train`: `deeplabv3plus`,
-        `refinenet`,
-            `module:factory`, ...; None takes the run's own network.
-        encoder: Its encoder, for segmentation-models-pytorch and refinenet; timm's name of one for vit.
-        head: What stands on the vision transformer (vit).
+        name: Network that the file's weights are of, as `segshift train` takes it.
+        encoder: Its encoder, as `segshift train` takes it.
+        head: Its head, of a vision transformer (vit).
     """
     options = {"name": name, "encoder": encoder, "head": head}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
@@ -120,7 +118,7 @@ class TrainConfig(MethodTable, Settings):
     """Train a segmentation network. The settings of each method are in `segshift.methods`."""
 
     source: DataText
-    """Labelled source data set, layout:path[:subset]."""
+    """Labelled source data set as layout:path[:subset], for example folder:photos:train."""
     method: MethodName = "zodi"
     more_sources: tuple[DataText, ...] = ()
     """Further labelled data sets of the same classes, such as transferred trees, drawn from like the source
@@ -130,18 +128,18 @@ class TrainConfig(MethodTable, Settings):
     from_run: RunText | None = None
     """Finished run of another method that this one starts from."""
     transferred: tuple[DataText, ...] = ()
-    """Transferred data sets of the same frames; one is drawn per pair."""
+    """Data sets that `segshift transfer` made of the source's frames; of several, every pair draws one."""
     validation: DataText | None = None
     """Labelled source validation set; the best checkpoint on it is kept."""
     transferred_validation: tuple[DataText, ...] = ()
     """Transferred validation sets; the best checkpoint on their mean is kept."""
     oracle_validation: tuple[DataText, ...] = ()
-    """Labelled validation sets of the target, or of several; the best checkpoint on their mean is kept as the
-    oracle's and used for nothing else."""
+    """Labelled validation sets of the target; the best checkpoint on their mean is kept as the oracle's.
+    Nothing else uses them."""
     select: Select = "source"
-    """Which checkpoint the run stands for: last, best on source validation, on transferred validation, or on
-    the target's labels (oracle: not attainable without them). Those of the other rules that have a set are
-    kept beside it."""
+    """Which checkpoint the run stands for. last: the last step. source, transferred: best on that validation
+    set. target: the last step at which no class was lost on the unlabelled target. oracle: best on the
+    target's labels, so not attainable without them. The other rules' checkpoints are kept beside it."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     classes: Literal[13, 16, 19] | None = None
     """Class set; None takes every class of the label space. Pixels of other classes count as void, and those
@@ -150,18 +148,20 @@ class TrainConfig(MethodTable, Settings):
     """Height and width that images and labels are resized to before cropping, in pixels; None takes the
     source frames' own, made smaller where the short side is over 512."""
     target_size: Size | None = None
-    """The same of target images; None takes `size`."""
+    """Height and width of target images, in pixels; None takes that of --size."""
     crop: Size | None = None
     """Height and width of the random crop, shared by the pair, in pixels; None takes three quarters of the
     size.
     """
     jitter: tuple[Amount, Amount, Amount, Annotated[float, Field(ge=0, le=0.5)]] = (0.5, 0.5, 0.5, 0.3)
-    """Colour jitter: brightness, contrast, saturation, hue; drawn separately for x and x'."""
+    """Colour jitter: largest change of brightness, contrast, saturation and hue. Every image has its own
+    draw, those of a pair too."""
     batch_size: Count = 4
     """Source images, or pairs, per optimizer step, over all processes; a method with a target takes as many
-    of its images besides."""
+    target images too."""
     accumulate: Count = 1
-    """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
+    """Parts that a batch is computed in, one after the other, which saves memory. Parts times processes must
+    divide --batch-size."""
     steps: Steps | None = None
     """Optimizer steps; None takes 100 epochs, but 2,000 steps at least and 74,375 at most (the published
     ones).
@@ -189,7 +189,7 @@ class TrainConfig(MethodTable, Settings):
     rare_temperature: Annotated[float, Field(gt=0, le=1000)] = 0.01
     """Temperature of that draw: the lower, the more often the rarest classes are drawn."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them (networks iccld and vit)."""
+    """Save memory by computing activations twice (networks iccld and vit)."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision; fp16 on a GPU only."""
     seed: Seed = 0
@@ -201,7 +201,7 @@ class TrainConfig(MethodTable, Settings):
     validate_every: Steps = 500
     """Steps between validations."""
     log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
-    """Tracker that is told losses and validations and shown a few pictures, by a package of its own.
-    TensorBoard's files lie in the run folder."""
+    """Tracker for losses, validations and a few pictures; its package must be installed. TensorBoard's files
+    lie in the run folder."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU. Several GPUs: start under torchrun."""

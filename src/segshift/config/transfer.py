@@ -31,7 +31,7 @@ class DiffusionConfig(Settings):
 
     prefix: ClassVar[str] = "diffusion."
 
-    model: Annotated[ModelText, tyro.conf.arg(aliases=("--generator.model",))] = "town"
+    model: Annotated[ModelText, tyro.conf.arg(aliases=("--generator.model", "--model"))] = "town"
     """`town` (the embedded prior), a local diffusers folder, or a hub name such as
     stable-diffusion-v1-5/stable-diffusion-v1-5; `segshift models` lists the families."""
     controlnet: ModelText | None = None
@@ -58,8 +58,8 @@ class GateConfig(Settings):
     prefix: ClassVar[str] = "gate."
 
     reference: RunText | None = None
-    """Run folder of `segshift train --method source_only` on the same classes; with colour jitter it is the
-    better judge of strange domains."""
+    """Run folder of `segshift train --method source_only` on the same classes; one trained with colour jitter
+    judges strange domains better."""
     tries: Annotated[int, Field(ge=1, le=100)] = 3
     """Draws of a frame at most, the first included; 1 judges and never redraws. The best one is kept."""
     strength_factor: PositiveShare = 0.9
@@ -76,10 +76,10 @@ class GateConfig(Settings):
     least_region: Share = 0.001
     """Regions smaller than this share of the picture are not judged, in [0, 1]."""
     require_movement: bool = False
-    """A draw that is no nearer to the prompt than its source fails, too."""
+    """Also fail a draw that is no nearer to the prompt than its source."""
     on_failure: Literal["ignore", "drop"] = "ignore"
-    """Of a frame that still fails after all tries. `ignore`: its failing regions become void in its label; it
-    is left out where it fails as a whole only. `drop`: it is left out."""
+    """What becomes of a frame that fails every try. `ignore`: its failing regions become void in its label,
+    and a frame that fails as a whole is left out. `drop`: it is left out."""
 
 
 def _gate(gate: Annotated[GateConfig, tyro.conf.arg(name="")] = GateConfig()) -> GateConfig | None:
@@ -109,7 +109,7 @@ class TransferConfig(Settings):
     """`reference`: as the authors' code. `default`: layout in the ControlNet's own palette, nearest-neighbour
     resize, noise drawn per image."""
     inversion: Literal["stochastic", "none", "ddim"] = "stochastic"
-    """Start of the walk: stochastic inversion, plain noise (SDEdit), or DDIM inversion."""
+    """What the denoising starts from: stochastic inversion, plain noise (SDEdit), or DDIM inversion."""
     control: bool = True
     """Condition on the layout through the ControlNet."""
     steps: Steps | None = None
@@ -119,7 +119,7 @@ class TransferConfig(Settings):
     eta: Share | None = None
     """DDIM eta in [0, 1]; None takes the model's default (1 for Stable Diffusion)."""
     control_strength: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Factor on the ControlNet's residuals."""
+    """How strongly the ControlNet acts: a factor on its output."""
     speed: Literal["exact", "fast"] = "exact"
     """`exact`: guidance at every step, as published. `fast`: only at noise-to-signal ratios of 0.28 to 5.42,
     which makes the other steps cost half; its effect on a trained network is not measured."""
@@ -128,7 +128,7 @@ class TransferConfig(Settings):
     output_size: Literal["working", "source"] = "working"
     """Save at the working size, or resized back to the source image's size."""
     seed: Seed = 42
-    """A frame's result depends on (seed, frame id, domain, settings) alone."""
+    """Seed of the noise. A frame's result depends on (seed, frame id, domain, settings) alone."""
     batch_size: Count = 8
     """Images per batch; halved when the device runs out of memory. Changes no result by more than a grey
     level."""
@@ -141,8 +141,8 @@ class TransferConfig(Settings):
     """Judge the transferred frames and draw failures again; None takes every frame as it comes."""
     generator: FactoryText | None = None
     """What makes the images. `editor`: the editing model of --generator.model (the same option as
-    --diffusion.model). `module:factory`: your own, seen from the current folder. None, or `diffusion`: the
-    diffusion model of --diffusion, by ZoDi's walk."""
+    --diffusion.model). `module:factory`: your own, a function in a Python file of the current folder.
+    None, or `diffusion`: ZoDi with the model of --diffusion.model."""
     ungated: bool = False
     """Take an editor's pictures as they come. An editor is given no layout, so without this it needs a
     gate."""

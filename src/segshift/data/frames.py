@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from segshift import records, runs
 from segshift.data import segments
 from segshift.data.labels import LabelSpace
-from segshift.data.layouts import LAYOUTS, Layout, Part, is_below_root, path_of, printable
+from segshift.data.layouts import LAYOUTS, SUFFIXES, Layout, Part, is_below_root, path_of, printable
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _load(spec: str) -> Dataset:
     found: list[Frame] = []
     left_out: list[tuple[str, str]] = []
     for part in parts:
-        inside, without = _list(tree.root, part)
+        inside, without = _list(tree.root, part, tree.description is not None)
         found += inside
         left_out += without
     if not found and not left_out:
@@ -151,8 +151,9 @@ def split(spec: str) -> tuple[str, Path, str]:
     return layout, path_of(rest), subset
 
 
-def _list(root: Path, part: Part) -> tuple[list[Frame], list[tuple[str, str]]]:
-    """Frames of a part, and (id, reason) of what has no image or no name that stages can write."""
+def _list(root: Path, part: Part, own: bool) -> tuple[list[Frame], list[tuple[str, str]]]:
+    """Frames of a part, and (id, reason) of what has no image or no name that stages can write. own: of the
+    user's description."""
     images = part.find(root, part.images)
     labels = part.find(root, part.labels) if part.labels else {}
     if part.ids is not None:
@@ -169,8 +170,20 @@ def _list(root: Path, part: Part) -> tuple[list[Frame], list[tuple[str, str]]]:
         if not reasons[stars]
     ]
     left_out = [(stars, why) for stars, why in reasons.items() if why]
-    left_out += [(stars, printable(f"no image {root / part.fill(stars, part.images)}")) for stars in bare]
+    left_out += [(stars, printable(_no_image(root / part.fill(stars, part.images), own))) for stars in bare]
     return found, [(printable(part.id(stars)), why) for stars, why in left_out]
+
+
+def _no_image(expected: Path, own: bool) -> str:
+    """Why a label has no image. own: of the user's description, where another suffix can be the reason."""
+    suffixes = [f".{written}" for suffix in SUFFIXES for written in (suffix, suffix.upper())]
+    there = next((path for s in suffixes if own and (path := expected.with_suffix(s)).exists()), None)
+    if there is None or not expected.suffix:
+        return f"no image {expected}"
+    return (
+        f"no image {expected}, but {there.name}: end `images` in dataset.yaml with a * that no suffix "
+        "follows, which takes every kind of picture"
+    )
 
 
 def _uneven(found: Iterable[Frame]) -> list[tuple[str, str]]:
@@ -375,9 +388,14 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_image(path: Path) -> np.ndarray:
     """RGB [H, W, 3] uint8. Grey, palette, RGBA and 16-bit pictures are converted. Raises: InputError."""
     with open_picture(path) as picture:
-        if not picture.mode.startswith("I"):
-            return np.array(picture.convert("RGB"))
-        grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
+        return rgb(picture)
+
+
+def rgb(picture: Image.Image) -> np.ndarray:
+    """RGB [H, W, 3] uint8 of a picture of any mode."""
+    if not picture.mode.startswith("I"):
+        return np.array(picture.convert("RGB"))
+    grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
     return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 

@@ -13,6 +13,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from segshift.runs import InputError
+
 IGNORE = 255
 """Train id of pixels that count in no loss and no metric."""
 
@@ -45,6 +47,7 @@ class LabelSpace:
 
     @property
     def classes(self) -> int:
+        """How many there are."""
         return len(self.names)
 
     @cached_property
@@ -160,6 +163,22 @@ CLASS_SETS: dict[int, tuple[int, ...]] = {
     13: tuple(i for i in range(19) if i not in (3, 4, 5, 9, 14, 16)),  # also without wall, fence, pole
 }
 """Explicit index sets of the 19, 16 and 13 class protocols, in train ids."""
+
+
+def class_set(classes: int | None, space: LabelSpace, name: str) -> tuple[int, ...]:
+    """Train ids of a class set; every one of `space` for None. name: of the data set, for messages.
+
+    Raises: InputError when the space has no such set.
+    """
+    if classes is None:
+        return tuple(range(space.classes))
+    if space.names != CITYSCAPES.names:
+        raise InputError(
+            f"{name} has the classes of '{space.name}', expected Cityscapes' 19 for --classes {classes}: "
+            f"leave it out to take all {space.classes}"
+        )
+    return CLASS_SETS[classes]
+
 
 ADE20K_COLOURS: dict[str, Colour] = {
     "road": (140, 140, 140), "sidewalk": (235, 255, 7), "building": (180, 120, 120), "wall": (120, 120, 120),

@@ -99,6 +99,7 @@ class Part:
         return re.sub(r"\*", lambda _: next(texts), pattern)
 
     def id(self, stars: tuple[str, ...]) -> str:
+        """The frame's id, of what the `*` stand for."""
         return "_".join(stars) if self.join else stars[-1]
 
     def unusable(self, stars: tuple[str, ...]) -> str | None:

@@ -113,14 +113,14 @@ def _opened(path: Path) -> Video:
     cure = f"convert it, as with ffmpeg -i {path.name} video.mp4"
     if not capture.isOpened():
         raise InputError(f"{path} is no picture, and no video whose format and codec OpenCV knows: {cure}")
-    told, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+    announced, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
     if not capture.read()[0]:
         raise InputError(f"the video {path} has no frame that can be decoded: restore it, or {cure}")
     count = 1
     while capture.grab():  # what the header says is often a guess
         count += 1
-    if count < told:
-        _log.warning("%s ends, or breaks off, after %d of the %d frames it announces", path, count, told)
+    if count < announced:
+        _log.warning("%s ends, or breaks off, after %d of the %d frames it announces", path, count, announced)
     return Video(path, rate if 0 < rate < 1000 else 25.0, count)
 
 

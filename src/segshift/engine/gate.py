@@ -60,7 +60,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SourceView:
     """A frame's label, and what f makes of its source image."""
 
     label: np.ndarray
@@ -104,6 +104,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether layout, movement and every region are as they should be."""
         return self.layout and self.moved and not self.failed
 
     @property
@@ -189,7 +190,7 @@ def thresholds(frame: np.ndarray, lowest: np.ndarray, quantile: float, fraction:
 
 
 def judge(
-    seen: Seen,
+    seen: SourceView,
     pred: np.ndarray,
     limits: Thresholds,
     kept: np.ndarray,
@@ -245,13 +246,13 @@ class Gate:
         [pred] = inference.classes(logits, self.size)
         return cv2.resize(pred, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
-    def look(self, image: np.ndarray, label: np.ndarray) -> Seen:
+    def look(self, image: np.ndarray, label: np.ndarray) -> SourceView:
         """What f makes of a source image [H, W, 3] uint8 with its label, train ids [H, W] uint8."""
         pred, index = self.predict(image, label.shape), regions(label, self.config.least_region)
         classes = class_agreement(pred, label, self.space.classes)
-        return Seen(label, index, classes, region_agreement(pred, label, index))
+        return SourceView(label, index, classes, region_agreement(pred, label, index))
 
-    def judge(self, seen: Seen, picture: np.ndarray, domain: str, movement: float | None) -> Verdict:
+    def judge(self, seen: SourceView, picture: np.ndarray, domain: str, movement: float | None) -> Verdict:
         """A draw [h, w, 3] uint8 of the frame that was `seen`."""
         return judge(
             seen,
@@ -271,7 +272,7 @@ class Gate:
             return "dropped"
         return "ignored"
 
-    def record(self, seen: Seen, verdict: Verdict, domain: str, draws: Sequence[dict]) -> dict:
+    def record(self, seen: SourceView, verdict: Verdict, domain: str, draws: Sequence[dict]) -> dict:
         """What the manifest tells of a frame: its best draw, and a line of each; agreement by class is what
         was expected and what was found."""
         expected = (self.kept[domain] * seen.classes).tolist()

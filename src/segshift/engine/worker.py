@@ -18,9 +18,11 @@ import torch
 
 from segshift import runs
 from segshift.config import TransferConfig
-from segshift.data.labels import LabelSpace
+from segshift.data import frames
+from segshift.data.frames import Dataset, Frame
+from segshift.data.labels import CITYSCAPES, LabelSpace
 from segshift.engine import gate
-from segshift.engine.gate import Gate, Seen, Verdict
+from segshift.engine.gate import Gate, SourceView, Verdict
 from segshift.generators import DiffusionFamily, Domain, FrameError, Generator, Source
 from segshift.generators.base import SENTENCE, STRENGTHS, resize
 from segshift.generators.editor import instruction
@@ -52,7 +54,7 @@ class Made:
     seed: int
     draws: tuple[dict[str, Any], ...] = ()
     """What the gate said of every draw of the frame, in order."""
-    seen: Seen | None = None
+    seen: SourceView | None = None
     """What the gate's network makes of the source; None without a gate, as the verdict."""
     verdict: Verdict | None = None
 
@@ -67,17 +69,17 @@ class Failed:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PreparedBatch:
     """Samples of one working size."""
 
     samples: list[Sample]
     prepared: Any
     """The generator's."""
-    seen: list[Seen | None]
+    seen: list[SourceView | None]
     """By sample; None without a gate."""
 
 
-def targets(config: TransferConfig, strengths: Mapping[str, float] = STRENGTHS) -> tuple[Domain, ...]:
+def target_domains(config: TransferConfig, strengths: Mapping[str, float] = STRENGTHS) -> tuple[Domain, ...]:
     """Folder, prompt and strength of each target domain. strengths: the generator's defaults. Raises:
     InputError."""
     found = {}
@@ -96,23 +98,42 @@ def targets(config: TransferConfig, strengths: Mapping[str, float] = STRENGTHS) 
     return tuple(found.values())
 
 
+def read_sample(
+    config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str], *, labelled: bool
+) -> Sample:
+    """A frame with what is `wanted` of it; `labelled`: with its label too. Raises: InputError for files that
+    cannot be read, or whose sizes differ."""
+    image = frames.read_image(frame.image)
+    label = ids = None
+    if labelled:
+        ids = frames.read_ids(frame, dataset.space)
+        label = dataset.space.to_train(ids)
+    if label is not None and label.shape != image.shape[:2] and not dataset.transferred:
+        raise InputError(
+            f"{frame.image} is {image.shape[1]}x{image.shape[0]} and its label {frame.label} "
+            f"{label.shape[1]}x{label.shape[0]}: repair or remove them"
+        )
+    published = config.mode == "reference" and dataset.space == CITYSCAPES
+    return Sample(frame.id, image, label, ids if published else None, wanted=list(wanted))
+
+
 class Worker:
     """A generator with everything that is the same for all frames: settings, domains, gate."""
 
     def __init__(self, config: TransferConfig, space: LabelSpace, model: Generator | DiffusionFamily) -> None:
         """Raises: InputError on settings that this generator cannot follow."""
         self.config, self.space = config, space
-        self.goals = targets(
+        self.targets = target_domains(
             config, model.card.strengths if isinstance(model, DiffusionFamily) else STRENGTHS
         )
         self.limit = config.batch_size
         self.gate: Gate | None = None
         if isinstance(model, DiffusionFamily):
-            model = zodi.ZoDi(model, config, space, self.goals)
+            model = zodi.ZoDiGenerator(model, config, space, self.targets)
         self.generator: Generator = model
-        for goal in self.goals:
+        for target in self.targets:
             for attempt in (0, self.tries - 1):
-                self.generator.check(self.drawn(goal, attempt), attempt)
+                self.generator.check(self.drawn(target, attempt), attempt)
         if config.gate and config.gate.require_movement and not self.generator.measures_movement:
             raise InputError(
                 f"--gate.require-movement needs a diffusion model, and {self.generator.name} is none: leave "
@@ -124,10 +145,10 @@ class Worker:
         """Draws of a frame at most."""
         return self.config.gate.tries if self.config.gate else 1
 
-    def drawn(self, goal: Domain, attempt: int) -> Domain:
+    def drawn(self, target: Domain, attempt: int) -> Domain:
         """The domain at the strength of a frame's draw 0, 1, ..."""
         factor = self.config.gate.strength_factor if self.config.gate else 1
-        return replace(goal, strength=goal.strength * factor**attempt)
+        return replace(target, strength=target.strength * factor**attempt)
 
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
         """What the generator leaves of an image [H, W, 3] uint8 without any change of domain, [h, w, 3] uint8
@@ -177,17 +198,17 @@ class Worker:
     def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
         started = perf_counter()
         prepared = self.generator.prepare(samples, rows)
-        batch = Batch(
+        batch = PreparedBatch(
             samples, prepared, [self.gate.look(s.image, s.truth) if self.gate else None for s in samples]
         )
-        for goal in self.goals:
-            chosen = [i for i, sample in enumerate(samples) if goal.slug in sample.wanted]
+        for target in self.targets:
+            chosen = [i for i, sample in enumerate(samples) if target.slug in sample.wanted]
             if not chosen:
                 continue
-            best = self._best(batch, goal, chosen)
+            best = self._best(batch, target, chosen)
             seconds = (perf_counter() - started) / len(chosen)
             for i in chosen:
-                samples[i].wanted.remove(goal.slug)
+                samples[i].wanted.remove(target.slug)
                 yield self._finished(best[i], seconds)
             started = perf_counter()
 
@@ -199,17 +220,17 @@ class Worker:
             picture = resize(picture, one.sample.image.shape[:2])
         return replace(one, picture=picture, seconds=seconds)
 
-    def _best(self, batch: Batch, goal: Domain, chosen: list[int]) -> dict[int, Made | Failed]:
+    def _best(self, batch: PreparedBatch, target: Domain, chosen: list[int]) -> dict[int, Made | Failed]:
         """The chosen samples' best draws: the first that passes the gate, or the one that fails it least."""
         before: dict[int, float] = {}
         if self.gate and self.generator.measures_movement:
             before = dict(
-                zip(chosen, self.generator.movement(batch.prepared, chosen, goal, None), strict=True)
+                zip(chosen, self.generator.movement(batch.prepared, chosen, target, None), strict=True)
             )
         best: dict[int, Made | Failed] = {}
         waiting = chosen
         for attempt in range(self.tries if self.gate else 1):
-            for i, made in self._draw(batch, goal, waiting, attempt, before).items():
+            for i, made in self._draw(batch, target, waiting, attempt, before).items():
                 best[i] = _better(best.get(i), made)
             waiting = [i for i in waiting if not _settled(best[i])]
             if not waiting:
@@ -217,18 +238,18 @@ class Worker:
         return best
 
     def _draw(
-        self, batch: Batch, goal: Domain, chosen: list[int], attempt: int, before: dict[int, float]
+        self, batch: PreparedBatch, target: Domain, chosen: list[int], attempt: int, before: dict[int, float]
     ) -> dict[int, Made | Failed]:
         """One draw of each chosen sample. before: movement of their source images, where the generator can
         tell."""
-        domain = self.drawn(goal, attempt)
+        domain = self.drawn(target, attempt)
         seeds = [gate.redraw_seed(self.config.seed, batch.samples[i].id, attempt) for i in chosen]
         try:
             pictures = self.generator.generate(batch.prepared, chosen, domain, seeds)
         except FrameError as error:
             if len(chosen) == 1:
                 return {i: Failed(batch.samples[i], domain, error) for i in chosen}
-            alone = (self._draw(batch, goal, [i], attempt, before) for i in chosen)
+            alone = (self._draw(batch, target, [i], attempt, before) for i in chosen)
             return {i: made for one in alone for i, made in one.items()}
         moved: Sequence[float | None] = [None] * len(chosen)
         if before:
@@ -238,7 +259,7 @@ class Worker:
         for i, picture, seed, movement in zip(chosen, pictures, seeds, moved, strict=True):
             one = Made(batch.samples[i], domain, picture, 0.0, seed)
             if self.gate and (seen := batch.seen[i]):
-                verdict = self.gate.judge(seen, picture, goal.slug, movement)
+                verdict = self.gate.judge(seen, picture, target.slug, movement)
                 draws = (gate.draw(seed, domain.strength, verdict),)
                 one = replace(one, seen=seen, verdict=verdict, draws=draws)
             made[i] = one

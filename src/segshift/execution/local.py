@@ -6,4 +6,5 @@ from segshift.execution.base import Process
 
 
 def process() -> Process:
+    """The only one."""
     return Process("the command line")

@@ -9,14 +9,14 @@ from segshift.execution.base import Process
 
 def process() -> Process | None:
     """This process's place; None when torchrun did not start it."""
-    told = os.environ
-    if "WORLD_SIZE" not in told:
+    environment = os.environ
+    if "WORLD_SIZE" not in environment:
         return None
     return Process(
         "torchrun",
-        int(told.get("RANK", 0)),
-        int(told["WORLD_SIZE"]),
-        int(told.get("LOCAL_RANK", 0)),
-        int(told.get("LOCAL_WORLD_SIZE", 1)),
+        int(environment.get("RANK", 0)),
+        int(environment["WORLD_SIZE"]),
+        int(environment.get("LOCAL_RANK", 0)),
+        int(environment.get("LOCAL_WORLD_SIZE", 1)),
         ends_all=True,
     )

@@ -16,6 +16,7 @@ from segshift.config import DiffusionConfig, TransferConfig
 from segshift.generators.base import (
     STRENGTHS,
     Card,
+    Defaults,
     DiffusionFamily,
     Domain,
     FrameError,
@@ -53,6 +54,7 @@ FAMILIES = {
     "StableDiffusionXL": "segshift.generators.stable_diffusion_xl",
     "Flux": "segshift.generators.flux",
     "QwenImage": "segshift.generators.qwen_image",
+    "Cosmos2_5_Transfer": "segshift.generators.cosmos_transfer",
 }
 """The file of each family, by what the `_class_name` in model_index.json begins with."""
 
@@ -121,7 +123,7 @@ def describe(what: str | DiffusionConfig) -> str:
     return _lines(
         f"{what.model}: {module.CARD.title}",
         {
-            "layout": f"colours ({chosen.palette})" if chosen.layout == "colours" else "edges",
+            "layout": _layout(chosen),
             "weights": _memory(sum(count.values())),
             "on the GPU, in float16": ", ".join(
                 f"--diffusion.offload {way} {_gib(2 * offload.held(count, way))}" for way in offload.WAYS
@@ -131,8 +133,15 @@ def describe(what: str | DiffusionConfig) -> str:
     )
 
 
-def _lines(title: str, told: dict[str, str]) -> str:
-    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in told.items())])
+def _layout(chosen: Defaults) -> str:
+    if chosen.layout == "edges":
+        return "edges"
+    own = not isinstance(chosen.palette, str)
+    return f"colours ({f'its own, of {len(chosen.palette)} classes' if own else chosen.palette})"
+
+
+def _lines(title: str, fields: dict[str, str]) -> str:
+    return "\n".join([title, *(f"  {name:<24}{text}" for name, text in fields.items())])
 
 
 def _memory(count: int) -> str:

@@ -16,15 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from segshift.generators import schedule
-from segshift.generators.schedule import Point, Prediction
+from segshift.generators.schedule import Point, PredictionType
 from segshift.runs import InputError
 
 # ------------------------------------------------------------------------------------------------- generators
@@ -111,7 +112,7 @@ class Generator(ABC):
     def movement(
         self, batch: Any, index: Sequence[int], domain: Domain, pictures: np.ndarray | None
     ) -> list[float]:
-        """How much better the prompt explains each picture than no prompt does (`gate.denoising_gap`).
+        """How much better the prompt explains each picture than no prompt does (`movement.denoising_gap`).
 
         pictures: [len(index), h, w, 3] uint8; None for the sources themselves.
         """
@@ -166,6 +167,9 @@ STRENGTHS = {"night": 0.90, "snow": 0.65, "rain": 0.65, "fog": 0.60, "game": 0.6
 between night and weather)."""
 
 
+Grey = Annotated[int, Field(ge=0, le=255)]
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a model is sampled with where the user says nothing. A model folder brings its own as
@@ -175,8 +179,9 @@ class Defaults:
     steps: int = 20
     eta: float = 1.0
     short_side: int = 512
-    palette: Literal["ade20k", "cityscapes"] = "ade20k"
-    """Colours of the layout that the ControlNet was trained on."""
+    palette: Literal["ade20k", "cityscapes"] | dict[str, tuple[Grey, Grey, Grey]] = "ade20k"
+    """Colours of the layout that the ControlNet was trained on: those of a known data set, or RGB by class
+    name, in lower case with spaces."""
     layout: Literal["colours", "edges"] = "colours"
     """What the ControlNet takes: classes in colours, or the edges of the label map in white on black."""
 
@@ -199,6 +204,8 @@ class Card:
     """Default noise strengths: those at which b/a is what it is at STRENGTHS in Stable Diffusion."""
     usual: Defaults = field(default_factory=Defaults)
     """Of a model that brings none of its own."""
+    trains: bool = False
+    """Whether `segshift control train` makes ControlNets for it."""
 
 
 Record = dict[str, Tensor]
@@ -231,7 +238,7 @@ class DiffusionFamily(ABC):
     defaults: Defaults
     most_steps: int
     """Steps that its grid has at most."""
-    prediction: Prediction
+    prediction: PredictionType
     """What `output` is."""
     reads_negative: bool = True
     """Whether guidance leads away from a negative prompt; a model that is told a number has none."""

@@ -37,10 +37,9 @@ from segshift.generators.base import (
     working_size,
 )
 from segshift.runs import InputError
-from segshift.users_code import imported, told, users_code
+from segshift.users_code import described, imported, users_code
 
 Function = Callable[[np.ndarray, np.ndarray | None, Domain, int], np.ndarray]
-Batch = list[Source]
 """At the working size."""
 
 
@@ -56,7 +55,7 @@ class Custom(Generator):
     def size(self, height: int, width: int) -> tuple[int, int]:
         return (height, width) if self.short_side is None else working_size(height, width, self.short_side, 1)
 
-    def prepare(self, sources: Sequence[Source], rows: int) -> Batch:
+    def prepare(self, sources: Sequence[Source], rows: int) -> list[Source]:
         return [self._at_size(source) for source in sources]
 
     def _at_size(self, source: Source) -> Source:
@@ -71,7 +70,7 @@ class Custom(Generator):
         return image if size == image.shape[:2] else resize(image, size)
 
     def generate(
-        self, batch: Batch, index: Sequence[int], domain: Domain, seeds: Sequence[int]
+        self, batch: list[Source], index: Sequence[int], domain: Domain, seeds: Sequence[int]
     ) -> np.ndarray:
         return np.stack([self._one(batch[i], domain, seed) for i, seed in zip(index, seeds, strict=True)])
 
@@ -85,7 +84,7 @@ class Custom(Generator):
             raise
         except (Exception, SystemExit) as error:
             raise FrameError(
-                f"generator '{self.name}' fails on {source.id} ({told(error)}): mend it there"
+                f"generator '{self.name}' fails on {source.id} ({described(error)}): mend it there"
             ) from error
         expected = source.image.shape
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != expected:

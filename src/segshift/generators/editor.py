@@ -138,17 +138,17 @@ def load(config: TransferConfig) -> Editor:
 
     from segshift.generators import loading
 
-    told: DiffusionConfig = config.diffusion
-    if told.model == "town":
+    diffusion: DiffusionConfig = config.diffusion
+    if diffusion.model == "town":
         raise InputError("--generator editor without a model: name one with --generator.model")
-    loading.pipeline(told)
-    home = loading.home(told, {}, _FILES)
+    loading.pipeline(diffusion)
+    home = loading.home(diffusion, {}, _FILES)
     for path in (*home.glob("*/config.json"), *home.glob("*/tokenizer_config.json")):
         loading.refuse_code(path)
     if code := sorted(home.glob("*/*.py")):
         raise InputError(f"{code[0]} is code that comes with a model, which is never run: choose another")
     given = {
-        "torch_dtype": getattr(torch, told.dtype),
+        "torch_dtype": getattr(torch, diffusion.dtype),
         "use_safetensors": True,
         "local_files_only": True,
     }
@@ -162,13 +162,13 @@ def load(config: TransferConfig) -> Editor:
             f"cannot load {home} as an editor ({' '.join(str(error).split())[:160]}): expected a whole "
             "pipeline of diffusers with weights in safetensors"
         ) from error
-    where = pick(told.device)
-    if told.offload == "none" or where.type == "cpu":
+    where = pick(diffusion.device)
+    if diffusion.offload == "none" or where.type == "cpu":
         pipeline.to(where)
-    elif told.offload == "parts":
+    elif diffusion.offload == "parts":
         pipeline.enable_model_cpu_offload(device=where)
     else:
         pipeline.enable_sequential_cpu_offload(device=where)
     pipeline.set_progress_bar_config(disable=True)
     files = sorted(home.glob("*/*.safetensors"))
-    return Editor(told.model, pipeline, {str(f.relative_to(home)): file_hash(f) for f in files}, config)
+    return Editor(diffusion.model, pipeline, {str(f.relative_to(home)): file_hash(f) for f in files}, config)

@@ -25,9 +25,15 @@ from segshift.config import DiffusionConfig
 from segshift.generators.base import Defaults, file_hash
 from segshift.runs import InputError, read_json
 
-REVISIONS = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
-"""Commits pinned by us; of any other model the newest is taken, and its weights' hashes are recorded all the
-same."""
+REVISIONS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "nvidia/Cosmos-Transfer2.5-2B": "diffusers/general",
+}
+"""Commits pinned by us, and branches where the newest of the main one is no pipeline; of any other model the
+newest is taken, and its weights' hashes are recorded all the same."""
+
+CONTROLNET_REVISIONS = {"nvidia/Cosmos-Transfer2.5-2B": "diffusers/controlnet/general/seg"}
+"""The same of ControlNets."""
 
 INDEX = "model_index.json"
 
@@ -125,7 +131,7 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
         raise InputError(f"{place} holds a {named}: expected a {kind.__name__}, of the same family")
     asked = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
     try:
-        module, told = kind.from_pretrained(
+        module, info = kind.from_pretrained(
             place,
             variant=variant,
             use_safetensors=True,
@@ -135,7 +141,7 @@ def part(kind: Any, place: Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"cannot read {file} ({_line(error)}): get the folder again") from error
-    if missing := sorted(told["missing_keys"]):  # diffusers would go on with random numbers in their place
+    if missing := sorted(info["missing_keys"]):  # diffusers would go on with random numbers in their place
         raise InputError(
             f"{file} lacks {len(missing)} weights that its config.json asks for ({missing[0]}, "
             "...): get both files from the same model"
@@ -219,10 +225,10 @@ def scheduler_and_tokenizers(
 def _content(path: Path) -> dict[str, Any]:
     """An object of JSON; empty where there is none, of which the libraries complain."""
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def refuse_code(path: Path) -> None:
@@ -247,14 +253,16 @@ def defaults(made: Defaults, *homes: Path) -> Defaults:
 def _defaults(made: Defaults, path: Path) -> Defaults:
     if not path.exists():
         return made
-    told, known = read_json(path), {field.name for field in fields(Defaults)}
-    if not set(told) <= known:
-        raise InputError(f"{path} holds {json.dumps(told)[:80]}: expected some of {', '.join(sorted(known))}")
+    given, known = read_json(path), {field.name for field in fields(Defaults)}
+    if not set(given) <= known:
+        raise InputError(
+            f"{path} holds {json.dumps(given)[:80]}: expected some of {', '.join(sorted(known))}"
+        )
     values = read_json(path, Defaults)
-    made = replace(made, **{name: getattr(values, name) for name in told})
+    made = replace(made, **{name: getattr(values, name) for name in given})
     if not (0 <= made.guidance < inf and made.steps > 0 and 0 <= made.eta <= 1 and made.short_side > 0):
         raise InputError(
-            f"{path} holds a number out of range ({json.dumps(told)[:80]}): expected guidance of 0 or more, "
+            f"{path} holds a number out of range ({json.dumps(given)[:80]}): expected guidance of 0 or more, "
             "eta from 0 to 1, steps and short_side of 1 or more"
         )
     return made

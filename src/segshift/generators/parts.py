@@ -165,7 +165,7 @@ class PartsOfAFolder(DiffusionFamily):
                     f"local folder or {usual}), or transfer without one (--no-control)"
                 )
         name = config.controlnet or usual
-        revision = config.controlnet_revision or loading.REVISIONS.get(name)
+        revision = config.controlnet_revision or loading.CONTROLNET_REVISIONS.get(name)
         weights = {".": "diffusion_pytorch_model"}
         return loading.folder(name, revision, dtype, "--diffusion.controlnet", weights, ())
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v_prediction", "flow"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
 """What a network is trained to predict: n; v = a n - b x0, where a^2 + b^2 = 1; or n - x0, where a = 1 -
 b."""
 
@@ -45,14 +45,16 @@ def noised(x0: Tensor, n: Tensor, point: Point | Points) -> Tensor:
     return point.a * x0 + point.b * n
 
 
-def target(prediction: Prediction, x0: Tensor, n: Tensor, point: Point | Points) -> Tensor:
+def target(prediction: PredictionType, x0: Tensor, n: Tensor, point: Point | Points) -> Tensor:
     """What a network is trained to predict at z = a x0 + b n."""
     if prediction == "epsilon":
         return n
     return point.a * n - point.b * x0 if prediction == "v_prediction" else n - x0
 
 
-def eps_and_x0(prediction: Prediction, o: Tensor, z: Tensor, point: Point | Points) -> tuple[Tensor, Tensor]:
+def eps_and_x0(
+    prediction: PredictionType, o: Tensor, z: Tensor, point: Point | Points
+) -> tuple[Tensor, Tensor]:
     """The noise and the clean latent that an output implies at z = a x0 + b eps."""
     a, b = point.a, point.b
     if prediction == "epsilon":

@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from segshift.generators.base import Card, Defaults, Record
 from segshift.generators.parts import PartsOfAFolder
-from segshift.generators.schedule import Point, Prediction
+from segshift.generators.schedule import Point, Points, PredictionType
 from segshift.runs import InputError
 
 CARD = Card(
@@ -29,6 +29,7 @@ CARD = Card(
     licence="CreativeML Open RAIL-M: commercial use, with a list of forbidden uses",
     layouts="colours (ADE20K)",
     parameters=1.43,
+    trains=True,
 )
 
 
@@ -61,7 +62,7 @@ class StableDiffusion(PartsOfAFolder):
 
     def __post_init__(self) -> None:
         self.most_steps = self.scheduler.config.num_train_timesteps - 1
-        self.prediction: Prediction = self.scheduler.config.prediction_type
+        self.prediction: PredictionType = self.scheduler.config.prediction_type
         self.embed_layout = None
         if self.controlnet is not None:  # diffusers would embed the layout again at every step
             self.embed_layout = self.controlnet.controlnet_cond_embedding
@@ -110,23 +111,58 @@ class StableDiffusion(PartsOfAFolder):
     def output(
         self, z: Tensor, point: Point, text: Record, hint: Record | None, control_strength: float
     ) -> Tensor:
-        inputs = z.to(self.dtype), point.t, text["text"].to(self.dtype)
-        more = self._conditioning(text, z)
+        return self.predict(z, point.t, text, None if hint is None else hint["layout"], control_strength)
+
+    def predict(
+        self, z: Tensor, t: float | Tensor, text: Record, layout: Tensor | None, control_strength: float
+    ) -> Tensor:
+        """`output`, with gradients. t: a number, or one for each row [B]. layout: that of a hint."""
         residuals: dict[str, Any] = {}
-        if hint is not None and self.controlnet is not None:
+        if layout is not None and self.controlnet is not None:
             down, middle = self.controlnet(
-                *inputs,
-                **self._layout(hint["layout"]),
-                **more,
+                **self._given(z, t, text, self.controlnet.dtype),
+                **self._layout(layout.to(self.controlnet.dtype)),
                 conditioning_scale=control_strength,
                 return_dict=False,
             )
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return self.unet(*inputs, **residuals, **more, return_dict=False)[0].float()
+            residuals = {
+                "down_block_additional_residuals": [residual.to(self.dtype) for residual in down],
+                "mid_block_additional_residual": middle.to(self.dtype),
+            }
+        return self.unet(**self._given(z, t, text, self.dtype), **residuals, return_dict=False)[0].float()
 
-    def _conditioning(self, text: Record, z: Tensor) -> dict[str, Any]:
-        """What UNet and ControlNet are given besides the latents, the time and the text."""
-        return {}
+    def points(self, t: Tensor) -> Points:
+        """The points of time steps [B], 0 to `most_steps`."""
+        return Points.of(self.scheduler.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1))
+
+    def learn_control(self, *, anew: bool) -> ControlNetModel:
+        """The ControlNet in float32, whole and to be trained, which this model uses from now on; layouts are
+        pictures [B,3,H,W] to it then.
+
+        anew: made of the UNet's own encoder and convolutions of zeros (Zhang et al., "Adding Conditional
+        Control", arXiv 2302.05543), not the one that was loaded. Raises: InputError for one that takes
+        several kinds of pictures.
+        """
+        if anew:
+            halvings = len(self.vae.config.block_out_channels) - 1
+            channels = (16, 32, 96, *[256] * halvings)[: halvings + 1]  # as the published ones
+            self.controlnet = ControlNetModel.from_unet(
+                self.unet, conditioning_embedding_out_channels=channels
+            )
+            self.controlnet.to(self.device)
+        elif isinstance(self.controlnet, ControlNetModel):
+            self.controlnet.controlnet_cond_embedding = self.embed_layout
+        else:
+            raise InputError(
+                "a ControlNet-Union takes several kinds of pictures: start from a ControlNet that takes one, "
+                "or leave --diffusion.controlnet out"
+            )
+        self.embed_layout = nn.Identity()
+        return self.controlnet.float().requires_grad_(True)
+
+    def _given(self, z: Tensor, t: float | Tensor, text: Record, dtype: torch.dtype) -> dict[str, Any]:
+        """What UNet and ControlNet are given alike."""
+        return {"sample": z.to(dtype), "timestep": t, "encoder_hidden_states": text["text"].to(dtype)}
 
     def _layout(self, layout: Tensor) -> dict[str, Any]:
         """What the ControlNet is given of embedded layouts."""

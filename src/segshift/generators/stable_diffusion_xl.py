@@ -49,6 +49,7 @@ CARD = Card(
     licence="CreativeML Open RAIL++-M: commercial use, with a list of forbidden uses; ControlNet: Apache 2.0",
     layouts="colours (ADE20K); a ControlNet-Union edges, too",
     parameters=4.72,
+    trains=True,
     # diffusers' guidance, and a size at which 2:1 pictures have about the million pixels of the training
     usual=Defaults(guidance=5.0, short_side=768),
 )
@@ -112,13 +113,14 @@ class StableDiffusionXL(StableDiffusion):
         assert pooled is not None
         return {"text": torch.cat(hidden, dim=-1), "pooled": pooled}
 
-    def _conditioning(self, text: Record, z: Tensor) -> dict[str, Any]:
-        """`time_ids` of a picture that was never cropped or resized."""
+    def _given(self, z: Tensor, t: float | Tensor, text: Record, dtype: torch.dtype) -> dict[str, Any]:
+        """With the `time_ids` of a picture that was never cropped or resized."""
         pixels = 2 ** (len(self.vae.config.block_out_channels) - 1)
         size = [z.shape[-2] * pixels, z.shape[-1] * pixels]
-        ids = torch.tensor([[*size, 0, 0, *size]], dtype=self.dtype, device=z.device)
-        pooled = text["pooled"].to(self.dtype)
-        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.repeat(len(z), 1)}}
+        ids = torch.tensor([[*size, 0, 0, *size]], dtype=dtype, device=z.device)
+        pooled = text["pooled"].to(dtype)
+        more = {"text_embeds": pooled, "time_ids": ids.repeat(len(z), 1)}
+        return super()._given(z, t, text, dtype) | {"added_cond_kwargs": more}
 
     def _layout(self, layout: Tensor) -> dict[str, Any]:
         if not isinstance(self.controlnet, ControlNetUnionModel):

@@ -15,7 +15,7 @@ method that is no player and follows in `after_step`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,14 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called when all players have stepped: the place of a teacher's average."""
+
+    def observed(self) -> dict[str, Tensor]:
+        """Figures of the step just taken that are no losses, scalars by name, for the log."""
+        return {}
+
+    def advice(self, means: Mapping[str, float]) -> str | None:
+        """What to warn the user of after the last step, given the mean of every observed figure."""
+        return None
 
     def predict(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to logits [B, C, H, W]; -inf for classes outside the class set.

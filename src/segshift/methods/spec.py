@@ -55,6 +55,8 @@ class MethodSpec:
     """It trains on unlabelled target frames."""
     from_run: str | None = None
     """The method whose finished run it starts from."""
+    paper: str | None = None
+    """Its citation; None where nobody published it."""
     network: str | None = None
     """The only network that it trains, as --network.name takes it; None for any."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -35,28 +36,40 @@ def adapt(encoder: nn.Module | None, config: NetworkConfig) -> None:
     Raises: InputError where peft is missing, and for an encoder without such layers or with narrower ones.
     """
     option = f"--network.adapter {config.adapter}"
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise InputError(f"{option} needs peft: pip install 'segshift[adapters]'") from error
-    ends = tuple(f".{end}" for end in LAYERS)
-    modules = {} if encoder is None else dict(encoder.named_modules())
-    found = [name for name, part in modules.items() if isinstance(part, nn.Linear) and name.endswith(ends)]
+    found = linear_layers(encoder, LAYERS)
     if encoder is None or not found:
         raise InputError(
             f"{option} adapts the layers {', '.join(LAYERS)} of a transformer's blocks, and the encoder has "
             "none: take --network.name vit, or leave it out"
         )
     start: Any = "mica" if config.adapter == "mica" else True
-    settings = LoraConfig(
-        r=config.rank, lora_alpha=config.rank, target_modules=found, init_lora_weights=start
-    )
     try:
-        inject_adapter_in_model(settings, encoder)
+        inject(encoder, found, config.rank, option, start)
     except ValueError as error:
         raise InputError(
             f"--network.rank {config.rank} does not fit the encoder ({first_line(error)}): take a smaller one"
         ) from error
+
+
+def linear_layers(module: nn.Module | None, ends: Sequence[str]) -> list[str]:
+    """Names of the module's linear layers that end like one of `ends`."""
+    parts = {} if module is None else dict(module.named_modules())
+    dotted = tuple(f".{end}" for end in ends)
+    return [name for name, part in parts.items() if isinstance(part, nn.Linear) and name.endswith(dotted)]
+
+
+def inject(module: nn.Module, layers: list[str], rank: int, option: str, start: Any = True) -> None:
+    """Freeze the module and put adapters into the linear layers of these names.
+
+    option: that asked for it. start: how they begin, as in peft. Raises: InputError where peft is missing,
+    ValueError as peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError(f"{option} needs peft: pip install 'segshift[adapters]'") from error
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights=start)
+    inject_adapter_in_model(settings, module)
 
 
 def merged(module: M) -> M:

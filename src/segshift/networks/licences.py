@@ -23,7 +23,7 @@ PATTERNS = (
 """Names of encoders of segmentation-models-pytorch and of networks of transformers."""
 
 
-def told(config: NetworkConfig) -> str | None:
+def sentence_of(config: NetworkConfig) -> str | None:
     """What is to be said of the published weights that `config` names; None where they are free."""
     if config.name.startswith("hf:"):
         called = config.name
@@ -42,6 +42,6 @@ def told(config: NetworkConfig) -> str | None:
 
 def warn(config: NetworkConfig) -> None:
     """A warning where `config` starts from such weights, downloaded or from a file."""
-    sentence = told(config) if config.pretrained else None
+    sentence = sentence_of(config) if config.pretrained else None
     if sentence is not None:
         warnings.warn(sentence, stacklevel=3)

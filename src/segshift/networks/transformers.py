@@ -29,7 +29,7 @@ def build(config: NetworkConfig, classes: int, pretrained: bool) -> Segmenter:
     InputError when it cannot be read or does not segment."""
     name = config.name.removeprefix("hf:")
     with _reading(name, pretrained):
-        settings = AutoConfig.from_pretrained(name, num_labels=classes)
+        settings = AutoConfig.from_pretrained(name, num_labels=classes, trust_remote_code=False)
         if settings.model_type in masks.FAMILIES:
             classifier = AutoModelForUniversalSegmentation.from_config(settings).float()
             return masks.MaskSegmenter(name, classifier, classes, encoder_tensors)

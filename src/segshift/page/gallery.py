@@ -53,9 +53,11 @@ class Pictures:
         self._places: dict[str, int] = {}
 
     def add(self, picture: str | None) -> int | None:
+        """The number of a picture, the same for the same one."""
         return None if picture is None else self._places.setdefault(picture, len(self._places))
 
     def packs(self) -> list[str]:
+        """All pictures, PACK to a text."""
         all_of_them = list(self._places)
         return [" ".join(all_of_them[i : i + PACK]) for i in range(0, len(all_of_them), PACK)]
 
@@ -223,8 +225,8 @@ def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Picture
 
 def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictures: Pictures) -> Gallery:
     """What was made of the frames of `source`: by domain, the tree and the lines of its manifest."""
-    lines = {name: {line["id"]: line for line in told} for name, (_, told) in trees.items()}
-    judged = any("gate" in line for told in lines.values() for line in told.values())
+    lines = {name: {line["id"]: line for line in of_tree} for name, (_, of_tree) in trees.items()}
+    judged = any("gate" in line for by_id in lines.values() for line in by_id.values())
     gallery = Gallery("transfers", "gate score" if judged else "", (), list(trees))
     try:
         data = frames.load(source)
@@ -254,7 +256,7 @@ def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictu
         }
 
     gallery.add(
-        [frame for frame in data.frames if any(frame.id in told for told in lines.values())], make, pictures
+        [frame for frame in data.frames if any(frame.id in by_id for by_id in lines.values())], make, pictures
     )
     return gallery
 

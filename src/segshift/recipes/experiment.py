@@ -55,7 +55,7 @@ class Experiment:
     """What the paper's authors measured, and under which selection rule."""
 
 
-def judged(
+def with_validation(
     rows: tuple[Row, ...], *, oracle: tuple[str, ...], transferred: tuple[str, ...] = ()
 ) -> tuple[Row, ...]:
     """The rows with these validation sets, so that their table has a line for every selection rule. `oracle`

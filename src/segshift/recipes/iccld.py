@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from segshift.config import ICCLDConfig, NetworkConfig, TownConfig, TrainConfig
-from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.experiment import Experiment, Row, Target, with_validation
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.runs import slug
 
@@ -123,7 +123,9 @@ def _training(source: str, size: tuple[int, int], validation: str | None = None)
 def _published(
     name: str, source: TrainConfig, target: str, targets: tuple[Target, ...], published: str
 ) -> Experiment:
-    rows = judged((Row("source only", source), *steps(source, target, _SECOND)), oracle=(targets[-1].data,))
+    rows = with_validation(
+        (Row("source only", source), *steps(source, target, _SECOND)), oracle=(targets[-1].data,)
+    )
     return Experiment(name, rows, targets, published=published)
 
 
@@ -134,7 +136,7 @@ def _to_cityscapes() -> tuple[Experiment, ...]:
     adapted = NetworkConfig(name="iccld", encoder="vit_large_patch14_dinov2", adapter="lora")
     dinov2 = replace(gta5, network=adapted, lr=1e-4, head_lr=6.0)  # the heads learn as fast as without
     synthia = replace(_training("synthia:{synthia}", (760, 1280)), classes=16)
-    rows = judged(ablation_rows(gta5, target, _SECOND, SAMPLINGS), oracle=(targets[0].data,))
+    rows = with_validation(ablation_rows(gta5, target, _SECOND, SAMPLINGS), oracle=(targets[0].data,))
     ablations = Experiment("iccld-gta5-cityscapes-ablations", rows, targets, published=_PUBLISHED["gta5"])
     return (
         _published("iccld-gta5-cityscapes", gta5, target, targets, _PUBLISHED["gta5"]),
@@ -200,7 +202,7 @@ def town_source(domain: str, *, steps: int = STEPS, images: int = 8) -> TrainCon
 def _town(source: str, target: str, name: str, *, ablations: bool = False) -> Experiment:
     base = town_source(source)
     targets = (Target(target, town_target(target)), Target(source, town_target(source)))
-    rows = judged(
+    rows = with_validation(
         ablation_rows(base, town_target(target, "train"), town_second(), SAMPLINGS), oracle=(targets[0].data,)
     )
     if ablations:
@@ -221,7 +223,7 @@ def _town_from_zodi() -> Experiment:
     )
     return Experiment(
         "iccld-town-night-from-zodi",
-        judged(rows, oracle=(town_target("night"),)),
+        with_validation(rows, oracle=(town_target("night"),)),
         (Target("night", town_target("night")), Target("clear", town_target("clear"))),
         {"transferred": town_transfer("night")},
         TownConfig(),

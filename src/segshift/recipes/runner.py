@@ -143,7 +143,7 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
         out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json"))
     )
     out = output.path
-    _look(experiment)
+    _preflight(experiment)
     output.claim()
     e = fill(experiment, {"out": str(out)}, keep=("rows",))
     say = Console()
@@ -169,7 +169,7 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     return out
 
 
-def _look(experiment: Experiment) -> None:
+def _preflight(experiment: Experiment) -> None:
     """Whether the user's data sets are there, and the weights that encoders start from, which are downloaded
     here: all that a later stage would miss, before the first one has taken its days. Raises: InputError."""
     trainings = [row.train for row in experiment.rows]

@@ -14,7 +14,7 @@ from segshift.config import (
     ZoDiConfig,
 )
 from segshift.methods.zodi import Similarity
-from segshift.recipes.experiment import Experiment, Row, Target, judged
+from segshift.recipes.experiment import Experiment, Row, Target, with_validation
 from segshift.recipes.town import JITTER, TOWN_DOMAINS, town_target, town_training, town_transfer
 from segshift.runs import slug
 
@@ -88,7 +88,7 @@ def _published(domain: str, network: str) -> Experiment:
             "transferred": transfer,
             "transferred-val": replace(transfer, source="cityscapes:{cityscapes}:val"),
         },
-        rows=judged(rows, oracle=(target,), transferred=(transferred_val(domain),)),
+        rows=with_validation(rows, oracle=(target,), transferred=(transferred_val(domain),)),
         targets=(Target(domain, target), Target("clear", "cityscapes:{cityscapes}:val")),
         published=f"{_PUBLISHED[network][domain]} mIoU % (epoch chosen on target labels / on source "
         "validation / last)",
@@ -158,7 +158,7 @@ def _town(domain: str) -> Experiment:
             "transferred": town_transfer(domain),
             "transferred-val": town_transfer(domain, split="val"),
         },
-        rows=judged(rows, oracle=(town_target(domain),), transferred=(transferred_val(domain),)),
+        rows=with_validation(rows, oracle=(town_target(domain),), transferred=(transferred_val(domain),)),
         targets=(Target(domain, town_target(domain)), Target("clear", town_target("clear"))),
     )
 
@@ -204,7 +204,7 @@ def _town_ablations() -> Experiment:
             "transferred-val": town_transfer("night", split="val"),
             **{slug(name): changed for name, changed in transfers.items()},
         },
-        rows=judged(rows, oracle=(town_target("night"),), transferred=(transferred_val("night"),)),
+        rows=with_validation(rows, oracle=(town_target("night"),), transferred=(transferred_val("night"),)),
         targets=(Target("night", town_target("night")), Target("clear", town_target("clear"))),
     )
 
@@ -219,7 +219,7 @@ def _demo() -> Experiment:
             "transferred": town_transfer("night"),
             "transferred-val": town_transfer("night", split="val"),
         },
-        rows=judged(
+        rows=with_validation(
             (source, replace(zodi, name="ZoDi")),
             oracle=(town_target("night"),),
             transferred=(transferred_val("night"),),

@@ -1,4 +1,5 @@
-"""What an estimate says of a domain: scores with intervals, from confusion matrices of frames (ours).
+"""What an estimate says of a network, of a domain, and of several networks: scores with intervals, from
+confusion matrices of frames (ours).
 
 `bootstrap` has the statistics and their symbols. A value with its interval is `records.Interval`: JSON has no
 nan, so null stands for what is not known.
@@ -6,25 +7,170 @@ nan, so null stands for what is not known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
 import numpy as np
 
+from segshift.config import EstimateConfig
 from segshift.data import transforms
-from segshift.records import Interval
+from segshift.data.frames import Dataset
+from segshift.generators.base import Domain
+from segshift.records import Interval, Judge, Metrics, Prediction
+from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free
-from segshift.scoring.label_free import Seen
+from segshift.scoring.label_free import Summary
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A network on one set of frames."""
+
+    confusion: Mapping[str, np.ndarray]
+    """[C, C + 1] int64 by frame id."""
+    metrics: Metrics
+    lines: Mapping[str, Prediction]
+    """Of predictions.jsonl, by frame id."""
+    record: Mapping[str, Any]
+    """Where the set lies and what made it, for estimate.json."""
 
 
 @dataclass(frozen=True)
 class TargetImages:
     """A network's predictions of the frames of source, own domain and target, and of real target images."""
 
-    labelled: tuple[Seen, Seen, Seen]
-    real: Seen
+    labelled: tuple[Summary, Summary, Summary]
+    real: Summary
+
+
+def require_frames(name: str, count: int) -> None:
+    """Raises: InputError where `name` has fewer frames than an interval needs."""
+    if count < bootstrap.FEWEST_FRAMES:
+        raise InputError(
+            f"{name} has {count} frames for the estimate, expected {bootstrap.FEWEST_FRAMES} or more, for "
+            "an interval over fewer means nothing: name a larger labelled split"
+        )
+
+
+def of_network(
+    config: EstimateConfig,
+    data: Dataset,
+    domains: Sequence[Domain],
+    source: Scored,
+    sets: Mapping[tuple[str, float], Sequence[Scored]],
+    real: Sequence[Prediction] | None,
+    judge: Judge,
+    trained_on: Set[str],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What estimate.json says of a network, and the predicted mIoU of the resamples [R] by domain. Scores are
+    fractions in [0, 1]; null where a class has none.
+
+    domains: in the order of `config.to`. sets: every draw by prompt and strength. real: predictions of the
+    target images. judge: the generator. trained_on: slugs and prompts of the domains whose frames of that
+    generator the network was trained on. Raises: InputError where too few frames are in every set.
+    """
+    scored = source.metrics
+    everywhere = [source, *(draw for draws in sets.values() for draw in draws)]
+    ids = [frame.id for frame in data.frames if all(frame.id in one.confusion for one in everywhere)]
+    require_frames(f"what was transferred of {data.name}", len(ids))
+    names = scored["classes"]
+
+    def matrices(draws: Sequence[Scored]) -> np.ndarray:
+        """[F, D, C, C + 1]."""
+        return np.stack([[draw.confusion[id] for draw in draws] for id in ids])
+
+    def confidence(draws: Sequence[Scored]) -> float:
+        return float(np.mean([draw.lines[id]["confidence"] for draw in draws for id in ids]))
+
+    def seen(draws: Sequence[Scored]) -> label_free.Summary:
+        return label_free.summarise([[draw.lines[id] for id in ids] for draw in draws])
+
+    by_domain, spreads, plain = {}, {}, matrices([source])
+    for name, domain in zip(config.to, domains, strict=True):
+        own, target = sets[config.own_prompt, domain.strength], sets[name, domain.strength]
+        found, spreads[domain.slug] = of_domain(
+            (plain, matrices(own), matrices(target)),
+            names,
+            config.resamples,
+            config.seed,
+            common_noise=config.mode == "reference",
+            images=TargetImages((seen([source]), seen(own), seen(target)), label_free.summarise([real]))
+            if real
+            else None,
+        )
+        by_domain[domain.slug] = {
+            "name": name,
+            "prompt": domain.prompt,
+            "strength": domain.strength,
+            **found,
+            "trained_on": bool(trained_on & {domain.slug, domain.prompt}),
+            "changed": float(np.mean([draw.record["changed"] for draw in target])),
+            "confidence": {
+                "source": confidence([source]),
+                "own": confidence(own),
+                "target": confidence(target),
+            },
+            "own_draws": [draw.record for draw in own],
+            "target_draws": [draw.record for draw in target],
+        }
+    seeds = ", ".join(str(config.seed + i) for i in range(config.draws))
+    how = (
+        f"{len(ids)} frames transferred with {judge['model']}, seeds {seeds}; own domain "
+        f"'{config.own_prompt}'; {bootstrap.LEVEL:.0%} intervals over frames, noise draws, what the transfer "
+        f"costs, and an error of the generator of {bootstrap.GENERATOR:.0%} (classes "
+        f"{bootstrap.GENERATOR_CLASS:.0%} and {100 * bootstrap.CLASS_FLOOR:.0f} points) as on the embedded "
+        "town; classes without a labelled pixel are left out"
+    )
+    images = f"with {len(real)} unlabelled" if real else "without"
+    result = {
+        "protocol": f"estimate {images} target images from {scored['protocol']}; {how}",
+        "images": images,
+        "how": how,
+        "setting": scored["setting"],
+        "model": scored["model"],
+        "generator": judge,
+        "classes": names,
+        "colours": scored["colours"],
+        "frames": len(ids),
+        "draws": config.draws,
+        "resamples": config.resamples,
+        "level": bootstrap.LEVEL,
+        "fails_below": bootstrap.FAILS_BELOW,
+        "own_prompt": config.own_prompt,
+        "source": source.record,
+        "domains": by_domain,
+    }
+    return result, spreads
+
+
+def of_networks(
+    results: Mapping[str, dict[str, Any]], predicted: Mapping[str, Mapping[str, np.ndarray]], seed: int
+) -> dict[str, Any]:
+    """What ranking.json says: every network's estimate, and their order in each domain. By network: what
+    `of_network` returns."""
+    first = next(iter(results.values()))
+    return {
+        "protocol": f"ranking {first['images']} target images from {first['setting']}; {first['how']}; "
+        f"paired bootstrap over frames, and an error of the generator of {bootstrap.GENERATOR_NETWORK:.0%} "
+        "that is each network's own",
+        "level": bootstrap.LEVEL,
+        "candidates": results,
+        "domains": {
+            slug: {
+                "name": domain["name"],
+                "ranking": ranking(
+                    {
+                        name: (result["domains"][slug], predicted[name][slug])
+                        for name, result in results.items()
+                    },
+                    seed,
+                ),
+            }
+            for slug, domain in first["domains"].items()
+        },
+    }
 
 
 def of_domain(
@@ -53,15 +199,13 @@ def of_domain(
         )
         values[3] = _moved(values[None, 3], bootstrap.SEEN_SHARE * errors[:1])[0]
         spread[:, 3] = _moved(spread[:, 3], shares * errors[1:])
-    told = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names, known), strict=True))
+    scores = dict(zip(bootstrap.SCORES, _with_intervals(values, spread, names, known), strict=True))
     means, mean_spread = bootstrap.mean(values), bootstrap.mean(spread)
-    predicted, drop = (
-        told["corrected"],
-        _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3]),
-    )
+    predicted = scores["corrected"]
+    drop = _between(means[0] - means[3], mean_spread[:, 0] - mean_spread[:, 3])
     deviation = bootstrap.GENERATOR * (predicted["miou"]["value"] or 0.0)
     found = {
-        **told,
+        **scores,
         "corrected": {
             "miou": _widened(predicted["miou"], deviation),
             "iou": {
@@ -84,7 +228,7 @@ def _seen(
     images: TargetImages, source: np.ndarray, values: np.ndarray, spread: np.ndarray, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The generator's error that target images show, [1 + R], of all frames and of the resamples, and what is
-    told of it. source: M of the source frames. values, spread: `bootstrap.scores` [4, C], [R, 4, C]."""
+    said of it. source: M of the source frames. values, spread: `bootstrap.scores` [4, C], [R, 4, C]."""
 
     def weights(frames: int, what: str) -> np.ndarray:
         even = np.full((1, frames), 1 / frames)
@@ -116,8 +260,8 @@ def _seen(
 def _moved(predicted: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Per-class IoU [R, C] of which the mean moves by [R], all classes by the same factor, within [0, 1]."""
     miou = bootstrap.mean(predicted)
-    wanted = np.clip(miou + by, 0, 1)
-    factor = np.divide(wanted, miou, out=np.ones_like(miou), where=miou > 0)
+    moved = np.clip(miou + by, 0, 1)
+    factor = np.divide(moved, miou, out=np.ones_like(miou), where=miou > 0)
     return np.minimum(1, predicted * factor[:, None])
 
 
@@ -130,8 +274,8 @@ def ranking(
     """
     shares = bootstrap.best(np.stack([spread for _, spread in candidates.values()]), seed)
     lines = [
-        {"candidate": name, "miou": told["corrected"]["miou"], "best": float(share)}
-        for (name, (told, _)), share in zip(candidates.items(), shares, strict=True)
+        {"candidate": name, "miou": found["corrected"]["miou"], "best": float(share)}
+        for (name, (found, _)), share in zip(candidates.items(), shares, strict=True)
     ]
     return sorted(lines, key=lambda line: -(line["miou"]["value"] or 0.0))
 
@@ -167,10 +311,10 @@ def _between(value: float, spread: np.ndarray) -> Interval:
     return {"value": found, "low": low, "high": high}
 
 
-def _widened(told: Interval, deviation: float, at_least: float = 0.0) -> Interval:
+def _widened(found: Interval, deviation: float, at_least: float = 0.0) -> Interval:
     """A value with its interval, and in it the generator's error."""
-    value, low, high = told["value"], told["low"], told["high"]
+    value, low, high = found["value"], found["low"], found["high"]
     if value is None or low is None or high is None:
-        return told
+        return found
     low, high = bootstrap.widened(value, low, high, deviation)
     return {"value": value, "low": max(at_least, low), "high": min(1.0, high)}

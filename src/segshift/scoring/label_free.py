@@ -61,7 +61,7 @@ def of_frame(logits: Tensor, confidence: Tensor) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Summary:
     """What a network's predictions of a set of F frames look like; of several draws of a frame, the mean."""
 
     confidence: np.ndarray
@@ -72,18 +72,18 @@ class Seen:
     """[F]."""
 
 
-def seen(draws: Sequence[Sequence[Any]]) -> Seen:
+def summarise(draws: Sequence[Sequence[Any]]) -> Summary:
     """From lines of predictions.jsonl (`records.Prediction`) of the same frames, one list a draw."""
     counts = np.array([[line["confidences"] for line in lines] for lines in draws], np.float64)
     confidence, norm = (
         np.array([[line[name] for line in lines] for lines in draws]).mean(0)
         for name in ("confidence", "nuclear_norm")
     )
-    return Seen(confidence, (counts / counts.sum(-1, keepdims=True)).mean(0), norm)
+    return Summary(confidence, (counts / counts.sum(-1, keepdims=True)).mean(0), norm)
 
 
 def scores(
-    of: Seen, weights: np.ndarray, source: Seen, on_source: np.ndarray, error: np.ndarray
+    of: Summary, weights: np.ndarray, source: Summary, on_source: np.ndarray, error: np.ndarray
 ) -> np.ndarray:
     """SCORES of a set in R resamples, [R, 3], each in [0, 1].
 
@@ -92,7 +92,7 @@ def scores(
     """
     edges = np.arange(BINS + 1)
 
-    def below(one: Seen, weighted: np.ndarray) -> np.ndarray:
+    def below(one: Summary, weighted: np.ndarray) -> np.ndarray:
         """Share of the pixels below each edge, [R, BINS + 1]."""
         return np.pad(np.cumsum(weighted @ one.confidences, 1), ((0, 0), (1, 0)))
 

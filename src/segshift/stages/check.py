@@ -56,8 +56,9 @@ class Report:
 
 
 def check(config: CheckConfig, out: str | Path | None = None) -> Report:
-    """Read every file of a data set in parallel and print a table. With `out`, write OUT/check.json,
-    OUT/classes.jsonl (pixels per frame and class, for rare-class sampling) and OUT/failures.jsonl.
+    """Read every file of a data set in parallel, print a table, and return it with all faults. With `out`,
+    write OUT/check.json, OUT/classes.jsonl (pixels per frame and class, for rare-class sampling) and
+    OUT/failures.jsonl.
 
     Faults are: images without label where others of the same subset have one, labels without image,
     unreadable and truncated files, labels of another size than their image (not in transferred trees), values
@@ -185,7 +186,3 @@ def _print(report: Report) -> None:
     elif report.unlabelled:
         summary.append(f"{report.unlabelled} in subsets without labels")
     console.print(", ".join(filter(None, summary)))
-    for line in report.failures[:20]:
-        console.print(f"{line['id']}: {line['error']}", style="red", markup=False, highlight=False)
-    if len(report.failures) > 20:
-        console.print(f"... and {len(report.failures) - 20} more", style="red")

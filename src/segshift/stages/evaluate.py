@@ -24,9 +24,9 @@ from rich.console import Console
 
 from segshift import execution, outputs, records, runs
 from segshift.config import EvaluateConfig
-from segshift.data import frames, labels
+from segshift.data import frames
 from segshift.data.frames import Dataset, Frame
-from segshift.data.labels import LabelSpace
+from segshift.data.labels import LabelSpace, class_set
 from segshift.scoring import calibration, metrics, predictions
 
 PUBLISHED_SIZE = (512, 1024)
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     """
     execution.one_process("evaluate")
     data, folder = frames.load(config.data), Path(config.predictions)
-    chosen = _class_set(config, data)
+    chosen = [c for c in class_set(config.classes, data.space, data.name) if c not in data.space.absent]
     kept, left_out = _labelled(config, data, folder)
     out = outputs.begin(
         out, "evaluate", config, free=("workers",), begun=lambda out: (out / "metrics.json").exists()
@@ -107,20 +107,6 @@ def evaluate(config: EvaluateConfig, out: str | Path) -> Path:
     runs.write_json(out / "metrics.json", result)
     _print(result)
     return out
-
-
-def _class_set(config: EvaluateConfig, data: Dataset) -> tuple[int, ...]:
-    """Train ids to score: those of the class set that the data set labels at all."""
-    if config.classes is None:
-        chosen = tuple(range(data.space.classes))
-    elif data.space.names != labels.CITYSCAPES.names:
-        raise runs.InputError(
-            f"{data.name} has the classes of '{data.space.name}', expected Cityscapes' 19 for --classes "
-            f"{config.classes}: leave it out to evaluate all {data.space.classes}"
-        )
-    else:
-        chosen = labels.CLASS_SETS[config.classes]
-    return tuple(c for c in chosen if c not in data.space.absent)
 
 
 def _labelled(config: EvaluateConfig, data: Dataset, folder: Path) -> tuple[list[Frame], list[dict]]:
@@ -196,7 +182,7 @@ def _histograms(
     frame: Frame,
     folder: Path,
     maps: Sequence[str],
-    chosen: tuple[int, ...],
+    chosen: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """H [2, K] of every map of a frame (`calibration`). Raises: InputError when there is none of the
     prediction's size.
@@ -231,10 +217,10 @@ def _trust(histograms: dict[str, np.ndarray]) -> dict:
     curves = {
         name: calibration.risk_coverage(h, confidence=name == "confidence") for name, h in histograms.items()
     }
-    told: dict[str, Any] = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
+    record: dict[str, Any] = {"risk_coverage": {name: curve for name, curve in curves.items() if curve}}
     if "confidence" in histograms:
-        told["calibration"] = calibration.reliability(histograms["confidence"])
-    return told
+        record["calibration"] = calibration.reliability(histograms["confidence"])
+    return record
 
 
 def _scores(matrix: np.ndarray, names: list[str]) -> dict:

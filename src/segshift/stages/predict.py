@@ -187,17 +187,19 @@ def _predicted(out: Path) -> list[records.Prediction]:
     return runs.read_lines(out / "predictions.jsonl", records.Prediction)
 
 
-def _claim(out: Path, told: dict[str, Any]) -> None:
+def _claim(out: Path, record: dict[str, Any]) -> None:
     """Write OUT/model.json. Raises: InputError when other weights have predicted into `out`."""
     path = out / "model.json"
-    before = runs.read_json(path, records.Model) if path.exists() else told
-    if before["weights"] != told["weights"]:
-        steps = f" (step {before['step']}, now step {told['step']})" if before.get("step") is not None else ""
+    before = runs.read_json(path, records.Model) if path.exists() else record
+    if before["weights"] != record["weights"]:
+        steps = (
+            f" (step {before['step']}, now step {record['step']})" if before.get("step") is not None else ""
+        )
         raise InputError(
             f"{out} holds predictions of other weights of {before['run']}{steps}: name a new folder, or "
             "delete this one"
         )
-    runs.write_json(path, told)
+    runs.write_json(path, record)
 
 
 def _write_maps(

@@ -29,29 +29,25 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segshift import execution, generators, outputs, records, runs
 from segshift.config import TransferConfig
-from segshift.data import frames, transforms
+from segshift.data import frames
 from segshift.data.frames import Dataset, Frame
 from segshift.data.labels import CITYSCAPES, IGNORE, LabelSpace
-from segshift.engine import gate
-from segshift.engine.gate import Gate, Thresholds
+from segshift.engine import measuring
 from segshift.engine.journal import Journal
-from segshift.engine.worker import Failed, Sample, Worker, targets
-from segshift.generators.base import DiffusionFamily, Generator, file_hash
+from segshift.engine.worker import Failed, Sample, Worker, read_sample, target_domains
+from segshift.generators.base import DiffusionFamily, Generator
 from segshift.runs import InputError
-from segshift.training import checkpoints
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +59,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     Raises: InputError. Frames that cannot be read are listed in failures.jsonl and the others go on.
     """
     index, count = execution.shard(config.shard)
-    goals = targets(config)
+    targets = target_domains(config)
     dataset = frames.load(config.source)
     if config.gate or (config.control and config.walks):
         frames.require_labels(dataset)
@@ -71,11 +67,11 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     lasting = replace(config, shard="0/1", diffusion=replace(config.diffusion, device="auto", offload="none"))
     output = outputs.open_output(out, "transfer", lasting, free=("batch_size",), begun=begun)
     out = output.path
-    journal = Journal(out, f"{index}-of-{count}", tuple(goal.slug for goal in goals))
+    journal = Journal(out, f"{index}-of-{count}", tuple(target.slug for target in targets))
     lines = journal.read()
     finished, known = journal.finished(dataset, lines), {frame.id for frame in dataset.frames}
     wanted = {
-        frame.id: [goal.slug for goal in goals if (goal.slug, frame.id) not in finished]
+        frame.id: [target.slug for target in targets if (target.slug, frame.id) not in finished]
         for frame in dataset.frames[index::count]
     }
     own = {
@@ -95,16 +91,16 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
             raise InputError(f"{out} was begun with other weights of '{generator.name}': name a new folder")
         if output.check():  # thresholds of other settings
             (out / "gate.json").unlink(missing_ok=True)
-        judge = _gate(config, dataset, worker, out / "gate.json") if config.gate else None
+        gated = measuring.measured_gate(config, dataset, worker, out / "gate.json") if config.gate else None
         output.claim()  # not before all settings have proved good
-        for goal in goals:
-            frames.describe(dataset, out / goal.slug)
-        if judge:
-            worker.gate, told = judge
-            runs.write_json(out / "gate.json", told)
+        for target in targets:
+            frames.describe(dataset, out / target.slug)
+        if gated:
+            worker.gate, measured = gated
+            runs.write_json(out / "gate.json", measured)
         _warn_of_the_town(config, dataset, worker)
         journal.merge(known)
-        total = len(wanted) * len(goals)
+        total = len(wanted) * len(targets)
         done = total - sum(map(len, wanted.values()))
         first = execution.current().first
         try:
@@ -181,7 +177,7 @@ def transfer_images(
             "a gate measures a data set before it judges: leave gate out, or transfer a folder of frames"
         )
     worker = Worker(config, space, model or generators.load(config))
-    slugs = [goal.slug for goal in worker.goals]
+    slugs = [target.slug for target in worker.targets]
     _check_images(images, labels, ids, space)
     if worker.generator.needs_layouts and labels is None:
         raise InputError("no labels, and the layout is drawn from them: give them, or set control=False")
@@ -236,149 +232,6 @@ def _check_images(
             )
 
 
-def _gate(
-    config: TransferConfig, dataset: Dataset, worker: Worker, path: Path
-) -> tuple[Gate, Mapping[str, Any]]:
-    """The gate, and what gate.json tells of its thresholds: those of `path`, or measured on source frames.
-
-    Raises: InputError, also when `path` was measured with other weights.
-    """
-    if config.gate is None or config.gate.reference is None:
-        raise InputError(
-            "a gate without a reference network: name a run of method source_only in --gate.reference"
-        )
-    run = Path(config.gate.reference)
-    method, trained, space = checkpoints.load_run(run)
-    if trained.method != "source_only":
-        raise InputError(
-            f"{run} was trained by method {trained.method}, and the gate judges by a network of source data "
-            "alone: name a run of method source_only in --gate.reference"
-        )
-    if trained.more_sources or trained.select in ("transferred", "oracle"):
-        why = (
-            f"on {', '.join(trained.more_sources)} too"
-            if trained.more_sources
-            else f"and chosen by --{trained.select}-validation"
-        )
-        raise InputError(
-            f"{run} was trained {why}, and the gate judges by a network of source data alone: name a run "
-            "without --more-sources, with --select last or source, in --gate.reference"
-        )
-    if space.names != dataset.space.names:
-        raise InputError(
-            f"{run} was trained on the {space.classes} classes of '{space.name}', {dataset.name} has the "
-            f"{dataset.space.classes} of '{dataset.space.name}': name a run on the same classes in "
-            "--gate.reference"
-        )
-    weights = {"reference": file_hash(run / "checkpoints" / "best.safetensors"), **worker.generator.hashes}
-    assert trained.size is not None
-    judge = Gate(config.gate, method.to(worker.generator.device), trained.size, space)
-    told: Mapping[str, Any]
-    if path.exists():
-        told = _measured(path, worker, space)
-        if told["weights"] != weights:
-            raise InputError(f"{path} was measured with other weights of {run}: name a new folder")
-    else:
-        told = {"weights": weights, **_measure(config, dataset, worker, judge)}
-        if path.exists():  # of another process, which on another kind of GPU measures not quite the same
-            told = _measured(path, worker, space)
-    judge.limits = Thresholds(**told["thresholds"])
-    judge.kept = {
-        slug: np.array([k[name] for name in space.names]) for slug, k in told["kept_agreement"].items()
-    }
-    for slug, k in told["kept_agreement"].items():
-        if blind := [name for name, a in told["source_agreement"].items() if a >= gate.SEEN > a * k[name]]:
-            _log.warning(
-                "%s: the gate does not judge %s, of which the reference network finds too little there: "
-                "look at some pictures, for a generator that always loses them would look the same",
-                slug,
-                ", ".join(blind),
-            )
-    return judge, told
-
-
-def _measured(path: Path, worker: Worker, space: LabelSpace) -> records.Measured:
-    """gate.json. Raises: InputError, also when it lacks a domain or a class."""
-    told = runs.read_json(path, records.Measured)
-    kept, names = told["kept_agreement"], set(space.names)
-    judged = {goal.slug: {} for goal in worker.goals} | kept
-    if any(not names <= k.keys() for k in judged.values()) or not told["source_agreement"].keys() <= names:
-        raise InputError(f"{path} lacks a domain or a class: restore it, or start again in a new folder")
-    return told
-
-
-def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Gate) -> dict:
-    """The thresholds, from source frames as they are and through the autoencoder, and k_c of every domain,
-    from first draws of some of them: every process measures the same."""
-    began = perf_counter()
-    scores, lowest, agreements = [], [], []
-    pilot: list[tuple[Sample, gate.Seen]] = []
-    by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
-    for frame in by_key[: judge.config.sample]:
-        try:
-            sample = _read(config, dataset, frame, [goal.slug for goal in worker.goals], labelled=True)
-        except InputError:
-            continue  # listed as a failure when its turn comes
-        seen = judge.look(sample.image, sample.truth)
-        verdict = gate.judge(
-            seen,
-            judge.predict(worker.reconstruct(sample.image), seen.label.shape),
-            judge.limits,
-            np.ones(dataset.space.classes),
-        )
-        scores.append(verdict.score)
-        lowest.append(verdict.lowest)
-        agreements.append(seen.classes)
-        if len(pilot) < gate.PILOT:
-            pilot.append((sample, seen))
-    if not scores:
-        raise InputError(
-            f"no frame of {dataset.name} can be read, and the gate measures on them: run segshift check"
-        )
-    asked = judge.config
-    limits = gate.thresholds(np.array(scores), np.array(lowest), asked.quantile, asked.fraction)
-    by_class, names = np.array(agreements).T, dataset.space.names
-    kept = {slug: k.round(4).tolist() for slug, k in _kept(worker, judge, pilot).items()}
-    return {
-        "frames": len(scores),
-        "thresholds": asdict(limits),
-        "source_agreement": {
-            name: round(float(np.nanmean(a)), 4)
-            for name, a in zip(names, by_class, strict=True)
-            if not np.isnan(a).all()
-        },
-        "kept_agreement": {slug: dict(zip(names, k, strict=True)) for slug, k in kept.items()},
-        "seconds": round(perf_counter() - began, 3),
-        "autoencoder_scores": [None if np.isnan(score) else round(score, 4) for score in sorted(scores)],
-    }
-
-
-def _kept(worker: Worker, judge: Gate, pilot: list[tuple[Sample, gate.Seen]]) -> dict[str, np.ndarray]:
-    """k_c [C] by domain, from ungated draws of the pilot frames."""
-    seen_of = {sample.id: seen for sample, seen in pilot}
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {goal.slug: [] for goal in worker.goals}
-    failed: dict[str, Failed] = {}
-    with runs.progress("gate: first draws", len(pilot) * len(found)) as bar:
-        for made in worker.run_all([sample for sample, _ in pilot]):
-            bar.advance()
-            if isinstance(made, Failed):
-                failed[made.domain.slug] = made
-                continue
-            seen = seen_of[made.sample.id]
-            pred = judge.predict(made.picture, seen.label.shape)
-            found[made.domain.slug].append(
-                (seen.classes, gate.class_agreement(pred, seen.label, len(seen.classes)))
-            )
-    for slug, one in failed.items():
-        if not found[slug]:
-            raise InputError(
-                f"no frame can be transferred to '{slug}', and the gate measures on them: {one.error}"
-            )
-    return {
-        slug: gate.kept_agreement(*map(np.array, zip(*pairs, strict=True))) for slug, pairs in found.items()
-    }
-
-
 def _transfer(
     config: TransferConfig, dataset: Dataset, wanted, worker: Worker, journal: Journal, advance
 ) -> None:
@@ -411,7 +264,7 @@ def _transfer(
                 try:
                     batch[frame.id] = (
                         frame,
-                        _read(config, dataset, frame, wanted[frame.id], labelled=labelled),
+                        read_sample(config, dataset, frame, wanted[frame.id], labelled=labelled),
                     )
                 except InputError as error:
                     fail(frame, error)
@@ -449,23 +302,6 @@ def _sizes(dataset: Dataset, worker: Worker) -> dict[str, tuple[int, int] | Inpu
         return {f.id: s for f, s in zip(dataset.frames, pool.map(size, dataset.frames), strict=True)}
 
 
-def _read(
-    config: TransferConfig, dataset: Dataset, frame: Frame, wanted: list[str], *, labelled: bool
-) -> Sample:
-    image = frames.read_image(frame.image)
-    label = ids = None
-    if labelled:
-        ids = frames.read_ids(frame, dataset.space)
-        label = dataset.space.to_train(ids)
-    if label is not None and label.shape != image.shape[:2] and not dataset.transferred:
-        raise InputError(
-            f"{frame.image} is {image.shape[1]}x{image.shape[0]} and its label {frame.label} "
-            f"{label.shape[1]}x{label.shape[0]}: repair or remove them"
-        )
-    published = config.mode == "reference" and dataset.space == CITYSCAPES
-    return Sample(frame.id, image, label, ids if published else None, wanted=list(wanted))
-
-
 def _write(config: TransferConfig, dataset: Dataset, frame: Frame, root: Path, picture: np.ndarray) -> str:
     """Put label and image into the tree under `root`. Returns: sha256 of the image file."""
     if frame.label is not None:
@@ -484,15 +320,15 @@ def _place_label(config: TransferConfig, label: Path, path: Path) -> None:
             with runs.atomic(path) as temporary:
                 shutil.copyfile(label, temporary)
         return
-    goal = label.absolute()
-    if path.is_symlink() and path.readlink() == goal:
+    place = label.absolute()
+    if path.is_symlink() and path.readlink() == place:
         return
     temporary = path.with_name(f"{runs.TEMPORARY}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.symlink_to(goal)
+        temporary.symlink_to(place)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot link {path} to {goal} ({error.strerror}): choose --labels copy") from error
+        raise InputError(f"cannot link {path} to {place} ({error.strerror}): choose --labels copy") from error
     finally:
         temporary.unlink(missing_ok=True)

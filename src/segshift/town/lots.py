@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from . import things as th
-from .canvas import BRICK, LEAVES, PLASTER, STONE, Canvas, Look, box, grid
-from .vehicles import GLASS, pick, tone
-from .worlds import Colour, World
+from segshift.town import things as th
+from segshift.town.canvas import BRICK, LEAVES, PLASTER, STONE, Canvas, Look, box, grid
+from segshift.town.vehicles import GLASS, pick, tone
+from segshift.town.worlds import Colour, World
 
 
 class Site(Protocol):

@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from .canvas import SUPERSAMPLING, Camera, Canvas
-from .street import Street
-from .worlds import BENCHMARK, HIGH_VIEW, PRIOR, World, generator
+from segshift.town.canvas import SUPERSAMPLING, Camera, Canvas
+from segshift.town.street import Street
+from segshift.town.worlds import BENCHMARK, HIGH_VIEW, PRIOR, World, generator
 
 __all__ = ["BENCHMARK", "HIGH_VIEW", "PRIOR", "Layers", "World", "draw", "generator"]
 

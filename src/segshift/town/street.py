@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import things as th
-from . import vehicles as ve
-from .canvas import ASPHALT, GRASS, LEAVES, PAVERS, PLASTER, Canvas, Look, box, disc
-from .lots import LOTS
-from .vehicles import pick, tone
-from .worlds import Colour, World
+from segshift.town import things as th
+from segshift.town import vehicles as ve
+from segshift.town.canvas import ASPHALT, GRASS, LEAVES, PAVERS, PLASTER, Canvas, Look, box, disc
+from segshift.town.lots import LOTS
+from segshift.town.vehicles import pick, tone
+from segshift.town.worlds import Colour, World
 
 ROAD, SIDEWALK, BUILDING, POLE, VEGETATION, TERRAIN = 0, 1, 2, 5, 8, 9
 

@@ -10,8 +10,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from .canvas import FACES_LEFT, FACES_RIGHT, GROUND
-from .scenes import Layers
+from segshift.town.canvas import FACES_LEFT, FACES_RIGHT, GROUND
+from segshift.town.scenes import Layers
 
 _TILE = 64  # pixels a texture tile
 _PERIOD = np.array((4.0, 7.0, 1.3, 1.2, 2.4, 2.2, 3.5, 6.0, 1.6), np.float32)  # metres a tile, by material

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import LEAVES, Canvas, Look, box, disc, grid
-from .vehicles import BLACK, CHROME, RED_GLOW, RUBBER, WHITE_GLOW, pick, tone
+from segshift.town.canvas import LEAVES, Canvas, Look, box, disc, grid
+from segshift.town.vehicles import BLACK, CHROME, RED_GLOW, RUBBER, WHITE_GLOW, pick, tone
 
 POLE, LIGHT, SIGN, VEGETATION, PERSON, RIDER, MOTORCYCLE, BICYCLE = 5, 6, 7, 8, 11, 12, 17, 18
 

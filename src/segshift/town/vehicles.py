@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .canvas import PLASTER, Canvas, Look, box, disc, grid
+from segshift.town.canvas import PLASTER, Canvas, Look, box, disc, grid
 
 GLASS = (0.20, 0.25, 0.31)
 BLACK = (0.09, 0.09, 0.10)

@@ -17,9 +17,9 @@ import itertools
 import cv2
 import numpy as np
 
-from .canvas import FACES_CAMERA, FACES_LEFT, FACES_RIGHT, GROUND, SKY, SUPERSAMPLING
-from .scenes import Layers, generator
-from .textures import patches, sky, texture
+from segshift.town.canvas import FACES_CAMERA, FACES_LEFT, FACES_RIGHT, GROUND, SKY, SUPERSAMPLING
+from segshift.town.scenes import Layers, generator
+from segshift.town.textures import patches, sky, texture
 
 CONDITIONS = ("clear", "night", "fog", "rain", "snow", "game")
 """What `render` knows; "soft" is the further style of the SYNTHIA tree."""

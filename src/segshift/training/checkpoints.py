@@ -1,6 +1,6 @@
 """What a training run keeps, and how it comes back.
 
-    RUN/config.json                    the configuration (runs.begin)
+    RUN/config.json                    the configuration (`outputs`)
     RUN/labels.json                    the source's label space
     RUN/environment.json               versions of Python and the libraries
     RUN/metrics.jsonl                  a line a step: step, lr, every loss term, seconds; and a line a
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from segshift import outputs, records, runs
 from segshift.config import Select, TrainConfig
-from segshift.data.labels import CITYSCAPES, CLASS_SETS, LabelSpace
+from segshift.data.labels import LabelSpace, class_set
 from segshift.methods import METHODS
 from segshift.methods.base import Method
 from segshift.methods.spec import Setup
@@ -45,6 +45,10 @@ from segshift.networks import weights
 from segshift.runs import InputError
 from segshift.settings import option
 
+FREE = ("workers", "device", "checkpoint_every", "steps", "log")
+"""Fields that may change when a run is continued. More `steps` extend it: what is left follows the longer
+schedule.
+"""
 LIBRARIES = (
     "segshift",
     "torch",
@@ -62,22 +66,6 @@ LIBRARIES = (
 )
 
 
-def class_set(config: TrainConfig, space: LabelSpace) -> tuple[int, ...]:
-    """Train ids that are learnt and predicted. The network has one output for every class of the space all
-    the same.
-
-    Raises: InputError when the space has no such set.
-    """
-    if config.classes is None:
-        return tuple(range(space.classes))
-    if space.names != CITYSCAPES.names:
-        raise InputError(
-            f"{config.source} has the classes of '{space.name}', expected Cityscapes' 19 for --classes "
-            f"{config.classes}: leave it out to train all {space.classes}"
-        )
-    return CLASS_SETS[config.classes]
-
-
 def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) -> Method:
     """The method that `config` names with its network, on the CPU. `begin`: with the weights of
     `config.from_run`.
@@ -87,7 +75,7 @@ def method_of(config: TrainConfig, space: LabelSpace, *, begin: bool = False) ->
     """
     spec = METHODS[config.method]
     start = _start(config, spec.from_run, space) if begin and spec.from_run else None
-    excluded = tuple(sorted(set(range(space.classes)) - set(class_set(config, space))))
+    excluded = tuple(sorted(set(range(space.classes)) - set(class_set(config.classes, space, config.source))))
     method = spec.build(Setup(config, space, excluded, start))
     if config.gradient_checkpointing:
         method.checkpoint_gradients()
@@ -153,7 +141,8 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
     path = _weights(run, last_step(run)) if which == "last" else _best(run, which, config.select)
     if not path.exists():
         raise InputError(
-            f"no checkpoint {path}: continue the training with the same command until it has written one"
+            f"no checkpoint {path}: continue the training with the same command until it has written one, or "
+            "take another --checkpoint"
         )
     network = replace(config.network, pretrained=False, weights=None)  # everything comes from the checkpoint
     method = method_of(replace(config, network=network), space)
@@ -179,13 +168,13 @@ def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str,
     path = _best(run, rule, runs.read_config(run / "config.json", TrainConfig).select)
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata()["segshift"]
+            metadata = file.metadata()["segshift"]
     except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} does not say the step it was chosen at, as the best checkpoints of a run do: restore "
             "that file, or predict with --checkpoint last"
         ) from error
-    return runs.parsed(told.encode(), records.Chosen, f"the metadata of {path}")
+    return runs.parsed(metadata.encode(), records.Chosen, f"the metadata of {path}")
 
 
 def chosen_steps(run: Path) -> dict[Select, int]:
@@ -254,8 +243,8 @@ def save_best(run: Path, step: int, method: Method, score: float | None, rule: s
     """Write the best checkpoint of a rule (`best`: the run's own). Raises: InputError when the disk is
     full."""
     # One entry: safetensors writes several in an order that changes from call to call.
-    told = {"segshift": json.dumps({"step": step, "score": score})}
-    _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=told))
+    metadata = {"segshift": json.dumps({"step": step, "score": score})}
+    _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=metadata))
 
 
 def load(run: Path, step: int, method: Method) -> dict[str, Any]:

@@ -13,10 +13,14 @@ from segshift import execution, records, runs
 from segshift.config import TrainConfig
 from segshift.data import frames, samples, transforms
 from segshift.data.frames import Dataset
+from segshift.data.labels import class_set
 from segshift.runs import InputError
-from segshift.training import checkpoints, validation
+from segshift.training import validation
 
 _log = logging.getLogger(__name__)
+
+FEW = 10
+"""Images of a target below which a training is warned of."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ def read(config: TrainConfig, source: Dataset) -> TrainingData:
         if dataset is not target:
             frames.require_labels(dataset)
             frames.require_sizes(dataset)
+    if target is not None and len(target.frames) < FEW:
+        _log.warning(
+            "%s has %d image(s): the training learns these and not their domain; give it tens of images",
+            target.name,
+            len(target.frames),
+        )
     known = frames.images_of((source, *more))
     for name, dataset in sets.items():
         if seen := len(frames.images_of((dataset,)) & known):
@@ -85,7 +95,7 @@ def read(config: TrainConfig, source: Dataset) -> TrainingData:
     pairs = samples.pair_up(source, transferred)
     pairs += [(frame, ()) for dataset in more for frame in dataset.frames]
     trained = (source, *more, *transferred, *([target] if target else []))
-    kept = checkpoints.class_set(config, source.space)
+    kept = class_set(config.classes, source.space, config.source)
     return TrainingData(config, source, pairs, target, sets, trained, kept)
 
 

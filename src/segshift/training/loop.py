@@ -92,6 +92,12 @@ def fit(
         for network in method.networks.values():
             _average([buffer for buffer in network.buffers() if buffer.is_floating_point()], accelerator)
         method.after_step(step)
+        observed = {
+            name: accelerator.reduce(value.float(), "mean").item()
+            for name, value in method.observed().items()
+        }
+        if observed:
+            line["observed"] = observed
         line["seconds"] = round(time.perf_counter() - began, 4)
         done(step + 1, line)
 

@@ -34,12 +34,14 @@ def chosen(config: TrainConfig, source: Dataset) -> tuple[TrainConfig, str | Non
     size = config.size or size_of(source)
     crop = config.crop or (crop_side(size[0]), crop_side(size[1]))
     steps = config.steps or steps_for(len(source.frames), config.batch_size)
-    told = [
+    options = [
         f"--size {size[0]} {size[1]}" if config.size is None else "",
         f"--crop {crop[0]} {crop[1]}" if config.crop is None else "",
         f"--steps {steps}" if config.steps is None else "",
     ]
-    sentence = f"chosen for the {len(source.frames)} frames of {source.name}: {', '.join(filter(None, told))}"
+    sentence = (
+        f"chosen for the {len(source.frames)} frames of {source.name}: {', '.join(filter(None, options))}"
+    )
     return replace(config, size=size, crop=crop, steps=steps), sentence
 
 

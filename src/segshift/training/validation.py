@@ -116,8 +116,8 @@ class Validation:
         found = {name: self._score(method, name) for name in self.sets}
         method.train()
         by_rule: dict[Any, list[float | None]] = {}
-        for name, told in found.items():
-            by_rule.setdefault(name.split("/")[0], []).append(told["miou"])
+        for name, score in found.items():
+            by_rule.setdefault(name.split("/")[0], []).append(score["miou"])
         return found, {
             rule: None if None in values else float(np.mean(np.array(values, float)))
             for rule, values in by_rule.items()

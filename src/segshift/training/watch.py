@@ -38,7 +38,7 @@ TRAINED = 0.5
 
 
 @dataclass(frozen=True)
-class Seen:
+class Look:
     """One look at the target; classes by name."""
 
     shares: dict[str, float]
@@ -72,7 +72,7 @@ class Watch:
         self.expected = _shares(np.sum(counts, 0))
         self.peaks = np.zeros(self.space.classes) if peaks is None else np.array(peaks, float)
 
-    def look(self, method: Method) -> Seen:
+    def look(self, method: Method) -> Look:
         """What the method predicts on the target now; the peaks follow. All processes together."""
         found, _ = self._predict(method, self.target, self.of_target)
         shares = _shares(found)
@@ -80,7 +80,7 @@ class Watch:
         there = [k for k in self.kept if self.expected[k] > 0]
         found, lost = FOUND * self.expected, LOST * self.expected
         names = self.space.names
-        return Seen(
+        return Look(
             {names[k]: round(float(shares[k]), 6) for k in self.kept},
             [names[k] for k in there if shares[k] < lost[k] and found[k] <= self.peaks[k]],
             [names[k] for k in there if self.peaks[k] < found[k]],

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from segshift.methods.base import Method
     from segshift.methods.iccld.self_training import SelfTraining
 
+PAPER = (
+    "Yu, Sun, Chi, Yang, Luo. Adversarially Domain-adaptive Latent Diffusion for Unsupervised Semantic "
+    "Segmentation. CVPR Workshops 2025, arXiv 2412.16859"
+)
 THINGS = (
     "traffic light",
     "traffic sign",
@@ -84,7 +88,8 @@ class ICCLDConfig(MethodSettings):
     """Adaptation to unlabelled target images (ICCLD): step 1 is method self_training, step 2
     adversarial_diffusion.
 
-    What the paper is not known to state is ours or a relative's; `methods/iccld/diffusion.py` says which.
+    The paper's settings are not known to us. These are ours or a related method's, as
+    `methods/iccld/diffusion.py` says.
     """
 
     prefix: ClassVar[str] = "iccld."
@@ -96,6 +101,7 @@ class ICCLDConfig(MethodSettings):
             build_self_training,
             target=True,
             network="iccld",
+            paper=PAPER,
         ),
         MethodSpec(
             "adversarial_diffusion",
@@ -105,6 +111,7 @@ class ICCLDConfig(MethodSettings):
             target=True,
             from_run="self_training",
             network="iccld",
+            paper=PAPER,
         ),
     )
 
@@ -126,7 +133,7 @@ class ICCLDConfig(MethodSettings):
     masked_weight: Weight = 0.0
     """Weight of the loss on target images with masked blocks (MIC); 0 leaves it out."""
     masked_block: Count = 64
-    """Side of such a block in pixels, 1 or more."""
+    """Side of a masked block in pixels, 1 or more."""
     masked_ratio: Share = 0.7
     """Share of the blocks that are masked, in [0, 1]."""
     augmentation: StrongAugmentation = field(default_factory=StrongAugmentation)

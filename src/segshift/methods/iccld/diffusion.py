@@ -95,17 +95,17 @@ def estimate_loss(zhat_0: Tensor, z_0: Tensor, weight: Tensor) -> Tensor:
     return (weight * (zhat_0 - z_0).abs()).mean()
 
 
-def discriminator_loss(judged: Tensor) -> Tensor:
-    """CE(A(zhat_0), domain), judged: [3B, 3, h, w] of B source, B mixed and B target latents."""
-    domain = torch.arange(3, device=judged.device).repeat_interleave(len(judged) // 3)
-    return F.cross_entropy(judged.float(), domain[:, None, None].expand(-1, *judged.shape[2:]))
+def discriminator_loss(domain_logits: Tensor) -> Tensor:
+    """CE(A(zhat_0), domain), domain_logits: [3B, 3, h, w] of B source, B mixed and B target latents."""
+    domain = torch.arange(3, device=domain_logits.device).repeat_interleave(len(domain_logits) // 3)
+    return F.cross_entropy(domain_logits.float(), domain[:, None, None].expand(-1, *domain_logits.shape[2:]))
 
 
-def adversarial_loss(judged: Tensor) -> Tensor:
-    """CE(A(zhat_0), source), judged: [2B, 3, h, w] of mixed and target latents: lower as they pass for
+def adversarial_loss(domain_logits: Tensor) -> Tensor:
+    """CE(A(zhat_0), source), domain_logits: [2B, 3, h, w] of mixed and target latents: lower as they pass for
     source.
     """
-    return F.cross_entropy(judged.float(), torch.zeros_like(judged[:, 0], dtype=torch.long))
+    return F.cross_entropy(domain_logits.float(), torch.zeros_like(domain_logits[:, 0], dtype=torch.long))
 
 
 @dataclass

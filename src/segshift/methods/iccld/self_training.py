@@ -14,7 +14,7 @@ teacher is sure and wrong in the target, and the student learns that (LOG.md).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -37,6 +37,10 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 LEAST = 0.5
 """Confidence below which no pseudo-label counts (ours). The surest half of what an untrained teacher says is
 mostly wrong, and with it step 1 from scratch ends below source only (LOG.md)."""
+TRUSTED = "pseudo-labels that count"
+"""Name of their share in the log."""
+FEW = 0.001
+"""Mean share of them below which step 1 has learnt nothing from the target."""
 THING_SHARE = 0.75
 """Least share of a cell that one thing class covers, for the feature distance (DAFormer)."""
 
@@ -174,6 +178,7 @@ class SelfTraining(Method):
         self.label_encoder = LabelEncoder(segmenter.classes, network.latent_channels) if labels else None
         self.thresholds = Thresholds(segmenter.classes)
         self.statistics = TargetStatistics(network.encoder)
+        self.trusted = torch.zeros(())
         self.teacher = average_of(self._student(), config.momentum)
         self.reference = (
             copy.deepcopy(network.encoder).requires_grad_(False) if config.feature_distance else None
@@ -242,7 +247,21 @@ class SelfTraining(Method):
             self.thresholds.value.copy_(
                 class_thresholds(y_t, confidence, self.config.sure_share, self.class_thresholds)
             )
+        self.trusted = q.mean()
         return y_t, q
+
+    def observed(self) -> dict[str, Tensor]:
+        """The share of the target's pixels whose pseudo-label counts, in [0, 1], in the last micro-batch."""
+        return {TRUSTED: self.trusted}
+
+    def advice(self, means: Mapping[str, float]) -> str | None:
+        if means[TRUSTED] >= FEW:
+            return None
+        return (
+            f"pseudo-labels counted on {means[TRUSTED]:.2%} of the target's pixels: this training learnt "
+            "from the source alone. Start from --network.weights of a network trained on the source, "
+            "train longer, or transfer the source towards the target first"
+        )
 
     @property
     def class_thresholds(self) -> Tensor:

@@ -11,6 +11,10 @@ from segshift.settings import Weight
 if TYPE_CHECKING:
     from segshift.methods.base import Method
 
+PAPER = (
+    "Azuma, Matsui, Maki. ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Image Transfer. "
+    "ECCV Workshops 2024, arXiv 2403.13652"
+)
 Similarity = Literal["cosine", "simsiam", "byol", "none"]
 
 
@@ -34,13 +38,16 @@ class ZoDiConfig(MethodSettings):
     """Training on pairs of source and transferred image (ZoDi, section 3.2)."""
 
     prefix: ClassVar[str] = "zodi."
-    methods = (MethodSpec("zodi", "ZoDi", "pairs of source and transferred image", build, transferred=True),)
+    methods = (
+        MethodSpec(
+            "zodi", "ZoDi", "pairs of source and transferred image", build, transferred=True, paper=PAPER
+        ),
+    )
 
     similarity: Similarity = "cosine"
-    """Form of L_sim."""
+    """Form of the similarity loss between the features of the two images."""
     similarity_weight: Weight = 0.1
-    """lambda of the paper."""
+    """Weight of the similarity loss (lambda in the paper)."""
     joint_pass: bool = True
-    """x and x' go through the network as one batch; False: two passes, each with its own batch-norm
-    statistics.
-    """
+    """Both images of a pair go through the network in one batch; False: in two, each with its own batch-norm
+    statistics."""

@@ -5,7 +5,7 @@ Azuma, Matsui, Maki, "ZoDi: Zero-Shot Domain Adaptation with Diffusion-Based Ima
 
     B, C, D   batch, classes, channels of the encoder's last stage
     x         source image                                         [B, 3, H, W] in [0, 1]
-    x'        the same frame, transferred (methods/zodi.py)        [B, 3, H, W] in [0, 1]
+    x'        the same frame, transferred (zodi/transfer.py)       [B, 3, H, W] in [0, 1]
     y         label of both; of x' with void where a gate found    [B, H, W] train ids, 255 void
               the transfer to have failed
     f         segmenter, images to logits                          [B, C, H, W]

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -132,16 +132,33 @@ class Sampling:
         return int(self.strength * self.steps)
 
 
-def colour(name: str, palette: str) -> Colour | None:
+Palette = str | Mapping[str, Colour]
+"""A key of PALETTES, or colours by class name as `plain` gives it."""
+
+
+def plain(name: str) -> str:
+    """A class name as palettes have it: in lower case, with spaces."""
+    return name.lower().replace("_", " ")
+
+
+def colour(name: str, palette: Palette) -> Colour | None:
     """The palette's colour of a class; None where it has none."""
-    return PALETTES[palette].get(name.lower().replace("_", " "))
+    return (PALETTES[palette] if isinstance(palette, str) else palette).get(plain(name))
+
+
+def colours(space: LabelSpace, palette: Palette) -> np.ndarray:
+    """[256, 3] uint8 by train id. A class that the palette does not know is black, like void."""
+    table = np.zeros((256, 3), np.uint8)
+    for train_id, name in enumerate(space.names):
+        table[train_id] = colour(name, palette) or (0, 0, 0)
+    return table
 
 
 def layout(
     label: np.ndarray,
     space: LabelSpace,
     size: tuple[int, int],
-    palette: str,
+    palette: Palette,
     *,
     reference: bool = False,
     label_ids: np.ndarray | None = None,
@@ -149,12 +166,10 @@ def layout(
     """Train ids [H, W] uint8 as the picture [h, w, 3] uint8 that the ControlNet sees.
 
     Nearest neighbour by default, so no colour appears that stands for no class; `reference` resizes as
-    published. A class that the palette does not know is black, like void. label_ids: Cityscapes' `labelIds`
+    published. label_ids: Cityscapes' `labelIds`
     [H, W], 0 to 34, that the train ids were made from; with them void pixels have Cityscapes' colours.
     """
-    table = np.zeros((256, 3), np.uint8)
-    for train_id, name in enumerate(space.names):
-        table[train_id] = colour(name, palette) or (0, 0, 0)
+    table = colours(space, palette)
     if reference:
         picture = table[label]
         if label_ids is not None:
@@ -293,7 +308,7 @@ class Encoded:
     """Of `rows`; None without the layout."""
 
 
-class ZoDi(Generator):
+class ZoDiGenerator(Generator):
     """A diffusion family that transfers images by ZoDi's walk."""
 
     measures_movement = True
@@ -310,7 +325,7 @@ class ZoDi(Generator):
         self.needs_layouts = config.control
         self.negative_prompt = NEGATIVE_PROMPT if model.reads_negative else None
         self.short_side = default.short_side if config.short_side is None else config.short_side
-        self.palette = "cityscapes" if config.mode == "reference" else default.palette
+        self.palette: Palette = "cityscapes" if config.mode == "reference" else default.palette
         self.sampling = Sampling(
             strength=1,
             steps=default.steps if config.steps is None else config.steps,
@@ -341,11 +356,16 @@ class ZoDi(Generator):
         if len(names) == self.space.classes:
             raise InputError(
                 f"no class of '{self.space.name}' ({', '.join(names[:4])}, ...) has a colour in the "
-                f"ControlNet's palette '{self.palette}': map the classes onto cityscapes in dataset.yaml, or "
-                "take --no-control"
+                f"ControlNet's palette{self._called}: map the classes onto cityscapes in dataset.yaml, "
+                "train a ControlNet on them (segshift control train), or take --no-control"
             )
         if names:
-            _log.warning("no colour in palette '%s', drawn black: %s", self.palette, ", ".join(names))
+            _log.warning("no colour in palette%s, drawn black: %s", self._called, ", ".join(names))
+
+    @property
+    def _called(self) -> str:
+        """The name of a known palette in messages."""
+        return f" '{self.palette}'" if isinstance(self.palette, str) else " of its own"
 
     def check(self, domain: Domain, draw: int) -> None:
         steps, strength = self.sampling.steps, domain.strength
