@@ -11,7 +11,7 @@ ROOT = Path(segshift.__file__).parent
 ROOMS = (
     *("__main__", "commands", "recipes", "stages", "town", "page", "engine", "predictor", "training"),
     *("scoring", "methods", "generators", "networks", "outputs", "data", "execution", "config", "records"),
-    *("hub", "users_code", "settings", "runs"),
+    *("arguments", "hub", "users_code", "settings", "runs"),
 )
 """From top to bottom: a room imports from lower ones alone."""
 FILES = {
