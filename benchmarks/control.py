@@ -33,7 +33,7 @@ class Benchmark(Trainings):
     """What is run."""
 
     domains: tuple[str, ...] = ("night",)
-    control_steps: int = 300
+    control_steps: int = 640
     """Optimizer steps of the ControlNet."""
     control_images: int = 4
     """Crops of half a frame per step of the ControlNet."""
@@ -49,6 +49,7 @@ def main(b: Benchmark) -> None:
         steps=b.control_steps,
         batch_size=b.control_images,
         lr=b.control_lr,
+        warmup=20,
         crop=(128, 128),
         checkpoint_every=50,
         draw_every=200,

@@ -100,7 +100,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
         ):
             time.sleep(0.005)
         before = (tmp_path / "run" / "metrics.jsonl").stat().st_ino
-        with pytest.raises(InputError, match="another process is training in"):
+        with pytest.raises(InputError, match="another process works in"):
             train(settings, tmp_path / "run")
         assert (tmp_path / "run" / "metrics.jsonl").stat().st_ino == before  # not written anew
         assert process.is_alive()

@@ -29,6 +29,7 @@ from segshift.training import checkpoints
         "export",
         "push",
         "report",
+        "studio",
         "demo",
         "models",
         "recipes",

@@ -72,16 +72,23 @@ def _blocked() -> bool:
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, also where the tests were started with nohup, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_never_see_ctrl_c_and_it_is_not_lost_while_they_start(start: str):
-    before = signal.getsignal(signal.SIGINT)
+def test_workers_never_see_ctrl_c_and_it_is_not_lost_while_they_start(start: str, ctrl_c):
     with ProcessPoolExecutor(1, get_context(start)) as pool:
         with pytest.raises(KeyboardInterrupt), execution.starting_workers():
             found = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
             os.kill(os.getpid(), signal.SIGINT)
             reached = True
         assert reached and signal.SIGINT in found.result(timeout=120)
-    assert signal.getsignal(signal.SIGINT) == before and not _blocked()
+    assert signal.getsignal(signal.SIGINT) == ctrl_c and not _blocked()
 
 
 def test_workers_are_started_from_any_thread():

@@ -91,14 +91,16 @@ def test_batches_are_neighbours_of_one_size_read_a_little_ahead():
         return None if item == 3 else (torch.zeros(3, 8, 4 if item < 6 else 8), item)
 
     found = []
-    for images, items in inference.read_batches(read, range(40), 2):
+    for images, items in inference.read_batches(read, [range(40)], 2):
         waiting -= 2
         found.append(items)
         assert len(images) == len(items)
     assert found[:4] == [[0, 1], [2, 4], [5], [6, 7]] and sum(map(len, found)) == 39
     assert most < 12
     with pytest.raises(ZeroDivisionError):
-        list(inference.read_batches(lambda item: 1 / 0, range(4), 2))
+        list(inference.read_batches(lambda item: 1 / 0, [range(4)], 2))
+    groups = [[0, 1, 2], [4], [5, 3], []]
+    assert [items for _, items in inference.read_batches(read, groups, 2)] == [[0, 1], [2], [4], [5]]
 
 
 def test_validation_prediction_and_gate_go_by_it(tmp_path, monkeypatch):

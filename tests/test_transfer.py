@@ -3,6 +3,7 @@
 
 import hashlib
 import shutil
+import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,12 +25,13 @@ from transferring import (  # noqa: F401
     source,
 )
 
-from segshift import execution, runs
+from segshift import execution, outputs, runs
 from segshift.data import frames
 from segshift.data.labels import ADE20K_COLOURS, CITYSCAPES
 from segshift.generators import schedule
 from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.methods.zodi import transfer as zodi
+from segshift.runs import InputError
 from segshift.stages import transfer as stage
 
 # ------------------------------------------------------------------------------- the tree that is written
@@ -144,6 +146,57 @@ def test_two_processes_at_once_write_what_one_writes(config, tmp_path):
     journals = [runs.read_lines(path) for path in sorted((tmp_path / "parts" / "journal").iterdir())]
     ids = [{line["id"] for line in lines if "id" in line} for lines in journals]
     assert not ids[0] & ids[1] and [len(i) for i in ids] == [3, 2]
+
+
+def test_the_next_start_says_what_a_lost_share_left_and_makes_it(config, tmp_path, capsys, caplog):
+    whole = stage.transfer(config, tmp_path / "whole")
+    out = tmp_path / "parts"
+    stage.transfer(replace(config, shard="0/3"), out)
+    assert "share 1/3 lacks 2 frames (the first 'aachen_000001_000019') and no process" in caplog.text
+    stage.transfer(replace(config, shard="2/3"), out)
+    capsys.readouterr()
+    stage.transfer(config, out)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 of 5 frames are not made yet (the first 'aachen_000001_000019'; share 1/3 never began)" in told
+    assert pictures(out) == pictures(whole) and manifest(out) == manifest(whole)
+    caplog.clear()
+    stage.transfer(replace(config, shard="0/3"), out)
+    assert not caplog.text
+
+
+def test_two_processes_that_would_make_the_same_frames_are_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PATIENCE", 0.0)
+    out = tmp_path / "out"
+    out.mkdir()
+    for theirs, ours, refused in (
+        ((0, 1), "0/1", True),
+        ((0, 1), "1/2", True),
+        ((1, 2), "0/1", True),
+        ((1, 2), "1/2", True),
+        ((1, 2), "0/2", False),
+    ):
+        (tmp_path / "held").unlink(missing_ok=True)
+        other = get_context("fork").Process(target=_hold, args=(out, theirs, tmp_path / "held"))
+        other.start()
+        try:
+            while not (tmp_path / "held").exists():
+                time.sleep(0.01)
+            if refused:
+                with pytest.raises(InputError, match="another process works in"):
+                    stage.transfer(replace(config, shard=ours), out)
+                assert not (out / "config.json").exists()
+            else:
+                stage.transfer(replace(config, shard=ours), out)
+        finally:
+            other.kill()
+            other.join()
+    stage.transfer(config, out)
+
+
+def _hold(out, share, told):
+    with outputs.alone(out, *share):
+        told.touch()
+        time.sleep(600)
 
 
 def test_torchruns_ranks_divide_a_shard_further(monkeypatch):

@@ -122,8 +122,8 @@ def _train(config: TrainConfig, out: Path, environment: dict[str, str]) -> None:
     train(config, out)
 
 
-def in_two_processes(config: TrainConfig, out: Path) -> Path:
-    """The training as torchrun starts it, over gloo."""
+def in_two_processes(config: TrainConfig, out: Path, code: int = 0) -> Path:
+    """The training as torchrun starts it, over gloo. code: that both end with."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,5 +131,5 @@ def in_two_processes(config: TrainConfig, out: Path) -> Path:
     processes = [start(config, out, told | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
     for process in processes:
         process.join(timeout=240)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [code, code]
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from segshift.config import (
     CheckConfig,
     ControlConfig,
     DiffusionConfig,
+    EngineConfig,
     EstimateConfig,
     EvaluateConfig,
     ExportConfig,
@@ -27,11 +29,13 @@ from segshift.config import (
     PriorConfig,
     PushConfig,
     ReportConfig,
+    StudioConfig,
     TownConfig,
     TrainConfig,
     TransferConfig,
 )
-from segshift.runs import Failure, InputError, failures, one_line
+from segshift.execution import SlurmConfig
+from segshift.runs import Failure, InputError, failures, one_line, user_path
 
 # The stages are imported where they are used: `--help` and wrong options do not wait for torch.
 
@@ -135,6 +139,14 @@ def report(out: Out, config: Annotated[ReportConfig, Flat]) -> Path:
     return report.report(config, out) / "index.html"
 
 
+def studio(config: Annotated[StudioConfig, Flat]) -> None:
+    """Open a page in the browser for one photograph at a time: its transfer, and what a network makes of
+    both."""
+    from segshift.stages import studio
+
+    studio.studio(config)
+
+
 def run(
     experiment: Annotated[
         Positional[str],
@@ -160,11 +172,12 @@ def run(
             "own."
         ),
     ] = None,
+    where: Annotated[EngineConfig, Flat] = EngineConfig(),
 ) -> Path:
     """Run a named experiment, stage after stage, or repeat a run from its config.json."""
     from segshift.recipes import runner
 
-    return runner.run(experiment, out, data, seeds)
+    return runner.run(experiment, out, data, seeds, where)
 
 
 def recipes() -> None:
@@ -236,6 +249,45 @@ def prior(
     return prior.train(config, out)
 
 
+def launch(
+    kind: Positional[Literal["slurm"]],
+    logs: Annotated[
+        Positional[str],
+        tyro.conf.arg(metavar="LOGS", help="Folder for the job's scripts and what its tasks print, new."),
+    ],
+    command: Annotated[
+        Positional[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="-- COMMAND ...",
+            help="A command of segshift with its options, as in: -- transfer OUT ...",
+        ),
+    ],
+    config: Annotated[SlurmConfig, Flat],
+) -> None:
+    """Write and submit the job array of a stage: segshift launch slurm LOGS --jobs 8 -- transfer OUT ..."""
+    words = _launched(command, config.jobs)
+    folder = Path(user_path(logs))
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: name a new folder for the logs")
+    ids = execution.submit(config, folder, words)
+    first = ids[0].split("_")[0]
+    print(f"submitted: {len(ids)} tasks. To look: squeue --job {first}; tail -f {folder}/*.out")
+
+
+def _launched(command: tuple[str, ...], jobs: int) -> list[str]:
+    """The words of a command for a job array, tried out first. Raises: InputError."""
+    name, *options = command or ("",)
+    if name not in COMMANDS or name == "launch":
+        raise InputError(f"no command '{name}' to launch: write it after --, as in -- transfer OUT ...")
+    if jobs > 1 and (name != "transfer" or "--shard" in options):
+        raise InputError(
+            f"--jobs {jobs} is for transfer, whose frames it divides by --shard: leave --jobs out, or --shard"
+        )
+    tried = functools.wraps(COMMANDS[name])(lambda *given, **named: None)  # wrong options end it here
+    tyro.cli(tried, prog=f"segshift {name}", args=options, config=(tyro.conf.CascadeSubcommandArgs,))
+    return [name, *options]
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
@@ -250,9 +302,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         export,
         push,
         report,
+        studio,
         models,
         recipes,
         run,
+        launch,
         control,
         prior,
     )

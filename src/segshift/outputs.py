@@ -7,16 +7,27 @@ about to be written. Until a result is there, a start with another configuration
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from segshift import runs
 from segshift.data import frames, layouts
 from segshift.runs import InputError, Saved
 from segshift.settings import Data, RunFolder, inputs, option
+
+_log = logging.getLogger(__name__)
+
+LOCK = ".segshift-lock"
+"""File in an output folder that a process holds while it works there."""
+PATIENCE = 2.0
+"""Seconds that a process is given to leave, as one whose driver has just been killed."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class Output:
             (name, *values)
             for name, *values in differences("", saved["config"], new)
             if not any(name == field or name.startswith(f"{field}.") for field in self.free)
+            and "where" not in name.split(".")  # it runs is no part of a result
         ]
         if differ and self.begun(self.path):
             what = ", ".join(
@@ -115,6 +127,67 @@ def begin(out: str | os.PathLike[str], stage: str, config: Any, **how: Any) -> P
     output = open_output(out, stage, config, **how)
     output.claim()
     return output.path
+
+
+@contextmanager
+def alone(out: Path, index: int = 0, count: int = 1) -> Iterator[None]:
+    """Holds `out` in this block, or the share `index` of `count` of its frames; the kernel lets go of it when
+    the process is killed.
+
+    Raises: InputError while another process holds the same, or the whole; it is given PATIENCE to leave.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / LOCK).open("a+")
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {out} ({error.strerror}): choose a writable output folder"
+        ) from error
+    with lock as file:
+        try:
+            until = time.monotonic() + PATIENCE
+            while not _hold(file, index, count) and time.monotonic() < until:
+                time.sleep(0.1)
+            if not _hold(file, index, count):
+                share = f" (share {index}/{count})" if count > 1 else ""
+                raise InputError(f"another process works in {out}{share}: wait for it, or name a new folder")
+        except (ImportError, OSError) as error:
+            _log.warning(
+                "cannot tell whether another process works in %s (%s): start it once only", out, error
+            )
+        yield
+
+
+def _hold(file: IO[str], index: int, count: int) -> bool:
+    """Take a share, where no other process has it. Raises: OSError, ImportError where there are no locks."""
+    import fcntl  # which Windows lacks
+
+    whole = fcntl.LOCK_EX if count == 1 else fcntl.LOCK_SH
+    try:
+        # not flock: data workers would inherit it and outlive a kill
+        fcntl.lockf(file, whole | fcntl.LOCK_NB, 1)
+        if count > 1:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(index, count))
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def held(out: Path, index: int, count: int) -> bool:
+    """Whether another process has that share of `out`. This one must have none: closing a file drops its
+    locks."""
+    try:
+        with (out / LOCK).open("a+") as file:
+            return not _hold(file, index, count)
+    except (ImportError, OSError):
+        return False
+
+
+def _byte(index: int, count: int) -> int:
+    """The byte of the lock file that stands for a share of several; byte 0 stands for the whole."""
+    return 1 + count * (count - 1) // 2 + index
 
 
 def _visible(path: Path) -> list[str]:

@@ -14,7 +14,9 @@ from segshift.config.judging import (
     PredictConfig,
     PushConfig,
     ReportConfig,
+    StudioConfig,
 )
+from segshift.config.running import EngineConfig
 from segshift.config.town import PriorConfig, TownConfig
 from segshift.config.training import (
     ForeignNetwork,
@@ -33,6 +35,7 @@ __all__ = [
     "ControlConfig",
     "Device",
     "DiffusionConfig",
+    "EngineConfig",
     "EstimateConfig",
     "EvaluateConfig",
     "ExportConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "ReportConfig",
     "Select",
     "StrongAugmentation",
+    "StudioConfig",
     "TownConfig",
     "TrainConfig",
     "TransferConfig",

@@ -36,7 +36,8 @@ class ControlConfig(Settings):
     batch_size: Count = 4
     """Images per optimizer step, over all processes."""
     accumulate: Count = 1
-    """Micro-batches per optimizer step; batch_size is a multiple of them times the processes."""
+    """Parts that a batch is computed in, one after the other, which saves memory. Parts times processes must
+    divide --batch-size."""
     steps: Steps = 10_000
     """Optimizer steps."""
     lr: Rate = 1e-5
@@ -46,7 +47,7 @@ class ControlConfig(Settings):
     warmup: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up of the learning rate."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them."""
+    """Save memory by computing activations twice."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision; fp16 on a GPU only. What does not learn is held in --diffusion.dtype."""
     seed: Seed = 0

@@ -1,4 +1,4 @@
-"""Configuration of what is read, predicted, scored, estimated and reported."""
+"""Configuration of what is read, predicted, scored, estimated, reported and shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field
 from tyro.conf import Positional
 
+from segshift.config.running import EngineConfig, Where
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
 from segshift.settings import (
@@ -83,6 +84,7 @@ class PredictConfig(Settings):
     """Images per batch."""
     device: Device = "auto"
     """Where it runs; auto takes CUDA, then MPS, then the CPU."""
+    where: Where = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ class EstimateConfig(Settings):
     """What makes the images. `editor`: the editing model of --generator.model. `module:factory`: your own,
     a function in a Python file of the current folder. None takes the model of --diffusion.model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    where: Where = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -224,3 +227,19 @@ class ReportConfig(Settings):
     labels. Gains are counted from the first run that was evaluated."""
     title: str = "segshift"
     """Heading of the page."""
+
+
+@dataclass(frozen=True)
+class StudioConfig(Settings):
+    """Open a page on this machine that transfers one photograph at a time and shows what is lost."""
+
+    run: PredictorText | None = None
+    """Run folder of `segshift train`, a file of weights together with --network.name, or `module:factory`:
+    the network that is shown at work. None shows the pictures alone."""
+    network: ForeignNetwork = None
+    """The network of a weights file that segshift did not train; None takes the run's own."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 7860
+    """Where the page is: http://127.0.0.1:PORT, for this machine alone."""
+    device: Device = "auto"
+    """Where the network runs; auto takes CUDA, then MPS, then the CPU."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field
 
+from segshift.config.running import EngineConfig, Where
 from segshift.runs import InputError
 from segshift.settings import (
     Count,
@@ -135,6 +136,9 @@ class TransferConfig(Settings):
     shard: str = "0/1"
     """i/n: this process takes every n-th frame starting at i (job arrays); torchrun's ranks divide it
     further."""
+    output: Literal["files", "tar"] = "files"
+    """`files`: a tree in the source's own layout. `tar`: tar files of 1,000 frames as WebDataset reads them
+    (image, train ids, a line of metadata), for millions of frames; `tar:OUT/night` names them."""
     labels: Literal["link", "copy"] = "link"
     """Labels in the output tree: symbolic links to the source's, or copies."""
     gate: OptionalGate = None
@@ -147,6 +151,7 @@ class TransferConfig(Settings):
     """Take an editor's pictures as they come. An editor is given no layout, so without this it needs a
     gate."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    where: Where = field(default_factory=EngineConfig)
 
     _OF_THE_WALK: ClassVar[tuple[str, ...]] = (
         "mode",

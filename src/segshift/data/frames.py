@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 
 from segshift import records, runs
-from segshift.data import segments
+from segshift.data import layouts, segments, tars
 from segshift.data.labels import LabelSpace
 from segshift.data.layouts import LAYOUTS, SUFFIXES, Layout, Part, is_below_root, path_of, printable
 from segshift.runs import InputError
@@ -256,9 +256,7 @@ def describe(dataset: Dataset, root: Path) -> None:
             )
         if "subsets" in record:
             record["subsets"] = {part.name: part.domain for part in dataset.tree.parts}
-        with runs.atomic(root / "dataset.yaml") as temporary:
-            text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-            temporary.write_text(text, encoding="utf-8")
+        _write_yaml(root, record)
     if dataset.layout == "gta5" and (dataset.root / "split.mat").exists():
         with runs.atomic(root / "split.mat") as temporary:
             shutil.copyfile(dataset.root / "split.mat", temporary)
@@ -266,6 +264,17 @@ def describe(dataset: Dataset, root: Path) -> None:
         for file in (dataset.root / "annotations").glob("panoptic_*.json"):
             with runs.atomic(root / "annotations" / file.name) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def describe_tar(dataset: Dataset, root: Path) -> None:
+    """Write the dataset.yaml of tar files under `root` that hold frames of `dataset`."""
+    _write_yaml(root, layouts.describe_tar(dataset.space))
+
+
+def _write_yaml(root: Path, record: dict[str, Any]) -> None:
+    with runs.atomic(root / "dataset.yaml") as temporary:
+        text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def images_of(datasets: Iterable[Dataset]) -> set[Path]:
@@ -362,7 +371,7 @@ def open_picture(path: Path, cure: str = "restore the file, or remove the frame"
     Raises: InputError on a file that cannot be read, for which `cure` says what to do.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(tars.content(path)) as picture:
             yield picture
     except _BROKEN as error:
         if path.is_symlink() and not path.exists():
@@ -388,9 +397,14 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_image(path: Path) -> np.ndarray:
     """RGB [H, W, 3] uint8. Grey, palette, RGBA and 16-bit pictures are converted. Raises: InputError."""
     with open_picture(path) as picture:
-        if not picture.mode.startswith("I"):
-            return np.array(picture.convert("RGB"))
-        grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
+        return rgb(picture)
+
+
+def rgb(picture: Image.Image) -> np.ndarray:
+    """RGB [H, W, 3] uint8 of a picture of any mode."""
+    if not picture.mode.startswith("I"):
+        return np.array(picture.convert("RGB"))
+    grey = np.array(picture)  # 16-bit grey; Pillow takes the upper byte of 16-bit colour by itself
     return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -467,7 +481,13 @@ def _decode(path: Path) -> np.ndarray:
     to 8. Raises: InputError."""
     with open_picture(path) as picture:
         picture.verify()  # checksums of the whole file: OpenCV reads half of a truncated one without a word
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        packed = tars.content(path)
+        read = (
+            np.fromfile(packed, np.uint8)
+            if isinstance(packed, Path)
+            else np.frombuffer(packed.read(), np.uint8)
+        )
+        pixels = cv2.imdecode(read, cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.ndim != 3:
             raise ValueError("no colour picture")
     return pixels

@@ -38,7 +38,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints, Valida
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from segshift.data import segments
+from segshift.data import segments, tars
 from segshift.data.labels import CITYSCAPES, IGNORE, SYNTHIA, Colour, LabelSpace
 from segshift.runs import InputError
 
@@ -129,9 +129,14 @@ def _matches(folder: Path, steps: Sequence[str]) -> Iterator[Path]:
         return
     regex = re.compile("[^/]*".join(map(re.escape, step.split("*"))) if rest else _regex(step))
     try:
-        names = sorted(name for name in os.listdir(folder) if regex.fullmatch(name))
-    except (FileNotFoundError, NotADirectoryError):
+        inside = os.listdir(folder)
+    except FileNotFoundError:
         return
+    except NotADirectoryError:
+        if folder.suffix != ".tar":
+            return
+        inside = tars.names(folder)
+    names = sorted(name for name in inside if regex.fullmatch(name))
     for name in names:
         if rest:
             yield from _matches(folder / name, rest)
@@ -401,6 +406,40 @@ def folder(path: Path) -> Layout:
     return _described(file, record, f"put it there, or correct `labels` in {file}")
 
 
+@dataclass(frozen=True)
+class _Packed(Part):
+    """Frames in tar files."""
+
+    def stars(self, path: PurePath, pattern: str) -> tuple[str, ...] | None:
+        found = super().stars(path, pattern)
+        return None if found is None or "." in found[-1] else found  # KEY.label.png is no image
+
+    def id(self, stars: tuple[str, ...]) -> str:
+        return tars.id_of(stars[-1])
+
+
+def tar(path: Path) -> Layout:
+    """What `segshift transfer --output tar` writes (`segshift.data.tars`). Raises: InputError."""
+    found = folder(path)
+    domain = found.root.resolve().name
+    return replace(found, parts=(_Packed("", domain, PACKED_IMAGES, PACKED_LABELS),))
+
+
+PACKED_IMAGES, PACKED_LABELS = "*.tar/*.png", "*.tar/*.label.png"
+"""Where they lie below the root."""
+
+
+def describe_tar(space: LabelSpace) -> dict[str, Any]:
+    """The dataset.yaml of such files, whose labels are train ids."""
+    return {
+        "images": PACKED_IMAGES,
+        "labels": PACKED_LABELS,
+        "classes": list(space.names),
+        "colours": {name: list(colour) for name, colour in zip(space.names, space.colours, strict=True)},
+        "ignore": [IGNORE],
+    }
+
+
 def ultralytics(path: Path) -> Layout:
     """Ultralytics' semantic segmentation: `path` is a data.yaml with `masks_dir`, or its folder.
 
@@ -561,4 +600,4 @@ def _onto_cityscapes(own: LabelSpace, pairs: dict[str, str]) -> LabelSpace:
     )
 
 
-LAYOUTS = {f.__name__: f for f in (cityscapes, acdc, gta5, synthia, coco, ultralytics, folder)}
+LAYOUTS = {f.__name__: f for f in (cityscapes, acdc, gta5, synthia, coco, ultralytics, folder, tar)}

@@ -8,10 +8,11 @@ all of them. A journal is kept for good: it is what a continued run goes by.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from segshift import records, runs
-from segshift.data import frames
+from segshift.data import frames, tars
 from segshift.data.frames import Dataset
 from segshift.runs import InputError
 
@@ -19,8 +20,9 @@ from segshift.runs import InputError
 class Journal:
     """The lines of all processes that share `out`, and the file that this one (`name`) writes."""
 
-    def __init__(self, out: Path, name: str, slugs: tuple[str, ...]) -> None:
-        self.out, self.slugs = out, slugs
+    def __init__(self, out: Path, name: str, slugs: tuple[str, ...], packed: bool = False) -> None:
+        """packed: pictures go into tar files."""
+        self.out, self.slugs, self.packed = out, slugs, packed
         self.path = out / "journal" / f"{name}.jsonl"
 
     def add(self, line: dict) -> None:
@@ -41,6 +43,12 @@ class Journal:
         paths = sorted(self.path.parent.glob("*.jsonl"))
         return [line for path in paths for line in runs.read_lines(path, records.Entry)]
 
+    def never_begun(self) -> list[str]:
+        """Shares i/n that have no journal, where others of the same n have one."""
+        names = (re.fullmatch(r"(\d+)-of-(\d+)", path.stem) for path in self.path.parent.glob("*.jsonl"))
+        begun = {(int(name[1]), int(name[2])) for name in names if name}
+        return [f"{i}/{n}" for n in sorted({n for _, n in begun}) for i in range(n) if (i, n) not in begun]
+
     def finished(self, dataset: Dataset, lines: list[dict]) -> set[tuple[str, str]]:
         """(domain, frame id) of what has one of the `lines` and an image, or a line that says it was
         dropped."""
@@ -48,13 +56,23 @@ class Journal:
         def there(path: Path) -> bool:
             return path.exists() and path.stat().st_size > 0  # empty after a power cut
 
+        def packed(slug: str, id: str) -> bool:
+            tar = self.out / slug / f"{places[id] // tars.BLOCK:06d}.tar"
+            loose = frames.place(dataset, by_id[id], self.out / "loose" / slug)
+            return tar in whole or there(loose)
+
         by_id = {frame.id: frame for frame in dataset.frames}
+        places = {frame.id: i for i, frame in enumerate(dataset.frames)}
+        whole = {path for slug in self.slugs for path in (self.out / slug).glob("*.tar")}
         made = {(line["domain"], line["id"]): line for line in lines if "domain" in line}
         return {
             (s, id)
             for (s, id), line in made.items()
             if id in by_id
-            and (frames.was_dropped(line) or there(frames.place(dataset, by_id[id], self.out / s)))
+            and (
+                frames.was_dropped(line)
+                or (packed(s, id) if self.packed else there(frames.place(dataset, by_id[id], self.out / s)))
+            )
         }
 
     def merge(self, known: set[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from segshift import records, runs
 from segshift.config import TransferConfig
 from segshift.data import transforms
-from segshift.data.frames import Dataset
+from segshift.data.frames import Dataset, Frame
 from segshift.data.labels import LabelSpace
 from segshift.engine import gate
 from segshift.engine.gate import Gate, Thresholds
@@ -26,10 +26,18 @@ from segshift.training import checkpoints
 _log = logging.getLogger(__name__)
 
 
+def sample(config: TransferConfig, dataset: Dataset) -> tuple[Frame, ...]:
+    """The source frames that a gate measures on: every process takes the same."""
+    assert config.gate is not None
+    by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
+    return tuple(by_key[: config.gate.sample])
+
+
 def measured_gate(
     config: TransferConfig, dataset: Dataset, worker: Worker, path: Path
 ) -> tuple[Gate, Mapping[str, Any]]:
-    """The gate, and what gate.json tells of its thresholds: those of `path`, or measured on source frames.
+    """The gate, and what gate.json tells of its thresholds: those of `path`, or measured on the frames of
+    `dataset`, which are a `sample` of the source's.
 
     Raises: InputError, also when `path` was measured with other weights.
     """
@@ -103,9 +111,8 @@ def _measure(config: TransferConfig, dataset: Dataset, worker: Worker, judge: Ga
     began = perf_counter()
     scores, lowest, agreements = [], [], []
     pilot: list[tuple[Sample, gate.SourceView]] = []
-    by_key = sorted(dataset.frames, key=lambda frame: transforms.key_seed(config.seed, "gate", frame.id))
     slugs = [target.slug for target in worker.targets]
-    for frame in by_key[: judge.config.sample]:
+    for frame in dataset.frames:
         try:
             sample = read_sample(config, dataset, frame, slugs, labelled=True)
         except InputError:

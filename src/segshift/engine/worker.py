@@ -8,7 +8,7 @@ the generator cannot make is reported, and its neighbours are made without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -167,16 +167,18 @@ class Worker:
             f"give a smaller --short-side, {cure}or another device"
         )
 
-    def run(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
+    def run(
+        self, samples: list[Sample], rows: int, asked: Callable[[], bool] = lambda: False
+    ) -> Iterator[Made | Failed]:
         """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs
-        out.
+        out; until it is `asked` to end, between two domains of a batch.
 
         Raises: InputError out of memory at one row.
         """
-        while waiting := [sample for sample in samples if sample.wanted]:
+        while not asked() and (waiting := [sample for sample in samples if sample.wanted]):
             rows = min(rows, self.limit)
             try:
-                yield from self._batch(waiting[:rows], rows)
+                yield from self._batch(waiting[:rows], rows, asked)
                 continue
             except torch.OutOfMemoryError as error:
                 if rows == 1:
@@ -195,7 +197,7 @@ class Worker:
         for group in by_size.values():
             yield from self.run(group, min(len(group), self.config.batch_size))
 
-    def _batch(self, samples: list[Sample], rows: int) -> Iterator[Made | Failed]:
+    def _batch(self, samples: list[Sample], rows: int, asked: Callable[[], bool]) -> Iterator[Made | Failed]:
         started = perf_counter()
         prepared = self.generator.prepare(samples, rows)
         batch = PreparedBatch(
@@ -205,6 +207,8 @@ class Worker:
             chosen = [i for i, sample in enumerate(samples) if target.slug in sample.wanted]
             if not chosen:
                 continue
+            if asked():
+                return
             best = self._best(batch, target, chosen)
             seconds = (perf_counter() - started) / len(chosen)
             for i in chosen:

@@ -1,8 +1,9 @@
 """Who does what where several processes work on one stage: rank, share of the frames, and who writes.
 
-Everything that depends on the number of processes asks this package. A new executor is one file with a
-function
-`process()`, which returns this process's place or None, and one line in EXECUTORS.
+Everything that depends on the number of processes asks this package. A new executor, which starts processes
+that share a stage, is one file with a function `process()`, which returns this process's place or None, and
+one line in EXECUTORS. A new engine, to which one process hands out the items of a stage, is one file with a
+function `workers()`, which returns `base.Workers`, and one line in ENGINES.
 """
 
 from __future__ import annotations
@@ -12,14 +13,59 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
 
+from segshift.config.running import EngineConfig as EngineConfig
+from segshift.config.running import SlurmConfig as SlurmConfig
 from segshift.execution import local, torchrun
+from segshift.execution.base import Lost as Lost
 from segshift.execution.base import Process as Process
+from segshift.execution.base import Workers as Workers
+from segshift.execution.stopping import STOPPED as STOPPED
+from segshift.execution.stopping import draining as draining
 from segshift.runs import InputError
 
 EXECUTORS: list[Callable[[], Process | None]] = [torchrun.process, local.process]
 """Asked in this order; the first that knows this process is its executor."""
+
+ENGINES = {"local": "segshift.execution.local", "ray": "segshift.execution.ray"}
+"""Modules by name of `--engine`, imported where they are used; what they need is the extra of that name."""
+
+
+@contextmanager
+def workers(config: EngineConfig, job: Any, device: str) -> Iterator[Workers]:
+    """Workers with copies of `job` (`base.Workers`), until the end of the block.
+
+    device: that the job runs on. Raises: InputError where the engine is not there.
+    """
+    if config.engine != "local":
+        one_process(f"--engine {config.engine}")
+    try:
+        engine = import_module(ENGINES[config.engine])
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--engine {config.engine} needs {error.name}: pip install 'segshift[{config.engine}]'"
+        ) from error
+    found = engine.workers(config, job, device)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def submit(config: SlurmConfig, logs: Path, command: list[str]) -> list[str]:
+    """Submit a segshift command with its options as a job array of Slurm; returns the ids of its tasks.
+
+    Raises: InputError where submitit or Slurm is not there.
+    """
+    try:
+        slurm = import_module("segshift.execution.slurm")
+    except ModuleNotFoundError as error:
+        raise InputError(f"launch slurm needs {error.name}: pip install 'segshift[slurm]'") from error
+    return [job.job_id for job in slurm.submit(config, logs, command)]
 
 
 def current() -> Process:

@@ -1,8 +1,11 @@
-"""What an executor tells a process: which one it is among those that work on one stage."""
+"""What an executor tells a process, which one it is among those that work on one stage; and what an engine
+gives a stage, workers that do its items."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,38 @@ class Process:
     def first(self) -> bool:
         """Whether this process writes what all share, and shows the progress."""
         return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An item that no worker has done."""
+
+    item: Any
+    why: str
+    """One sentence."""
+
+
+class Workers(Protocol):
+    """Workers, each with a copy of one job: an object that pickle can carry, with methods that the stage
+    names."""
+
+    def close(self) -> None:
+        """No worker is used any more."""
+
+    def once(self, method: str, *arguments: Any) -> Any:
+        """What the `method` of one worker's job returns. Raises: what it raises."""
+
+    def map(
+        self,
+        method: str,
+        items: Sequence[Any],
+        asked: Callable[[], bool],
+        after: Sequence[Sequence[int]] = (),
+    ) -> Iterator[Any]:
+        """What `method` yields for the items, each done by one worker, until it is `asked` to end: then what
+        is in hand is finished.
+
+        method: of the job, called with some of the items and `asked`, a generator of results. after: by item,
+        the indices of those that are done before, all of them smaller. Yields: results, in any order of the
+        items, and a `Lost` for each item whose workers died. Raises: what `method` raises.
+        """

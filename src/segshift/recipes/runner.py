@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from rich.table import Table
 from segshift import execution, networks, outputs, records
 from segshift.config import (
     CHECKPOINTS,
+    EngineConfig,
     EstimateConfig,
     EvaluateConfig,
     PredictConfig,
@@ -42,6 +43,7 @@ from segshift.runs import (
     write_json,
 )
 from segshift.scoring.metrics import spread
+from segshift.settings import inputs
 from segshift.stages import estimate, evaluate, predict, report, train, transfer
 from segshift.town import writer
 from segshift.training import checkpoints
@@ -62,12 +64,16 @@ _STAGES: dict[str, tuple[type, Callable[..., Path]]] = {
 
 
 def run(
-    name: str, out: str | Path | None = None, data: dict[str, str] | None = None, seeds: int | None = None
+    name: str,
+    out: str | Path | None = None,
+    data: dict[str, str] | None = None,
+    seeds: int | None = None,
+    where: EngineConfig = EngineConfig(),
 ) -> Path:
     """Run a recipe by name, or repeat a run from its `config.json`.
 
     `data`: where the data sets that the recipe names are unpacked, by name. `seeds`: trainings of every row,
-    1 or more; None for the experiment's own number. Raises: InputError.
+    1 or more; None for the experiment's own number. `where`: what does the work. Raises: InputError.
     """
     if name.endswith(".json"):
         path = Path(user_path(name))
@@ -79,7 +85,12 @@ def run(
             )
         if stage in _STAGES:
             kind, function = _STAGES[stage]
-            return function(read_config(path, kind), out)
+            config: Any = read_config(path, kind)
+            if where != EngineConfig():
+                if not hasattr(config, "where"):
+                    raise InputError(f"{path} is a run of {stage}, which is one process: leave --engine out")
+                config = replace(config, where=where)
+            return function(config, out)
         if stage != "run":
             raise InputError(
                 f"{path} is of stage '{stage}', expected run, {', '.join(_STAGES)}: give its own command "
@@ -92,7 +103,7 @@ def run(
         raise InputError(
             f"no recipe '{name}': there are {', '.join(RECIPES)}; or name the config.json of a run"
         )
-    return run_experiment(experiment if seeds is None else replace(experiment, seeds=seeds), out)
+    return run_experiment(experiment if seeds is None else replace(experiment, seeds=seeds), out, where)
 
 
 def fill(value: T, names: dict[str, str], keep: tuple[str, ...] = ()) -> T:
@@ -120,14 +131,15 @@ def fill(value: T, names: dict[str, str], keep: tuple[str, ...] = ()) -> T:
     )
 
 
-def run_experiment(experiment: Experiment, out: str | Path) -> Path:
+def run_experiment(experiment: Experiment, out: str | Path, where: EngineConfig = EngineConfig()) -> Path:
     """Town (if any), transfers, every row trained on every seed, predicted and evaluated by every selection
     rule that it has a set for, and a report. Returns `out`; OUT/scores.json holds the table: mIoU % of every
     seed by row, checkpoint and target.
 
     Trainings are in `OUT/seed-<n>/<row>`; an experiment that is finished can be continued with more seeds.
-    Frames that failed in a transfer are listed in OUT/failures.jsonl. Raises: InputError, also when `out`
-    holds another experiment; before anything is written for data sets that are not there.
+    Frames that failed in a transfer are listed in OUT/failures.jsonl. `where`: an engine transfers the frames
+    on all of its workers, and then gives each a row of a seed. Raises: InputError, also when `out` holds
+    another experiment; before anything is written for data sets that are not there.
     """
     execution.one_process("run", execution.STAGES_FIRST)
     if experiment.seeds < 1:
@@ -135,10 +147,15 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     output = outputs.open_output(
         out, "run", experiment, free=("seeds",), begun=lambda out: any(out.glob("*/**/config.json"))
     )
-    out = output.path
     _preflight(experiment)
-    output.claim()
-    e = fill(experiment, {"out": str(out)}, keep=("rows",))
+    with outputs.alone(output.path):
+        output.claim()
+        _run(fill(experiment, {"out": str(output.path)}, keep=("rows",)), output.path, where)
+    return output.path
+
+
+def _run(e: Experiment, out: Path, where: EngineConfig) -> None:
+    """The stages of an experiment whose paths are filled in, but for the rows'."""
     say = Console()
     if e.town is not None:
         say.rule("town")
@@ -146,20 +163,78 @@ def run_experiment(experiment: Experiment, out: str | Path) -> Path:
     shown: list[str] = []
     for folder, config in e.transfers.items():
         say.rule(f"{folder}: {', '.join(config.to)}")
-        shown.append(str(transfer.transfer(config, out / folder)))
+        shown.append(str(transfer.transfer(replace(config, where=where), out / folder)))
     write_failures(out, [line for folder in shown for line in failures(Path(folder))])
     scores: Scores = {}
-    for seed in range(e.seeds):
-        home = out / f"seed-{seed}"
-        for row in fill(e, {"rows": str(home)}).rows:
-            say.rule(f"train: {row.name}, seed {seed}")
-            shown += _row(row, e.targets, home / slug(row.name), seed, scores)
-        lines = [{"row": row, "checkpoint": rule, "miou": found} for (row, rule), found in scores.items()]
-        write_json(out / "scores.json", lines)
-        say.print(table(e, scores))
+    job = Trainings(e, out)
+    todo = [(seed, i) for seed in range(e.seeds) for i in range(len(e.rows))]
+    found: dict[tuple[int, int], tuple[list[str], Scores]] = {}
+    complete = 0
+    with (
+        execution.workers(where, job, e.rows[0].train.device) as workers,
+        execution.draining() as asked,
+    ):
+        for result in workers.map("rows", todo, asked, job.after(todo)):
+            if isinstance(result, execution.Lost):
+                seed, i = result.item
+                raise InputError(f"row '{e.rows[i].name}', seed {seed}: {result.why}; run again to continue")
+            key, folders, part = result
+            found[key] = folders, part
+            while complete < e.seeds and all((complete, i) in found for i in range(len(e.rows))):
+                for i in range(len(e.rows)):
+                    folders, part = found[complete, i]
+                    shown += folders
+                    for line, by_target in part.items():
+                        for target, values in by_target.items():
+                            scores.setdefault(line, {}).setdefault(target, []).extend(values)
+                lines = [{"row": row, "checkpoint": rule, "miou": by} for (row, rule), by in scores.items()]
+                write_json(out / "scores.json", lines)
+                say.print(table(e, scores))
+                complete += 1
     page = report.write(build.page(ReportConfig(runs=tuple(shown), title=e.name)), out)
     say.print(f"page: {page / 'index.html'}")
-    return out
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """The job of a worker: rows of an experiment."""
+
+    experiment: Experiment
+    out: Path
+
+    def home(self, seed: int) -> Path:
+        return self.out / f"seed-{seed}"
+
+    def of(self, seed: int) -> tuple[Row, ...]:
+        return fill(self.experiment, {"rows": str(self.home(seed))}).rows
+
+    def after(self, items: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """By (seed, number of the row): the indices of those whose folders its training reads."""
+        found: list[list[int]] = []
+        for k, (seed, i) in enumerate(items):
+            rows = self.of(seed)
+            read = " ".join(inputs(rows[i].train))
+            found.append(
+                [
+                    j
+                    for j in range(k)
+                    if items[j][0] == seed and str(self.home(seed) / slug(rows[items[j][1]].name)) in read
+                ]
+            )
+        return found
+
+    def rows(
+        self, items: Iterable[tuple[int, int]], asked: Callable[[], bool]
+    ) -> Iterator[tuple[tuple[int, int], list[str], Scores]]:
+        """Of each (seed, number of the row): itself, the folders to report on, and the scores."""
+        for seed, i in items:
+            if asked():
+                return
+            row = self.of(seed)[i]
+            Console().rule(f"train: {row.name}, seed {seed}")
+            scores: Scores = {}
+            shown = _row(row, self.experiment.targets, self.home(seed) / slug(row.name), seed, scores)
+            yield (seed, i), shown, scores
 
 
 def _preflight(experiment: Experiment) -> None:

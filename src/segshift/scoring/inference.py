@@ -69,21 +69,26 @@ def classes(logits: Tensor, size: transforms.Size) -> np.ndarray:
 
 
 def read_batches(
-    read: Callable[[A], tuple[Tensor, B] | None], items: Iterable[A], count: int
+    read: Callable[[A], tuple[Tensor, B] | None], groups: Iterable[Iterable[A]], count: int
 ) -> Iterator[tuple[Tensor, list[B]]]:
-    """Images [B, 3, H, W] of up to `count` neighbours of one size, and what `read` gives with each.
+    """Images [B, 3, H, W] of up to `count` neighbours of one size in one of the groups, and what `read` gives
+    with each.
 
     read: called in threads, ahead of use; None leaves an item out. Raises: what it raises.
     """
     images: list[Tensor] = []
     others: list[B] = []
-    for found in _ahead(read, items, AHEAD * count):
+    begun = 0
+    items = ((number, item) for number, group in enumerate(groups) for item in group)
+    for number, found in _ahead(lambda one: (one[0], read(one[1])), items, AHEAD * count):
         if found is None:
             continue
         image, other = found
-        if images and (len(images) == count or image.shape != images[0].shape):
+        full = len(images) == count or number != begun
+        if images and (full or image.shape != images[0].shape):
             yield torch.stack(images), others
             images, others = [], []
+        begun = number
         images.append(image)
         others.append(other)
     if images:

@@ -79,7 +79,7 @@ def train(config: ControlConfig, out: str | Path) -> Path:
     accelerator = session.accelerator(
         config.diffusion.device, config.precision, config.batch_size, config.accumulate
     )
-    with session.alone(output.path) if accelerator.is_main_process else nullcontext():
+    with outputs.alone(output.path) if accelerator.is_main_process else nullcontext():
         return _train(config, output, accelerator, source, drawn)
 
 
@@ -138,23 +138,25 @@ def _train(
     keeper = _Keeper(config, out, method, accelerator, drawn.frames[:DRAWN], album, palette)
     title = f"train ControlNet on {accelerator.device.type}"
     with (
+        session.draining(accelerator) as asked,
         session.shown(title, config.steps, start, first) as tell,
         session.log(out, start) if first else nullcontext(lambda line: None) as write,
         session.translate_errors(out),
     ):
 
-        def done(step: int, line: dict[str, Any]) -> None:
+        def done(step: int, line: dict[str, Any]) -> bool:
             write(line)
-            last = step == config.steps
+            leaving, last = asked(), step == config.steps
             if first and (last or step % config.draw_every == 0):
                 keeper.draw(step)
-            if last or step % config.checkpoint_every == 0:
+            if last or leaving or step % config.checkpoint_every == 0:
                 session.require_finite(method, step)
                 if first:
                     shutil.rmtree(out / "controlnet", ignore_errors=True)  # of a run that is extended
                     state = session.state(optimizers, accelerator, digest)
                     checkpoints.save(out, step, method, state | {"best": {}, "weights": model.hashes})
             tell(line)
+            return leaving
 
         loop.fit(
             method,
@@ -173,7 +175,8 @@ def _train(
             ),
             done=done,
         )
-        if first:
+    if first:
+        with session.translate_errors(out):
             keeper.save({"layout": "colours", "palette": palette, "short_side": short_side})
     accelerator.wait_for_everyone()
     return out

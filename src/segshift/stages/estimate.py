@@ -36,6 +36,7 @@ import numpy as np
 
 from segshift import execution, generators, outputs, predictor, records, runs
 from segshift.config import (
+    EngineConfig,
     EstimateConfig,
     EvaluateConfig,
     NetworkConfig,
@@ -112,12 +113,26 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
     execution.one_process("estimate", execution.STAGES_FIRST)
     data = frames.load(config.source)
     domains = _check(config, data)
-    lasting = replace(config, diffusion=replace(config.diffusion, device="auto", offload="none"))
+    anywhere = replace(config.diffusion, device="auto", offload="none")
+    lasting = replace(config, diffusion=anywhere, where=EngineConfig())
     output = outputs.open_output(out, "estimate", lasting, free=_FREE, begun=_begun)
-    out = output.path
-    candidates = _candidates(config, data, out)
+    candidates = _candidates(config, data, output.path)
     images = _target_images(config, data)
-    output.claim()
+    with outputs.alone(output.path):
+        output.claim()
+        _estimate(config, data, domains, candidates, images, output.path)
+    return output.path
+
+
+def _estimate(
+    config: EstimateConfig,
+    data: Dataset,
+    domains: tuple[Domain, ...],
+    candidates: list[Candidate],
+    images: Dataset | None,
+    out: Path,
+) -> None:
+    """Run the stages and write what they show."""
     sources = {one.name: _score(config, one, config.source, "source", {}) for one in candidates}
     reals = {one.name: _real(config, one, images, sources[one.name]) for one in candidates} if images else {}
 
@@ -155,13 +170,12 @@ def estimate(config: EstimateConfig, out: str | Path) -> Path:
         [result] = results.values()
         runs.write_json(out / "estimate.json", result)
         estimate_tables.print_estimate(result, "this network")
-        return out
+        return
     for name, result in results.items():
         estimate_tables.print_warnings(result, name)
     ranked = statistics.of_networks(results, predicted, config.seed)
     runs.write_json(out / "ranking.json", ranked)
     estimate_tables.print_ranking(ranked)
-    return out
 
 
 def _begun(out: Path) -> bool:
@@ -331,6 +345,7 @@ def _transfer_config(config: EstimateConfig) -> TransferConfig:
         generator=config.generator,
         ungated=config.generator == "editor",  # it is the network that is judged
         diffusion=config.diffusion,
+        where=config.where,
     )
 
 
@@ -388,6 +403,7 @@ def _prediction(
         size=size,
         batch_size=config.batch_size,
         device=config.device,
+        where=config.where,
     )
 
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ from rich.console import Console
 from torch import Tensor
 
 from segshift import execution, outputs, predictor, records, runs
-from segshift.config import PredictConfig
+from segshift.config import EngineConfig, PredictConfig
 from segshift.data import frames, pictures, transforms
 from segshift.data.frames import Dataset, Frame
-from segshift.data.labels import CITYSCAPES
+from segshift.data.labels import CITYSCAPES, LabelSpace
 from segshift.data.pictures import Video
+from segshift.execution import Lost, Workers
 from segshift.execution.device import pick
+from segshift.outputs import Output
 from segshift.predictor import Predictor
 from segshift.runs import InputError
 from segshift.scoring import inference, label_free, predictions
@@ -54,25 +57,40 @@ def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = N
     """
     execution.one_process("predict")
     data, video = _frames(config)
+    if video is not None and config.where.engine != "local":
+        raise InputError(
+            f"a video is read in order, by one process: leave --engine {config.where.engine} out"
+        )
+    lasting = replace(config, where=EngineConfig())
     output = outputs.open_output(
-        out, "predict", config, free=("batch_size", "device"), begun=lambda out: bool(_predicted(out))
+        out, "predict", lasting, free=("batch_size", "device"), begun=lambda out: bool(_predicted(out))
     )
     if config.images is not None and data.root in output.path.parents and len(data.frames) > 1 and not video:
         raise InputError(
             f"the output folder {output.path} lies in {data.root}, where the pictures are: name a folder "
             "outside of it"
         )
-    loaded = loaded or predictor.of(config, None if config.data is None else data)
-    if config.images is not None:
-        data = replace(data, space=loaded.space)
+    job = Predicting(config, replace(data, frames=()), output.path, loaded)
+    with execution.workers(config.where, job, config.device) as workers:
+        facts: Facts = workers.once("facts")
+        with outputs.alone(output.path):
+            return _work(config, replace(data, space=facts.space), video, output, workers, facts)
+
+
+def _work(
+    config: PredictConfig,
+    data: Dataset,
+    video: Video | None,
+    output: Output,
+    workers: Workers,
+    facts: Facts,
+) -> Path:
+    """Predict what is missing, and record it."""
     if output.claim():  # what predicted before left no prediction
         (output.path / "model.json").unlink(missing_ok=True)
     out = output.path
     runs.remove_unfinished(out)
-    _claim(out, loaded.record)
-    device = pick(config.device)
-    method, size = loaded.method.to(device), loaded.size
-
+    _claim(out, facts.record)
     lines: dict[str, records.Prediction] = {
         line["id"]: line for line in _predicted(out) if (out / line["file"]).exists()
     }
@@ -80,27 +98,121 @@ def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = N
     todo = [frame for frame in data.frames if frame.id not in lines]
     failed: list[dict[str, str]] = []
     begun = time.perf_counter()
-
     with (
-        runs.progress(f"predict on {device.type}", len(data.frames), done=len(lines)) as bar,
+        execution.draining() as asked,
+        runs.progress(f"predict on {facts.device}", len(data.frames), done=len(lines)) as bar,
         (out / "predictions.jsonl").open("a", encoding="utf-8") as log,
     ):
+        for line in _made(config, todo, video, workers, asked):
+            if "error" in line:
+                failed.append(line)
+            else:
+                lines[line["id"]] = line
+                log.write(json.dumps(line, ensure_ascii=False) + "\n")
+                log.flush()
+            bar.advance()
+    seconds = time.perf_counter() - begun
+    runs.write_lines(out / "predictions.jsonl", [lines[f.id] for f in data.frames if f.id in lines])
+    runs.write_failures(out, failed)
+    done = len(todo) - len(failed)
+    if config.images is not None and done:
+        rate = f"{done} frames in {seconds:.1f} s: {done / seconds:.1f} frames/s on {facts.device}"
+        Console(soft_wrap=True, highlight=False).print(f"{rate}, with reading and writing")
+    if video is not None:
+        _annotate(out, data, video, again=bool(done))
+    return out
+
+
+def _made(
+    config: PredictConfig,
+    todo: Sequence[Frame],
+    video: Video | None,
+    workers: Workers,
+    asked: Callable[[], bool],
+) -> Iterator[Any]:
+    """A line for each frame, of what is predicted or what failed."""
+    if video is not None:
+        by_number = {int(frame.image.stem): frame for frame in todo}
+        decoded = ((by_number[number], picture) for number, picture in video.frames(by_number.keys()))
+        yield from workers.map("predict", [decoded], asked)
+        return
+    rows = config.batch_size
+    groups = [tuple((frame, None) for frame in todo[i : i + rows]) for i in range(0, len(todo), rows)]
+    alone = []
+    for result in workers.map("predict", groups, asked):
+        if isinstance(result, Lost):  # some frame of it costs the workers their lives
+            alone += [(one,) for one in result.item]
+        else:
+            yield result
+    for result in workers.map("predict", alone, asked):
+        if isinstance(result, Lost):
+            [(frame, _)] = result.item
+            yield {"id": frame.id, "error": f"{frame.image}: {result.why}"}
+        else:
+            yield result
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the stage needs to know of a network."""
+
+    record: dict[str, Any]
+    """What model.json says of it."""
+    space: LabelSpace
+    """Of what is predicted."""
+    device: str
+
+
+@dataclass
+class Predicting:
+    """The job of a worker: it predicts frames, and writes the files."""
+
+    config: PredictConfig
+    data: Dataset
+    """Without its frames."""
+    out: Path
+    loaded: Predictor | None
+    """What predicts, where it is loaded already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "loaded": None}
+
+    def facts(self) -> Facts:
+        """Raises: InputError when the run and the data set do not fit."""
+        config = self.config
+        if self.loaded is None:
+            self.loaded = predictor.of(config, None if config.data is None else self.data)
+        if config.images is not None:
+            self.data = replace(self.data, space=self.loaded.space)
+        return Facts(self.loaded.record, self.data.space, pick(config.device).type)
+
+    def predict(
+        self, groups: Iterable[Iterable[tuple[Frame, np.ndarray | None]]], asked: Callable[[], bool]
+    ) -> Iterator[dict[str, Any]]:
+        """A line for each frame, of predictions.jsonl or failures.jsonl. groups: frames that may go through
+        the network together, with their pictures where they are read already."""
+        self.facts()
+        assert self.loaded is not None
+        config, data, out = self.config, self.data, self.out
+        device = pick(config.device)
+        method, size = self.loaded.method.to(device), self.loaded.size
+        failed: deque[dict[str, Any]] = deque()
 
         def read(item: tuple[Frame, np.ndarray | None]) -> tuple[Tensor, _Read] | None:
             frame, picture = item
+            shown = config.images is not None and picture is None  # of a video the frames are drawn later
             try:
                 if picture is None:
                     picture = frames.read_image(frame.image)
                 native = frames.image_size(frame.label) if frame.label else picture.shape[:2]
             except InputError as error:
                 failed.append({"id": frame.id, "error": str(error)})
-                bar.advance()
                 return None
             image = torch.from_numpy(picture).permute(2, 0, 1)
-            shown = picture if config.images is not None and video is None else None
-            return transforms.resize_image(image, size) if size else image, (frame, native, shown)
+            drawn_over = picture if shown else None
+            return transforms.resize_image(image, size) if size else image, (frame, native, drawn_over)
 
-        for images, batch in inference.read_batches(read, _pictures(todo, video), config.batch_size):
+        for images, batch in inference.read_batches(read, groups, config.batch_size):
             seeds = [transforms.key_seed(config.seed, "predict", frame.id) for frame, _, _ in batch]
             try:
                 logits, maps = inference.infer(
@@ -120,25 +232,14 @@ def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = N
                     drawn = pictures.overlay(shown, classes, data.space)
                     _write_png(frames.place(data, frame, out / "overlays"), drawn)
                 predictions.write(file, classes, data.space)
-                line: records.Prediction = {
+                yield {
                     "id": frame.id,
                     "file": str(file.relative_to(out)),
-                    **label_free.of_frame(logits[i], maps["confidence"][i]),  # type: ignore[typeddict-item]
+                    **label_free.of_frame(logits[i], maps["confidence"][i]),
                 }
-                lines[frame.id] = line
-                log.write(json.dumps(line, ensure_ascii=False) + "\n")
-                log.flush()
-                bar.advance()
-    seconds = time.perf_counter() - begun
-    runs.write_lines(out / "predictions.jsonl", [lines[f.id] for f in data.frames if f.id in lines])
-    runs.write_failures(out, failed)
-    done = len(todo) - len(failed)
-    if config.images is not None and done:
-        rate = f"{done} frames in {seconds:.1f} s: {done / seconds:.1f} frames/s on {device.type}"
-        Console(soft_wrap=True, highlight=False).print(f"{rate}, with reading and writing")
-    if video is not None:
-        _annotate(out, data, video, again=bool(done))
-    return out
+            if asked():
+                break
+        yield from failed
 
 
 _Read = tuple[Frame, tuple[int, int], np.ndarray | None]
@@ -156,15 +257,6 @@ def _frames(config: PredictConfig) -> tuple[Dataset, Video | None]:
         return pictures.find(config.images, CITYSCAPES)
     assert config.data is not None
     return frames.load(config.data), None
-
-
-def _pictures(todo: list[Frame], video: Video | None) -> Iterator[tuple[Frame, np.ndarray | None]]:
-    """The frames, those of a video with their pictures, which are decoded in order."""
-    if video is None:
-        yield from ((frame, None) for frame in todo)
-        return
-    by_number = {int(frame.image.stem): frame for frame in todo}
-    yield from ((by_number[number], picture) for number, picture in video.frames(by_number.keys()))
 
 
 def _annotate(out: Path, data: Dataset, video: Video, again: bool) -> None:

@@ -53,7 +53,7 @@ def train(config: TrainConfig, out: str | Path) -> Path:
     data = training_data.read(config, source)
     if choice is not None and accelerator.is_main_process:
         Console(soft_wrap=True, highlight=False).print(choice, markup=False)
-    with session.alone(output.path) if accelerator.is_main_process else nullcontext():
+    with outputs.alone(output.path) if accelerator.is_main_process else nullcontext():
         return _train(config, output, accelerator, data)
 
 
@@ -122,6 +122,7 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     )
     title = f"train {config.method} on {accelerator.device.type}"
     with (
+        session.draining(accelerator) as asked,
         session.shown(title, steps, start, first) as tell,
         keeper.log(start),
         session.translate_errors(out),
@@ -131,9 +132,11 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
         if not start:
             keeper.begin()
 
-        def done(step: int, line: dict[str, Any]) -> None:
-            keeper.after(step, line)
+        def done(step: int, line: dict[str, Any]) -> bool:
+            leaving = asked()
+            keeper.after(step, line, leaving)
             tell(line)
+            return leaving
 
         loop.fit(
             method,

@@ -63,14 +63,14 @@ class Keeper:
             self.write = write_and_tell
             yield
 
-    def after(self, step: int, line: dict[str, Any]) -> None:
-        """Log a step; validate and save where it is time."""
+    def after(self, step: int, line: dict[str, Any], leaving: bool) -> None:
+        """Log a step; validate and save where it is time. leaving: save, for the process ends here."""
         self.write(line)
         last = step == self.config.steps
         judging = bool(self.validation.sets or self.watch) and (
             last or step % self.config.validate_every == 0
         )
-        saving = last or step % self.config.checkpoint_every == 0
+        saving = last or leaving or step % self.config.checkpoint_every == 0
         if judging or saving:
             session.require_finite(self.method, step)
         if judging and self.validation.sets:

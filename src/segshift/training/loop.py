@@ -51,13 +51,13 @@ def fit(
     seed: int,
     factor: Callable[[int], float],
     frames_of: Callable[[int], Sequence[str]],
-    done: Callable[[int, dict[str, Any]], None],
+    done: Callable[[int, dict[str, Any]], bool],
 ) -> None:
     """Optimizer steps `start` to `steps` - 1 of every player.
 
     optimizers: by player, as `accelerator.prepare` gives them. batches: `accumulate` micro-batches a step.
     factor: on every parameter group's `initial_lr`, by step. frames_of: ids of the frames of a step.
-    done: called after each step with the number of steps done and the line to log.
+    done: called after each step with the number of steps done and the line to log; whether to end here.
     Raises: InputError when a loss is not finite or a frame cannot be read.
     """
     for step in range(start, steps):
@@ -99,7 +99,8 @@ def fit(
         if observed:
             line["observed"] = observed
         line["seconds"] = round(time.perf_counter() - began, 4)
-        done(step + 1, line)
+        if done(step + 1, line):
+            return
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

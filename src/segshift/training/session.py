@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +24,6 @@ from segshift.execution.device import pick
 from segshift.methods.base import Method
 from segshift.runs import InputError
 from segshift.training import checkpoints
-
-_log = logging.getLogger(__name__)
 
 
 def accelerator(device: str, precision: Literal["no", "fp16", "bf16"], batch_size: int, parts: int) -> Any:
@@ -142,14 +140,31 @@ def micro_batches(
                 batch_sampler=schedule,
                 num_workers=workers,
                 collate_fn=batches.collate,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_data_worker,
                 pin_memory=accelerator.device.type == "cuda",
             )
         )
 
 
-def _one_thread(_worker: int) -> None:
+def _data_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # its threads do not survive the fork, and the workers are the parallelism
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all; the training ends them
+
+
+@contextmanager
+def draining(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
+    """`execution.draining` of all processes: where one is asked to end, all end after the same step. What it
+    yields is called once a step, by all of them."""
+    with execution.draining() as request:
+
+        def asked() -> bool:
+            if accelerator.num_processes > 1:
+                one = torch.tensor([float(request())], device=accelerator.device)
+                if accelerator.reduce(one, "sum").item():
+                    request.set()
+            return request()
+
+        yield asked
 
 
 @contextmanager
@@ -177,34 +192,6 @@ def log(out: Path, start: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     # by line: a report can follow, a kill loses no more than one
     with path.open("a", buffering=1) as file:
         yield lambda line: print(json.dumps(line), file=file)
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Holds `out` until the training ends; the kernel lets go of it when the process is killed. Raises:
-    InputError while another process trains there: both would write the same log and checkpoints."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".segshift-lock").open("a")
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {out} ({error.strerror}): choose a writable output folder"
-        ) from error
-    with lock as file:
-        try:
-            import fcntl  # which Windows lacks
-
-            # not flock: data workers would inherit it and outlive a kill
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (ImportError, OSError) as error:
-            if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
-                raise InputError(
-                    f"another process is training in {out}: wait for it, or name a new folder"
-                ) from error
-            _log.warning(
-                "cannot tell whether another process trains in %s (%s): start it once only", out, error
-            )
-        yield
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def predicted(
         return pictures.image(frame), frame
 
     share = chosen[accelerator.process_index :: accelerator.num_processes]
-    for images, batch in inference.read_batches(read, share, BATCH):
+    for images, batch in inference.read_batches(read, [share], BATCH):
         try:
             with accelerator.autocast():
                 logits, _ = inference.infer(method, images.to(accelerator.device))
