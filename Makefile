@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/segshift demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile  # a process a core, each on one thread
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a process a core, each on one thread
 
 lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lint]'

@@ -1,11 +1,23 @@
-"""One torch thread: the tests' networks are too small to gain from more, and waiting for the others costs
-seconds.
+"""One torch thread, in the processes that tests start too: the networks are too small to gain from more, and
+to wait for the others costs seconds.
 """
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 import torch
 
 torch.set_num_threads(1)
+
+FIRST = ("test_notebook", "test_benchmarks", "test_prior")
+"""Files of few tests that take long: begun last, they would let the other processes wait at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in FIRST)
 
 
 @pytest.fixture

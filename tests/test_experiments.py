@@ -60,7 +60,7 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in made]
     assert len(made) == 2
 
-    runner.run(str(first / "config.json"))  # the same folder: nothing is done again
+    runner.run(first / "config.json")  # the same folder: nothing is done again
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in made] == before
 
     second = runner.run(str(first / "config.json"), tmp_path / "second")  # another: the same bytes
@@ -117,6 +117,8 @@ def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Pa
     assert metrics.spread(found["source only", "last"]["clear"]) in page and "over seeds" in page
     with pytest.raises(InputError, match="seeds is 0"):
         runner.run(str(out / "config.json"), seeds=0)
+    with pytest.raises(InputError, match="seeds is '2': expected a whole number"):
+        runner.run(str(out / "config.json"), seeds="2")
     with pytest.raises(InputError, match="only recipes run over seeds"):
         runner.run(str(out / "town" / "config.json"), seeds=2)
 

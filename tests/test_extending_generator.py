@@ -92,3 +92,36 @@ def test_every_frame_and_domain_has_a_seed_of_its_own(command, tmp_path):
         if "leftImg8bit" in path
     }
     assert len(levels) >= 8  # of ten pictures
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        ("lambda *given: sys.exit(0)", "SystemExit: 0"),
+        ("lambda image, *more: image[:4]", "an array of uint8"),
+    ],
+)
+def test_a_generator_that_fails_on_a_frame_fails_no_other(
+    built: str, message: str, command, tmp_path, capsys
+):
+    Path("generator.py").write_text(f"import sys\ndef build():\n    return {built}\n")
+    name, *options = command
+    assert run_command([name, str(tmp_path / "out"), *options]) == 1
+    failed = runs.failures(tmp_path / "out")
+    assert len(failed) == len(IDS) and all(message in line["error"] for line in failed)
+    assert capsys.readouterr().err.count("failed ") == len(IDS)
+    Path("generator.py").write_text(EXAMPLE.read_text())  # mended: nothing was made, so nothing is in the way
+    sys.modules.pop("generator")
+    transfer(command, tmp_path / "out")
+    assert not runs.failures(tmp_path / "out")
+
+
+def test_a_picture_that_is_too_narrow_for_the_short_side_is_listed(command, tmp_path):
+    source = Path(command[2].split(":")[1])
+    wide = trees.picture("wide", (2, 20_000))
+    for path in source.rglob(f"*{IDS[0]}*"):
+        trees.save(path, wide if "left" in path.name else wide[..., 0])
+    name, *options = command
+    assert run_command([name, str(tmp_path / "out"), *options, "--short-side", "64"]) == 1
+    [line] = runs.failures(tmp_path / "out")
+    assert line["id"] == IDS[0] and "20000x2 is 640000x64" in line["error"]

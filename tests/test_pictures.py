@@ -1,5 +1,6 @@
 """Pictures and videos without labels: what a path names, what is written, resuming, and wrong input."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -186,6 +187,17 @@ def test_a_broken_picture_among_others_is_listed_and_a_video_that_breaks_off_is_
     found = pictures.find(str(source), CITYSCAPES)[1]
     assert 0 < found.count < 200
     assert "ends, or breaks off, after" in caplog.text
+
+
+def test_pictures_whose_names_cannot_be_written_are_left_out(tmp_path: Path, caplog):
+    place = photos(tmp_path / "photos", "good.png", "esc\x1b[31m.png", "x" * 238 + ".png")
+    os.rename(photos(place, "b.png") / "b.png", os.fsencode(place / "b") + b"\xff.png")
+    out = predicted(tmp_path, place)
+    assert files(out) == ["good.png", "overlays/good.png"]
+    assert "3 pictures left out, the first is 'b\\udcff': its name is no plain UTF-8 text" in caplog.text
+    (place / "good.png").unlink()
+    with pytest.raises(InputError, match=r"no picture in .* can be used, the first of 3 is"):
+        pictures.find(str(place), CITYSCAPES)
 
 
 def test_predict_takes_one_kind_of_input_and_writes_outside_of_it(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The embedded prior: captions, tokenizer, latents, training that resumes, and the folder it ships in."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -125,8 +126,15 @@ def test_every_broken_state_is_refused_and_a_whole_one_is_taken(tmp_path: Path):
 
 
 def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="multiple of 16"):
-        prior.train(replace(TINY, height=70), tmp_path)
+    for change in ({"height": 70}, {"height": 48}, {"width": 64}):
+        with pytest.raises(InputError, match="a multiple of 16, 64 or more, and one of 32, 96 or more"):
+            prior.train(replace(TINY, **change), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path):
+    network = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match="the loss of vae is nan in step 1: take a lower --lr"):
+        prior._steps("vae", network, 1.0, 2, TINY, tmp_path, lambda step, _: network.weight.sum() * math.nan)
 
 
 def test_training_goes_on_from_a_model_folder(whole: Path, tmp_path: Path):
@@ -138,6 +146,7 @@ def test_training_goes_on_from_a_model_folder(whole: Path, tmp_path: Path):
         assert (first / part / name).read_bytes() == (second / part / name).read_bytes(), part
     with pytest.raises(InputError, match="no weights at"):
         prior.train(replace(TINY, start=str(tmp_path / "nowhere")), tmp_path / "third")
+    assert not (tmp_path / "third").exists()  # found before the scenes were drawn
 
 
 def test_arrays_of_the_prior_that_are_broken_get_one_sentence(tmp_path):

@@ -86,6 +86,7 @@ def test_the_last_checkpoint_needs_no_validation(data, tmp_path):
         ({"transferred": ()}, "method zodi needs transferred images"),
         ({"method": "source_only"}, "source_only does not use --transferred"),
         ({"validation": None}, "--select source needs a validation set: name one as --validation"),
+        ({"select": "target"}, "--select target needs an unlabelled target data set: name one as --target,"),
         ({"select": "transferred"}, "name one as --transferred-validation"),
         ({"select": "oracle"}, "name one as --oracle-validation"),
         ({"crop": (64, 64)}, r"--crop \(64, 64\) is larger than the size \(32, 64\)"),

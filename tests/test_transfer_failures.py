@@ -314,6 +314,12 @@ def test_the_embedded_prior_warns_of_photographs(config, tmp_path, monkeypatch, 
             np.full((64, 64), 77, np.uint8),
             r"label 0 holds \[77\]: expected train ids 0 to 18",
         ),
+        (
+            Image.new("RGB", (64, 64)),
+            np.zeros((64, 64), np.uint8),
+            r"images\[0\] is a Image: expected a NumPy",
+        ),
+        (np.zeros((64, 64, 3), np.uint8), [[0]], r"labels\[0\] is a list: expected a NumPy array of uint8"),
     ],
 )
 def test_arrays_that_are_no_pictures_or_labels_are_refused(image, label, message, config, model):

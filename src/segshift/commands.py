@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
+import signal
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from segshift import execution
+from segshift import arguments, execution
 from segshift.config import (
     CheckConfig,
     ControlConfig,
@@ -36,6 +38,7 @@ from segshift.config import (
 )
 from segshift.execution import SlurmConfig
 from segshift.runs import Failure, InputError, failures, one_line, user_path
+from segshift.users_code import described
 
 # The stages are imported where they are used: `--help` and wrong options do not wait for torch.
 
@@ -313,10 +316,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def run_command(arguments: list[str]) -> int:
-    """Run the command that `arguments` name; returns the exit code (`segshift.__main__`)."""
+def run_command(words: list[str]) -> int:
+    """Run the command that `words` say; returns the exit code (`segshift.__main__`)."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    name, *rest = arguments or ["--help"]
+    name, *rest = words or ["--help"]
     if name in ("-h", "--help"):
         _print_help()
         return 0
@@ -330,11 +333,10 @@ def run_command(arguments: list[str]) -> int:
         return 2
     _warnings_to(errors)
     debug = "--debug" in rest
-    rest = [argument for argument in rest if argument != "--debug"]
+    rest = [word for word in rest if word != "--debug"]
     try:
-        done = tyro.cli(
-            COMMANDS[name], prog=f"segshift {name}", args=rest, config=(tyro.conf.CascadeSubcommandArgs,)
-        )
+        command = arguments.parsed(f"segshift {name}", COMMANDS[name], rest)
+        done = _done(command)
         failed = failures(done) if isinstance(done, Path) and done.is_dir() else done or []
     except InputError as error:
         if debug:
@@ -343,11 +345,16 @@ def run_command(arguments: list[str]) -> int:
         return 2
     except BrokenPipeError:
         raise
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if debug or not _lacks_memory(error):
+            traceback.print_exc()
+        if _lacks_memory(error):
+            what = one_line(f"too little memory ({described(error)}): {_LESS}")
+            errors.print("[bold red]error[/]", escape(what))
+            return 2
         errors.print(
-            f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it with the "
-            "lines above"
+            f"[bold red]error[/] this is a defect of segshift {version('segshift')}: report it as an issue "
+            "of the repository that you have it from, with the lines above"
         )
         return 70
     if isinstance(done, Path):
@@ -361,6 +368,30 @@ def run_command(arguments: list[str]) -> int:
         )
         errors.print(f"[yellow]failed[/] and {len(listed) - SHOWN} more:", escape(where))
     return 1 if listed and not execution.current().ends_all else 0
+
+
+_LESS = "take smaller pictures (--size, --short-side), a smaller --batch-size, or fewer --workers"
+_MEMORY = re.compile(
+    "can't allocate memory|insufficient memory|out of memory|killed by signal", re.IGNORECASE
+)
+"""What torch, OpenCV and data workers say where memory runs out."""
+
+
+def _lacks_memory(error: Exception) -> bool:
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError", "BrokenProcessPool")
+    return named or bool(_MEMORY.search(str(error)))
+
+
+def _done(command: Callable[[], Any]) -> Any:
+    """What the command returns. Raises: InputError where code of the user's ends the process."""
+    try:
+        return command()
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:
+            raise
+        raise InputError(
+            f"your own code ended the process ({described(stop)}): raise an error instead"
+        ) from stop
 
 
 def _print_help() -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -136,6 +136,7 @@ def alone(out: Path, index: int = 0, count: int = 1) -> Iterator[None]:
 
     Raises: InputError while another process holds the same, or the whole; it is given PATIENCE to leave.
     """
+    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / LOCK).open("a+")
@@ -155,7 +156,14 @@ def alone(out: Path, index: int = 0, count: int = 1) -> Iterator[None]:
             _log.warning(
                 "cannot tell whether another process works in %s (%s): start it once only", out, error
             )
-        yield
+        try:
+            yield
+        finally:
+            if count == 1 and not (out / "config.json").exists():  # a start that failed leaves nothing
+                (out / LOCK).unlink(missing_ok=True)
+                if new:
+                    with suppress(OSError):  # not where something else lies in it by now
+                        out.rmdir()
 
 
 def _hold(file: IO[str], index: int, count: int) -> bool:

@@ -35,6 +35,8 @@ TEMPORARY = ".tmp-"
 """What the names of unfinished files begin with."""
 _FOLDERS = re.compile(r"(?:/[^/\s]+){2,}(?=/)")
 """The folders of a path, without what lies in them."""
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000
+"""Bytes that file systems take."""
 LOG_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -47,6 +49,8 @@ class InputError(Exception):
 
 def user_path(text: str | os.PathLike[str]) -> str:
     """A path that a user gave, absolute, with `~` expanded. Raises: InputError."""
+    if not isinstance(text, str | os.PathLike):
+        raise InputError(f"{text!r} is no path: name a file or folder")
     path = os.fspath(text)
     if not path.strip() or "\0" in path:
         raise InputError("an empty path: is a variable of the shell unset? name a file or folder")
@@ -54,6 +58,12 @@ def user_path(text: str | os.PathLike[str]) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise InputError(f"the path {path!r} is not valid UTF-8: rename it") from None
+    longest = max(len(step.encode()) for step in path.split("/"))
+    if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
+        raise InputError(
+            f"the path {path[:50]}...{path[-30:]} is too long, with a name of {longest} bytes where file "
+            f"systems take {_LONGEST_NAME}, and {_LONGEST_PATH} in all: shorten it"
+        )
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.lexists(expanded):
         raise InputError(f"no user for the home folder '{path}': write the path in full")

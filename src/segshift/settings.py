@@ -46,7 +46,16 @@ Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Pixels = Annotated[int, Field(ge=1, le=32_768)]
 """A side of a picture."""
-Size = tuple[Pixels, Pixels]
+MOST_PIXELS = 2**27
+
+
+def _fits(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"at most {MOST_PIXELS} pixels in all")
+    return size
+
+
+Size = Annotated[tuple[Pixels, Pixels], AfterValidator(_fits)]
 """Height and width in pixels."""
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -96,7 +105,8 @@ def _path(kind: type[InputFolder]) -> Any:
 
 def _model(name: str) -> str:
     """A local folder, as an absolute path, or a name: of a model on the hub, or `town` always."""
-    return user_path(name) if name not in ("", "town") and os.path.isdir(os.path.expanduser(name)) else name
+    local = not name.strip() or name.startswith("~") or os.path.isdir(name)
+    return user_path(name) if name != "town" and local else name
 
 
 def _factory(name: str) -> str:

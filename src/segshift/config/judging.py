@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from segshift.config.running import EngineConfig, Where
 from segshift.config.training import ForeignNetwork
 from segshift.config.transfer import DiffusionConfig
+from segshift.runs import InputError
 from segshift.settings import (
     Count,
     DataText,
@@ -216,6 +217,14 @@ class EstimateConfig(Settings):
     a function in a Python file of the current folder. None takes the model of --diffusion.model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     where: Where = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed + self.draws > 2**32:
+            raise InputError(
+                f"--seed {self.seed} leaves no room for --draws {self.draws}, which take the seeds that "
+                "follow: give a smaller one"
+            )
 
 
 @dataclass(frozen=True)

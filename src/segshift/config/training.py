@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from segshift.methods import METHODS, MethodTable
 from segshift.networks.options import ICCLDNetworkConfig
+from segshift.runs import InputError
 from segshift.settings import (
     Count,
     DataText,
@@ -26,6 +27,7 @@ from segshift.settings import (
     Steps,
     Weight,
     Workers,
+    option,
 )
 
 Amount = Annotated[float, Field(ge=0, le=1)]
@@ -79,6 +81,15 @@ class NetworkConfig(Settings):
     """Module of the network, by its dotted name, whose output the similarity loss compares; None takes the
     last encoder stage, in your own network the output of its `encoder`."""
     iccld: ICCLDNetworkConfig = field(default_factory=ICCLDNetworkConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, default, network in (("head", "linear", "vit"), ("iccld", ICCLDNetworkConfig(), "iccld")):
+            if getattr(self, name) != default and self.name != network:
+                raise InputError(
+                    f"{option(f'network.{name}')} is for --network.name {network}, and {self.name} is given: "
+                    "leave one of them out"
+                )
 
 
 def _foreign(

@@ -27,7 +27,7 @@ import re
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path, PurePath, PurePosixPath
@@ -104,13 +104,18 @@ class Part:
 
     def unusable(self, stars: tuple[str, ...]) -> str | None:
         """Why a frame of this name cannot be written by other stages; None where it can."""
-        if any(map(_ODD.search, stars)):
-            return "its name is no plain UTF-8 text: rename the file"
-        paths = [self.fill(stars, pattern) for pattern in (self.images, self.labels) if pattern]
-        longest = max(len(os.fsencode(step)) for path in paths for step in PurePosixPath(path).parts)
-        if longest > NAME_BYTES:
-            return f"its name has {longest} bytes, expected at most {NAME_BYTES}: rename the file"
-        return None
+        return unusable([self.fill(stars, pattern) for pattern in (self.images, self.labels) if pattern])
+
+
+def unusable(paths: Iterable[str]) -> str | None:
+    """Why the files of a frame, relative to their root, cannot be written by stages; None where they can."""
+    names = [step for path in paths for step in PurePosixPath(path).parts]
+    if any(map(_ODD.search, names)):
+        return "its name is no plain UTF-8 text: rename the file"
+    longest = max(len(os.fsencode(name)) for name in names)
+    if longest > NAME_BYTES:
+        return f"its name has {longest} bytes, expected at most {NAME_BYTES}: rename the file"
+    return None
 
 
 def _regex(pattern: str) -> str:

@@ -21,7 +21,7 @@ from segshift import runs
 from segshift.data import frames
 from segshift.data.frames import Dataset, Frame
 from segshift.data.labels import LabelSpace
-from segshift.data.layouts import SUFFIXES, Layout, printable
+from segshift.data.layouts import SUFFIXES, Layout, printable, unusable
 from segshift.runs import InputError
 
 _log = logging.getLogger(__name__)
@@ -85,11 +85,21 @@ def _dataset(name: str, root: Path, found: Iterable[Path], space: LabelSpace) ->
             "in quotes, or a video"
         )
     ids: dict[str, Path] = {}
+    left_out: list[tuple[str, str]] = []
     for file in files:
-        id = printable(file.relative_to(root).with_suffix("").as_posix())
+        inside = file.relative_to(root)
+        id = printable(inside.with_suffix("").as_posix())
+        if why := unusable([str(inside)]):
+            left_out.append((id, why))
+            continue
         if id in ids:
             raise InputError(f"{ids[id]} and {file} are two pictures of one name: rename one")
         ids[id] = file
+    if left_out:
+        id, why = left_out[0]
+        if not ids:
+            raise InputError(f"no picture in {name} can be used, the first of {len(files)} is '{id}': {why}")
+        _log.warning("%s: %d pictures left out, the first is '%s': %s", name, len(left_out), id, why)
     listed = tuple(Frame(id, "pictures", file, None) for id, file in ids.items())
     tree = Layout(root, (), space, "pictures have no labels")
     return Dataset(name, "pictures", root, "", listed, space, False, tree)

@@ -141,13 +141,14 @@ LONGEST_SIDE = 16_384
 """Pixels of a picture's longer side at the working size."""
 
 
-def working_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the short side at `short_side` pixels, both rounded to multiples of 64.
+def working_size(height: int, width: int, short_side: int, step: int = 64) -> tuple[int, int]:
+    """Height and width with the short side at `short_side` pixels, both rounded to multiples of `step`.
 
     Raises: InputError for a picture so narrow that its other side passes LONGEST_SIDE.
     """
     scale = short_side / min(height, width)
-    size = max(64, round(height * scale / 64) * 64), max(64, round(width * scale / 64) * 64)
+    high, wide = (max(step, round(side * scale / step) * step) for side in (height, width))
+    size = high, wide
     if max(size) > LONGEST_SIDE:
         raise InputError(
             f"a picture of {width}x{height} is {size[1]}x{size[0]} at --short-side {short_side}: crop it "

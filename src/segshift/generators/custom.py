@@ -27,7 +27,15 @@ import torch
 from segshift.config import TransferConfig
 from segshift.data import transforms
 from segshift.execution.device import pick
-from segshift.generators.base import Domain, FrameError, Generator, Source, file_hash, resize
+from segshift.generators.base import (
+    Domain,
+    FrameError,
+    Generator,
+    Source,
+    file_hash,
+    resize,
+    working_size,
+)
 from segshift.runs import InputError
 from segshift.users_code import described, imported, users_code
 
@@ -45,8 +53,7 @@ class Custom(Generator):
         self.needs_layouts = bool(getattr(function, "needs_layouts", False))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        scale = 1.0 if self.short_side is None else self.short_side / min(height, width)
-        return round(height * scale), round(width * scale)
+        return (height, width) if self.short_side is None else working_size(height, width, self.short_side, 1)
 
     def prepare(self, sources: Sequence[Source], rows: int) -> list[Source]:
         return [self._at_size(source) for source in sources]
@@ -75,7 +82,7 @@ class Custom(Generator):
             picture = self.function(source.image.copy(), layout, domain, own)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise FrameError(
                 f"generator '{self.name}' fails on {source.id} ({described(error)}): mend it there"
             ) from error

@@ -4,6 +4,7 @@ safetensors only."""
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields, replace
 from hashlib import sha256
 from importlib import resources
@@ -85,8 +86,8 @@ def folder(
 
     option: that the name was given by. Raises: InputError when there is no such folder, or a download fails.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(name)
+    if os.path.isdir(path):
         return path
     if name.count("/") != 1 or name[0] in "./~\\":
         raise InputError(f"no folder {path}: expected a diffusers folder or a hub name for {option}")

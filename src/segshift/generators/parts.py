@@ -80,7 +80,7 @@ class PartsOfAFolder(DiffusionFamily):
         length = min(
             tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", self.most_tokens)
         )
-        found = len(tokenizer(prompt).input_ids)
+        found = len(tokenizer(prompt, verbose=False).input_ids)
         if found > length:
             raise InputError(
                 f"the prompt '{prompt}' has {found} tokens, and the text encoder of {self.name} reads "
@@ -159,7 +159,7 @@ class PartsOfAFolder(DiffusionFamily):
         if config.controlnet is None:
             if (home / "controlnet").is_dir():
                 return home / "controlnet"
-            if config.model == "town" or Path(config.model).expanduser().is_dir():
+            if config.model == "town" or Path(config.model).is_dir():
                 raise InputError(
                     f"no folder {home / 'controlnet'}: name a ControlNet with --diffusion.controlnet (a "
                     f"local folder or {usual}), or transfer without one (--no-control)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -64,7 +65,7 @@ _STAGES: dict[str, tuple[type, Callable[..., Path]]] = {
 
 
 def run(
-    name: str,
+    name: str | os.PathLike[str],
     out: str | Path | None = None,
     data: dict[str, str] | None = None,
     seeds: int | None = None,
@@ -75,6 +76,9 @@ def run(
     `data`: where the data sets that the recipe names are unpacked, by name. `seeds`: trainings of every row,
     1 or more; None for the experiment's own number. `where`: what does the work. Raises: InputError.
     """
+    name = os.fspath(name)
+    if seeds is not None and not isinstance(seeds, int):
+        raise InputError(f"seeds is {seeds!r}: expected a whole number of trainings of every row")
     if name.endswith(".json"):
         path = Path(user_path(name))
         stage = read_json(path, Saved)["stage"]

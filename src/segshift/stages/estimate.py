@@ -179,7 +179,9 @@ def _estimate(
 
 
 def _begun(out: Path) -> bool:
-    return (out / "source" / "predictions").exists() or (out / "candidates").exists()
+    """Whether there is a result, or a transferred frame: predictions of the source are used again."""
+    results = any((out / name).exists() for name in ("estimate.json", "ranking.json"))
+    return results or any(transfer.begun(path) for path in (out / "transferred").glob("*"))
 
 
 def _check(config: EstimateConfig, data: Dataset) -> tuple[Domain, ...]:

@@ -79,7 +79,7 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
     # where and in how many parts it runs is no part of the result, and one config.json serves all processes
     anywhere = replace(config.diffusion, device="auto", offload="none")
     lasting = replace(config, shard="0/1", diffusion=anywhere, where=EngineConfig())
-    output = outputs.open_output(out, "transfer", lasting, free=("batch_size",), begun=_begun)
+    output = outputs.open_output(out, "transfer", lasting, free=("batch_size",), begun=begun)
     out = output.path
     packed = config.output == "tar"
     journal = Journal(out, f"{index}-of-{count}", tuple(target.slug for target in targets), packed)
@@ -153,10 +153,10 @@ def _work(
             shutil.rmtree(loose_files(out), ignore_errors=True)  # empty folders
 
 
-def _begun(out: Path) -> bool:
-    """Whether some frame is finished, or has failed."""
+def begun(out: Path) -> bool:
+    """Whether some frame is finished."""
     paths = (out / "journal").glob("*.jsonl")
-    return any("id" in line for path in paths for line in runs.read_lines(path, records.Entry))
+    return any("domain" in line for path in paths for line in runs.read_lines(path, records.Entry))
 
 
 def _say_what_is_missing(wanted: Mapping[str, list[str]], journal: Journal, count: int) -> None:
@@ -250,9 +250,9 @@ def transfer_images(
         )
     worker = Worker(config, space, model or generators.load(config))
     slugs = [target.slug for target in worker.targets]
+    _check_images(images, labels, ids, space)
     if worker.generator.needs_layouts and labels is None:
         raise InputError("no labels, and the layout is drawn from them: give them, or set control=False")
-    _check_images(images, labels, ids, space)
     samples = [
         Sample(
             ids[i] if ids else str(i), image, labels[i] if labels is not None else None, wanted=list(slugs)
@@ -274,6 +274,10 @@ def _check_images(
     space: LabelSpace,
 ) -> None:
     """Raises: InputError for arrays that are no pictures, or labels that are not of their pictures."""
+    for what, arrays in (("images", images), ("labels", labels)):
+        for i, one in enumerate(() if arrays is None else arrays):
+            if not isinstance(one, np.ndarray):
+                raise InputError(f"{what}[{i}] is a {type(one).__name__}: expected a NumPy array of uint8")
     for what, given in (("labels", labels), ("ids", ids)):
         if given is not None and len(given) != len(images):
             raise InputError(f"{len(images)} images and {len(given)} {what}: give one for each image")

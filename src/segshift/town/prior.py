@@ -51,6 +51,10 @@ DEFAULTS = {"guidance": 2.5, "steps": 10, "eta": 1.0, "short_side": 128, "palett
 """
 
 MAX_TOKENS = 48
+CROP = (64, 96)
+"""Height and width of what the VAE is trained on."""
+TEXT_PARTS = ("text_encoder", "unet", "controlnet")
+"""What is trained after the VAE, by folder of a model."""
 
 # ------------------------------------------------------------------------------------------------ networks
 
@@ -210,10 +214,14 @@ def offset_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
 # ------------------------------------------------------------------------------------------------- training
 
 
+def _weights(start: str, part: str) -> Path:
+    return next(Path(start, part).glob("*.safetensors"), Path(start, part, "*.safetensors"))
+
+
 def _start_from(config: PriorConfig, module: nn.Module, part: str) -> None:
     """Load one part of the model folder `config.start`, if there is one. Raises: InputError."""
     if config.start is not None:
-        path = next(Path(config.start, part).glob("*.safetensors"), Path(config.start, part, "*.safetensors"))
+        path = _weights(config.start, part)
         load_tensors(module, read_tensors(path), path)
 
 
@@ -242,6 +250,11 @@ def _steps(
                 loss = loss_of(step, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if not loss.isfinite():
+                raise InputError(
+                    f"the loss of {name} is {loss.item()} in step {step + 1}: take a lower --lr or "
+                    "--vae-lr in a new folder"
+                )
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             average.update_parameters(module)
@@ -292,7 +305,7 @@ def _train_vae(config: PriorConfig, out: Path, images: np.ndarray, labels: np.nd
     _start_from(config, vae, "vae")
     device = pick(config.device)
     weights = class_weights(labels[:500])
-    crop_h, crop_w = 64, 96
+    crop_h, crop_w = CROP
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng([config.seed, 1, step])
@@ -336,7 +349,7 @@ def _read_latents(path: Path, count: int) -> Tensor:
 def _train_prior(config: PriorConfig, out: Path, vae, images, labels, mixes, tokenizer) -> Prior:
     torch.manual_seed(config.seed + 1)
     prior = Prior(tokenizer).to(memory_format=torch.channels_last)
-    for part in ("text_encoder", "unet", "controlnet"):
+    for part in TEXT_PARTS:
         _start_from(config, getattr(prior, part), part)
     device = pick(config.device)
     low = np.random.default_rng([config.seed, 2]).random(len(images)) < 0.05
@@ -434,10 +447,14 @@ def train(config: PriorConfig, out: str | Path) -> Path:
 
     Raises: InputError when `out` belongs to another configuration, or the size is no multiple of 16.
     """
-    if config.height % 16 or config.width % 32:
+    if config.height % 16 or config.width % 32 or config.height < CROP[0] or config.width < CROP[1]:
         raise InputError(
-            f"--height {config.height} --width {config.width}: expected a multiple of 16 and one of 32"
+            f"--height {config.height} --width {config.width}: expected a multiple of 16, {CROP[0]} or more, "
+            f"and one of 32, {CROP[1]} or more"
         )
+    if config.start is not None:
+        for part in ("vae", *TEXT_PARTS):
+            read_tensors(_weights(config.start, part))  # before scenes are drawn
     out = begin(
         out,
         "prior",

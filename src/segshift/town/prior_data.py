@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -63,11 +64,23 @@ def caption(conditions: Conditions, low_quality: bool, rng: np.random.Generator)
 
 def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray]:
     seed, index, height, width = job
-    cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, index])
     mix = MIXES[rng.choice(len(MIXES), p=MIX_SHARE)]
     layers = scenes.draw(scenes.PRIOR, index, height, width)
     return MIXES.index(mix), weather.render(layers, mix, index), layers.label_at_size()
+
+
+def _drawn(
+    jobs: list[tuple[int, int, int, int]], workers: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """What `_render` makes of the jobs, in order, by as many processes; 1 is this one."""
+    if workers == 1:
+        yield from map(_render, jobs)
+        return
+    with ProcessPoolExecutor(workers or None, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+        with starting_workers():
+            drawn = pool.map(_render, jobs, chunksize=16)
+        yield from drawn
 
 
 def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -82,13 +95,8 @@ def draw_data(config: PriorConfig, folder: Path) -> tuple[np.ndarray, np.ndarray
         arrays = [np.empty(shape, dtype) for dtype, shape in kinds]
         images, labels, mixes = arrays
         jobs = [(config.seed, i, h, w) for i in range(n)]
-        with (
-            ProcessPoolExecutor(config.workers or None, get_context("spawn")) as pool,
-            progress("drawing", n) as bar,
-        ):
-            with starting_workers():
-                drawn = pool.map(_render, jobs, chunksize=16)
-            for i, (mix, image, label) in enumerate(drawn):
+        with progress("drawing", n) as bar:
+            for i, (mix, image, label) in enumerate(_drawn(jobs, config.workers)):
                 mixes[i], images[i], labels[i] = mix, image, label
                 bar.advance()
         for path, array in zip(paths, arrays, strict=True):

@@ -30,6 +30,11 @@ BATCH = 4
 def check(config: TrainConfig) -> None:
     """Raises: InputError when the rule to select by has no validation set."""
     if config.select not in checkpoints.rules(config):
+        if config.select == "target":
+            raise InputError(
+                "--select target needs an unlabelled target data set: name one as --target, with a method "
+                "that uses it, or take --select last"
+            )
         field = "validation" if config.select == "source" else f"{config.select}_validation"
         raise InputError(
             f"--select {config.select} needs a validation set: name one as {option(field)}, or take "
