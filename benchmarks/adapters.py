@@ -4,17 +4,17 @@
 
 ZoDi's training on the embedded town, crops of 256x256, two pairs a step, AdamW, with random weights of
 DINOv2-S's and DINOv3-S's shape under a linear head; a few steps, each training in a process of its own.
-Memory is how much that process grew at most, where glibc gives every large tensor pages of its own and takes
-them back at once, as a GPU's allocator would; without that, fragments hide what adapters save. The rate is
-that of the median step of `train_speed`, where the trainings of an encoder take their steps in turn; on a CPU
-the seconds are those of the processor, so that other work on the machine matters little. The transferred
-frames are the source's own, which costs the same.
+Memory is what torch's tensors take at most, from before the network is built until the run is written. (How
+much a process grows would not do: fragments of the heap hide what adapters save.) The rate is that of the
+median step of `train_speed`, where the trainings of an encoder take their steps in turn; on a CPU the seconds
+are those of the processor, so that other work on the machine matters little. The transferred frames are the
+source's own, which costs the same.
 Writes OUT/adapters.md and OUT/adapters.json; running it again continues.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -27,6 +27,7 @@ import train_speed
 import tyro
 from memory import STEPS, peak
 from settings import write_results
+from torch.profiler import ProfilerActivity, profile
 
 from segshift.config import NetworkConfig, TownConfig, TrainConfig
 from segshift.execution.device import pick
@@ -34,13 +35,12 @@ from segshift.recipes.runner import fill
 from segshift.recipes.town import town_target, town_training
 from segshift.runs import read_json, slug, write_json
 from segshift.settings import Device
+from segshift.stages import train
 from segshift.town import writer
 from segshift.training import checkpoints
 
 ADAPTERS = {"none": "all weights", "lora": "lora", "mica": "mica"}
 CROP = (256, 256)
-PAGES = "MALLOC_MMAP_THRESHOLD_"
-"""Of glibc: bytes from which an allocation has pages of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,26 @@ def training(b: Benchmark, encoder: str, adapter: Any) -> TrainConfig:
 
 def measured(b: Benchmark, config: TrainConfig, out: Path) -> dict[str, float]:
     """parameters: millions that are trained; memory: GiB."""
-    import peft  # noqa: F401  # before memory is looked at: what is measured are tensors
-
-    memory = peak(config, out, b.threads)
+    memory = (
+        peak(config, out, b.threads) if pick(b.device).type == "cuda" else allocated(config, out, b.threads)
+    )
     method, _, _ = checkpoints.load_run(out, "last")
     trained = sum(p.numel() for group, _ in method.parameter_groups("segmenter") for p in group)
     return {"parameters": trained / 1e6, "memory": memory}
+
+
+def allocated(config: TrainConfig, out: Path, threads: int) -> float:
+    """GiB that torch's tensors on the CPU take at most in a training."""
+    torch.set_num_threads(threads)
+    shutil.rmtree(out, ignore_errors=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        train.train(config, out)
+    told, totals = list(seen.profiler.kineto_results.experimental_event_tree()), [0]
+    while told:
+        event = told.pop()
+        told += event.children
+        totals.append(getattr(event.extra_fields, "total_allocated", 0))
+    return max(totals) / 2**30
 
 
 def rates(b: Benchmark, configs: dict[str, TrainConfig]) -> dict[str, float]:
@@ -90,7 +104,10 @@ def rates(b: Benchmark, configs: dict[str, TrainConfig]) -> dict[str, float]:
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Markdown: a line a training."""
-    lines = ["| ZoDi on | parameters trained, millions | peak memory, GiB | pairs/s |", "|---|---|---|---|"]
+    lines = [
+        "| ZoDi on | parameters trained, millions | peak memory of tensors, GiB | pairs/s |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {name} | {row['parameters']:.1f} | {row['memory']:.2f} | {row['rate']:.2f} |"
         for name, row in rows.items()
@@ -114,11 +131,9 @@ def main(b: Benchmark) -> None:
         encoder: {f"{encoder}, {told}": training(b, encoder, kind) for kind, told in ADAPTERS.items()}
         for encoder in b.encoders
     }
-    os.environ[PAGES] = str(2**16)  # processes that are spawned take it over
     for configs in trainings.values():
         for name, config in configs.items():
             rows[name] = alone(b.out / f"{slug(name)}.json", measured, b, config, b.out / slug(name))
-    del os.environ[PAGES]
     for encoder, configs in trainings.items():
         for name, rate in alone(b.out / f"{slug(encoder)}-rates.json", rates, b, configs).items():
             rows[name] = rows[name] | {"rate": rate}

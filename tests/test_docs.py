@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 from typing import get_type_hints
 
+import adapters
 import estimate
 import gate
 import memory
@@ -174,6 +175,7 @@ SHOWN = [
     )
 ]
 TABLES = {
+    "adapters": lambda told: adapters.table(told["rows"]),
     "estimate": estimate.tables,
     "estimate-night": estimate.tables,
     "memory": lambda told: memory.table(told["peaks"]),

@@ -9,7 +9,18 @@ import segshift
 
 ROOT = Path(segshift.__file__).parent
 ROOMS = (
-    *("__main__", "commands", "recipes", "stages", "town", "page", "engine", "predictor", "training"),
+    *(
+        "__main__",
+        "commands",
+        "arguments",
+        "recipes",
+        "stages",
+        "town",
+        "page",
+        "engine",
+        "predictor",
+        "training",
+    ),
     *("scoring", "methods", "generators", "networks", "outputs", "data", "execution", "config", "records"),
     *("arguments", "hub", "users_code", "settings", "runs"),
 )
