@@ -486,7 +486,8 @@ def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, fa
     assert main(["models", str(home)]) == 0
     said = capsys.readouterr().out
     assert f"{2 * count / 2**20:.3g} MiB in float16 or bfloat16" in said
-    assert ("colours (ade20k)" if model.defaults.layout == "colours" else "edges") in said
+    chosen = model.defaults
+    assert (f"colours ({chosen.palette})" if chosen.layout == "colours" else "edges") in said
     assert all(part in said for part in (*model.parts, "controlnet"))
     assert all(f"--diffusion.offload {way} " in said for way in offload.WAYS)
 
