@@ -22,7 +22,7 @@ ROOMS = (
         "training",
     ),
     *("scoring", "methods", "generators", "networks", "outputs", "data", "execution", "config", "records"),
-    *("arguments", "hub", "users_code", "settings", "runs"),
+    *("hub", "users_code", "settings", "runs"),
 )
 """From top to bottom: a room imports from lower ones alone."""
 FILES = {
