@@ -328,7 +328,7 @@ def test_guidance_of_one_runs_one_pass_and_others_two_in_one_batch(model, config
     rows = []
     forward = model.unet.forward
     monkeypatch.setattr(
-        model.unet, "forward", lambda z, *a, **k: (rows.append(len(z)), forward(z, *a, **k))[1]
+        model.unet, "forward", lambda sample, *a, **k: (rows.append(len(sample)), forward(sample, *a, **k))[1]
     )
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
     for guidance, expected in ((1.0, [1, 1, 1, 1]), (3.0, [1, 2, 2, 2])):  # the inversion, then k = 3 steps
