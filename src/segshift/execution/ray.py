@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ ATTEMPTS = 3
 """Workers that one item may cost on machines that live on."""
 STARTS = 10
 """Workers that may die in a row before they have done anything."""
+FETCH = 60.0
+"""Seconds that a result may take which is ready: then its machine is lost."""
 LOOK = 1.0
 """Seconds between two looks for machines that have come, and for a request to end."""
 
@@ -167,7 +170,7 @@ class Cluster:
                 continue
             i, ended.item = ended.item, None
             try:
-                results = _result(ended.task)
+                results = _result(ended.task, FETCH)
             except RayError as error:
                 self._dismiss(ended)
                 if ending:
@@ -214,7 +217,7 @@ class Cluster:
         worker = tasks[done[0]]
         if worker.item is None:
             try:
-                worker.node, worker.pid = _result(worker.task)
+                worker.node, worker.pid = _result(worker.task, FETCH)
             except RayError as error:
                 self.failed_starts += 1
                 self.why = _short(error)
@@ -224,8 +227,7 @@ class Cluster:
         return worker
 
     def _dismiss(self, worker: _Hired) -> None:
-        self.hired.remove(worker)
-        ray.kill(worker.actor)
+        self.hired.remove(worker)  # without a handle Ray ends it, if it lives
 
     def _ask_to_end(self) -> None:
         """SIGTERM to the workers that do something: a training saves its step and ends."""
@@ -250,8 +252,11 @@ def workers(config: EngineConfig, job: Any, device: str) -> Cluster:
                 if ray.util.get_node_ip_address() != "127.0.0.1":
                     _log.warning("Ray %s listens on the network of this machine", ray.__version__)
             else:
+                host, _, port = config.ray.address.rpartition(":")
+                if port.isdigit():  # Ray itself waits for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(config.ray.address, **_QUIET)
-        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+        except (OSError, RayError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"no Ray cluster at --ray.address {config.ray.address} ({_short(error)}): start one with "
                 "'ray start --head', or leave the address out"
@@ -262,11 +267,11 @@ def workers(config: EngineConfig, job: Any, device: str) -> Cluster:
 _QUIET: dict[str, Any] = {"include_dashboard": False, "logging_level": logging.WARNING}
 
 
-def _result(task: Any) -> Any:
+def _result(task: Any, timeout: float | None = None) -> Any:
     """Raises: InputError of the job itself; RuntimeError for a defect in it; RayError where the worker
     died."""
     try:
-        return ray.get(task)
+        return ray.get(task, timeout=timeout)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
