@@ -1,5 +1,7 @@
 """What the command line cannot take: one sentence, which names options as they are typed."""
 
+import itertools
+
 import pytest
 
 from segshift import arguments, commands
@@ -73,3 +75,13 @@ def test_help_is_printed_and_good_arguments_make_a_call(capsys):
     call = arguments.parsed("segshift recipes", commands.recipes, [])
     call()
     assert "zodi-town-night" in capsys.readouterr().out
+
+
+def test_help_breaks_a_line_only_where_no_word_fits(capsys):
+    with pytest.raises(SystemExit):
+        arguments.parsed("segshift train", commands.train, ["--help"])
+    lines = [line.removeprefix("│").removesuffix("│") for line in capsys.readouterr().out.splitlines()]
+    told = [(a, b) for a, b in itertools.pairwise(lines) if a[:7] == b[:7] == " " * 7 and b.strip()]
+    assert len(told) > 50
+    for one, following in told:
+        assert len(f"{one.rstrip()} {following.split()[0]} ") > len(one), one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -11,6 +12,7 @@ from io import StringIO
 from typing import Any
 
 import tyro
+import tyro._docstrings
 
 from segshift.runs import InputError
 
@@ -18,6 +20,7 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = str.maketrans("│─╰╯", " -  ")  # in a terminal without UTF-8 it is drawn so
 _LISTED = re.compile(r" {6}(?:--\S+, )*(\S+)")
 """An option in tyro's box, by its last name: what explains it stands further right."""
+_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
 _KINDS = {"INT": "whole number", "FLOAT": "number"}
 
 
@@ -31,6 +34,18 @@ class _Part:
     @property
     def text(self) -> str:
         return " ".join(self.lines)
+
+
+def _flow(of: Callable[[object], dict[str, str]]) -> Callable[[object], dict[str, str]]:
+    """tyro's reader of the docstrings of fields, with their lines joined: it leaves the breaks of indented
+    ones in."""
+    return lambda obj: {name: _BREAK.sub(" ", inspect.cleandoc(text)) for name, text in of(obj).items()}
+
+
+if hasattr(tyro._docstrings, "parse_docstring_from_object"):  # no public part of tyro
+    tyro._docstrings.parse_docstring_from_object = _flow(  # type: ignore[assignment]
+        tyro._docstrings.parse_docstring_from_object
+    )
 
 
 def parsed(command: str, function: Callable[..., Any], arguments: list[str]) -> Callable[[], Any]:
