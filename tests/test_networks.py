@@ -11,7 +11,7 @@ from torch import nn
 
 from segshift.config import NetworkConfig
 from segshift.networks import build
-from segshift.networks.licences import told
+from segshift.networks.licences import sentence_of
 from segshift.networks.refinenet import RefineNet
 from segshift.networks.segmenter import IMAGENET_MEAN, Segmenter, _features
 from segshift.networks.weights import load_weights
@@ -285,7 +285,7 @@ def test_free_weights_and_random_ones_come_without(recwarn):
         ("unet", "resnet50"),
         ("networks:two_convs", "mit_b0"),
     ):
-        assert told(NetworkConfig(name=name, encoder=encoder)) is None
+        assert sentence_of(NetworkConfig(name=name, encoder=encoder)) is None
     build(random("segformer", "mit_b0"), 5)
     assert not [warning for warning in recwarn if "weights" in str(warning.message)]
 

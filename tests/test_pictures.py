@@ -12,7 +12,7 @@ import trees
 from PIL import Image
 
 import segshift
-from segshift import runs
+from segshift import outputs, runs
 from segshift.commands import run_command
 from segshift.config import NetworkConfig, PredictConfig
 from segshift.data import frames, pictures
@@ -36,7 +36,7 @@ def predicted(tmp_path: Path, images: str | Path, **more) -> Path:
 
 def files(out: Path) -> list[str]:
     names = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return sorted(name for name in names if not name.endswith((".json", ".jsonl")))
+    return sorted(name for name in names if not name.endswith((".json", ".jsonl", outputs.LOCK)))
 
 
 def video(path: Path, count: int = 4, codec: str = "MJPG") -> Path:
