@@ -19,6 +19,7 @@ from transferring import config, manifest, pictures, prior, source  # noqa: F401
 
 from segshift import execution, runs
 from segshift.config import PredictConfig
+from segshift.engine import making
 from segshift.methods.base import Method
 from segshift.methods.zodi.adaptation import ZoDi
 from segshift.recipes import runner
@@ -75,7 +76,7 @@ def test_in_a_thread_nothing_is_asked():
 def test_a_transfer_finishes_its_batch(config, tmp_path, monkeypatch, stopped):  # noqa: F811
     config = replace(config, to=("night", "fog"))
     whole = transferring.transfer(config, tmp_path / "whole")
-    asked_after(monkeypatch, transferring, "_write", 1)
+    asked_after(monkeypatch, making, "_write", 1)
     out = tmp_path / "out"
     with stopped as told:
         transferring.transfer(config, out)

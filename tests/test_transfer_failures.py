@@ -29,6 +29,7 @@ from transferring import (  # noqa: F401
 from segshift import runs
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES, LabelSpace
+from segshift.engine import making
 from segshift.engine.journal import Journal
 from segshift.generators.stable_diffusion import StableDiffusion
 from segshift.methods.zodi import transfer as zodi
@@ -41,7 +42,7 @@ from segshift.stages import transfer as stage
 def test_a_killed_run_continues_to_the_same_bytes(config, tmp_path, monkeypatch):
     config = replace(config, to=("night", "fog"))
     whole = stage.transfer(config, tmp_path / "whole")
-    write, written = stage._write, []
+    write, written = making._write, []
 
     def killed(config, dataset, frame, root, picture):
         if len(written) == 3:
@@ -49,7 +50,7 @@ def test_a_killed_run_continues_to_the_same_bytes(config, tmp_path, monkeypatch)
         written.append(frame.id)
         return write(config, dataset, frame, root, picture)
 
-    monkeypatch.setattr(stage, "_write", killed)
+    monkeypatch.setattr(making, "_write", killed)
     out = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         stage.transfer(config, out)
@@ -60,7 +61,7 @@ def test_a_killed_run_continues_to_the_same_bytes(config, tmp_path, monkeypatch)
         "\n".join([*lines[:2], lines[2][:50]])
     )  # as a kill in the middle of the third line leaves it
     written.clear()
-    monkeypatch.setattr(stage, "_write", lambda *a: (written.append(a[2].id), write(*a))[1])
+    monkeypatch.setattr(making, "_write", lambda *a: (written.append(a[2].id), write(*a))[1])
     stage.transfer(config, out)
     assert len(written) == 8  # 10 pictures, 2 of them finished
     assert pictures(out) == pictures(whole)
@@ -91,7 +92,7 @@ def test_labels_that_are_gone_are_placed_again_beside_finished_pictures(
     first.unlink()
     second.unlink()
     second.symlink_to(tmp_path / "moved away")
-    monkeypatch.setattr(stage, "_write", None)  # nothing is drawn again
+    monkeypatch.setattr(making, "_write", None)  # nothing is drawn again
     stage.transfer(replace(config, labels=labels), out)
     assert pictures(out) == before and second.is_symlink() == (labels == "link")
 
@@ -291,7 +292,7 @@ def test_an_overflow_is_an_error_and_no_black_picture(config, tmp_path, monkeypa
 
 
 def test_the_embedded_prior_warns_of_photographs(config, tmp_path, monkeypatch, caplog, model):
-    monkeypatch.setattr(stage.generators, "load", lambda *a, **k: model)
+    monkeypatch.setattr(making.generators, "load", lambda *a, **k: model)
     stage.transfer(config, tmp_path / "small")
     assert "knows no photographs" not in caplog.text
     town = replace(config, diffusion=replace(config.diffusion, model="town"), short_side=16)

@@ -33,7 +33,7 @@ from segshift.config import GateConfig, NetworkConfig, TrainConfig, TransferConf
 from segshift.data import frames
 from segshift.data import samples as batches
 from segshift.data.labels import CITYSCAPES, LabelSpace
-from segshift.engine import gate, measuring
+from segshift.engine import gate, making, measuring
 from segshift.engine.worker import Worker
 from segshift.methods.zodi import transfer as zodi
 from segshift.runs import InputError
@@ -191,13 +191,13 @@ def test_dropped_frames_are_left_out_and_recorded_and_stay_so(gated, strict, tmp
     assert {frame.id for frame in made.frames} == set(IDS) - gone
     assert {frame.id for frame, _ in frames.pair(frames.load(config.source), made)} == set(IDS) - gone
     before = pictures(out)
-    monkeypatch.setattr(stage, "Worker", None)  # nothing is left to do
+    monkeypatch.setattr(making, "Worker", None)  # nothing is left to do
     assert pictures(stage.transfer(config, out)) == before
 
 
 def test_a_killed_or_sharded_gated_run_ends_with_the_same_bytes(gated, strict, tmp_path, monkeypatch):
     whole = stage.transfer(gated, tmp_path / "whole")
-    write, written = stage._write, []
+    write, written = making._write, []
 
     def killed(*arguments):
         if written:
@@ -205,12 +205,12 @@ def test_a_killed_or_sharded_gated_run_ends_with_the_same_bytes(gated, strict, t
         written.append(arguments)
         return write(*arguments)
 
-    monkeypatch.setattr(stage, "_write", killed)
+    monkeypatch.setattr(making, "_write", killed)
     out = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         stage.transfer(gated, out)
     assert len(pictures(out)) < len(pictures(whole))
-    monkeypatch.setattr(stage, "_write", write)
+    monkeypatch.setattr(making, "_write", write)
     monkeypatch.setattr(measuring, "_measure", None)  # the thresholds are kept
     stage.transfer(gated, out)
     monkeypatch.undo()
