@@ -151,7 +151,7 @@ def test_a_file_with_adapters_is_read_into_a_network_without(tmp_path):
     run = trained(tmp_path / "run", day, network=tiny(), crop=(32, 32))
     method = moved(checkpoints.load_run(run)[0])
     checkpoints.save_best(run, 3, method, None)
-    weights = checkpoints._best(run, "best")
+    weights = checkpoints.best_file(run, "best")
     x = torch.rand(1, 3, 32, 64)
     plain = build(tiny("none", weights=str(weights)), 19, trained=True).eval()
     again = build(tiny("lora", weights=str(weights)), 19).eval()  # new adapters, on what the old ones learnt

@@ -177,7 +177,7 @@ def test_an_export_gives_the_logits_of_the_run(tmp_path, capsys, head, dynamic):
 def test_a_file_of_weights_predicts_with_its_head(tmp_path):
     day = f"cityscapes:{trees.cityscapes(tmp_path / 'day')}:train"
     run = trained(tmp_path / "run", day, network=tiny(head="dpt"), crop=(32, 32))
-    weights = checkpoints._best(run, "best")
+    weights = checkpoints.best_file(run, "best")
     network = NetworkConfig(name="vit", encoder="test_vit", head="dpt")
     alone = PredictConfig(str(weights), day, network=network, size=(32, 64), device="cpu")
     outs = (

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
-import signal
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
@@ -286,8 +284,7 @@ def _launched(command: tuple[str, ...], jobs: int) -> list[str]:
         raise InputError(
             f"--jobs {jobs} is for transfer, whose frames it divides by --shard: leave --jobs out, or --shard"
         )
-    tried = functools.wraps(COMMANDS[name])(lambda *given, **named: None)  # wrong options end it here
-    tyro.cli(tried, prog=f"segshift {name}", args=options, config=(tyro.conf.CascadeSubcommandArgs,))
+    arguments.parsed(f"segshift {name}", COMMANDS[name], options)  # wrong options end it here
     return [name, *options]
 
 
@@ -387,7 +384,7 @@ def _done(command: Callable[[], Any]) -> Any:
     try:
         return command()
     except SystemExit as stop:
-        if stop.code == 128 + signal.SIGTERM:
+        if stop.code == execution.STOPPED:
             raise
         raise InputError(
             f"your own code ended the process ({described(stop)}): raise an error instead"

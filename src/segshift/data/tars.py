@@ -25,6 +25,11 @@ BLOCK = 1000
 """Frames a file at most."""
 
 
+def file_name(number: int) -> str:
+    """Of the tar file with the frames from `number` * BLOCK on."""
+    return f"{number:06d}.tar"
+
+
 def key(id: str) -> str:
     """What the names of a frame's members begin with."""
     return id.replace("%", "%25").replace(".", "%2E")

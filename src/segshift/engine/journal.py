@@ -57,8 +57,8 @@ class Journal:
             return path.exists() and path.stat().st_size > 0  # empty after a power cut
 
         def packed(slug: str, id: str) -> bool:
-            tar = self.out / slug / f"{places[id] // tars.BLOCK:06d}.tar"
-            loose = frames.place(dataset, by_id[id], self.out / "loose" / slug)
+            tar = self.out / slug / tars.file_name(places[id] // tars.BLOCK)
+            loose = frames.place(dataset, by_id[id], loose_files(self.out) / slug)
             return tar in whole or there(loose)
 
         by_id = {frame.id: frame for frame in dataset.frames}
@@ -96,6 +96,11 @@ class Journal:
             runs.write_failures(self.out, missing.values())
             if _ends(self.read()) == _ends(lines):
                 return
+
+
+def loose_files(out: Path) -> Path:
+    """Where pictures wait for the others of their tar file."""
+    return out / "loose"
 
 
 def _ends(lines: list[dict]) -> int:

@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from segshift import generators, runs
+from segshift import execution, generators, runs
 from segshift.config import TransferConfig
 from segshift.data import frames, tars
 from segshift.data.frames import Dataset, Frame
 from segshift.engine import measuring
-from segshift.engine.journal import Journal
+from segshift.engine.journal import Journal, loose_files
 from segshift.engine.worker import Failed, Made, Worker, read_sample
 from segshift.execution import Lost, Workers
 from segshift.runs import InputError
@@ -144,7 +144,7 @@ class Transferring:
     def _pack(self, pack: Pack) -> None:
         """Write a tar file of what was made of its frames, and delete the loose files. What is in it already
         stays."""
-        path = self.out / pack.slug / f"{pack.number:06d}.tar"
+        path = self.out / pack.slug / tars.file_name(pack.number)
         root = loose_files(self.out) / pack.slug
         loose = [frames.place(self.source, frame, root) for frame in pack.frames]
 
@@ -177,11 +177,6 @@ class Transferring:
         written = BytesIO()
         Image.fromarray(frames.read_label(label, self.source.space)).save(written, format="PNG")
         return written.getvalue()
-
-
-def loose_files(out: Path) -> Path:
-    """Where pictures wait for the others of their tar file."""
-    return out / "loose"
 
 
 def _beside(image: Path) -> Path:
@@ -244,13 +239,7 @@ def make_all(
         rows = min(config.batch_size, all_sizes[size])
         chunks += [Chunk(tuple(group[i : i + rows]), size, rows) for i in range(0, len(group), rows)]
     items, after = _with_packs(dataset, chunks) if journal.packed else (chunks, ())
-    alone: list[Chunk] = []
-    for result in workers.map("make", items, asked, after):
-        if not isinstance(result, Lost):
-            yield result
-        elif isinstance(result.item, Chunk):  # some frame of it costs the workers their lives
-            alone += [replace(result.item, frames=(one,)) for one in result.item.frames]
-    for result in workers.map("make", alone, asked):
+    for result in execution.one_by_one(workers, "make", items, asked, _parts, after):
         if isinstance(result, Lost):
             [(frame, slugs)] = result.item.frames
             yield {"id": frame.id, "error": f"{frame.image}: {result.why}"}, len(slugs)
@@ -261,9 +250,14 @@ def make_all(
     for result in workers.map("make", left, asked):
         if isinstance(result, Lost):
             raise InputError(
-                f"cannot pack {journal.out / result.item.slug / str(result.item.number)}.tar: {result.why}; "
-                "run the same command again"
+                f"cannot pack {journal.out / result.item.slug / tars.file_name(result.item.number)}: "
+                f"{result.why}; run the same command again"
             )
+
+
+def _parts(item: Chunk | Pack) -> list[Chunk]:
+    """A chunk of each frame; none of a pack, whose loose files are found again."""
+    return [replace(item, frames=(one,)) for one in item.frames] if isinstance(item, Chunk) else []
 
 
 def _with_packs(dataset: Dataset, chunks: Sequence[Chunk]) -> tuple[list[Chunk | Pack], list[list[int]]]:

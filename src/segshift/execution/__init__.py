@@ -24,6 +24,7 @@ from segshift.execution import local, torchrun
 from segshift.execution.base import Lost as Lost
 from segshift.execution.base import Process as Process
 from segshift.execution.base import Workers as Workers
+from segshift.execution.base import one_by_one as one_by_one
 from segshift.execution.stopping import STOPPED as STOPPED
 from segshift.execution.stopping import draining as draining
 from segshift.runs import InputError

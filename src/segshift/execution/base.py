@@ -3,7 +3,7 @@ gives a stage, workers that do its items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,3 +62,22 @@ class Workers(Protocol):
         the indices of those that are done before, all of them smaller. Yields: results, in any order of the
         items, and a `Lost` for each item whose workers died. Raises: what `method` raises.
         """
+
+
+def one_by_one(
+    workers: Workers,
+    method: str,
+    items: Sequence[Any],
+    asked: Callable[[], bool],
+    parts: Callable[[Any], Iterable[Any]],
+    after: Sequence[Sequence[int]] = (),
+) -> Iterator[Any]:
+    """What `Workers.map` yields, but the `parts` of an item whose workers died are done alone: some frame of
+    it costs the workers their lives. So a `Lost` is of one part."""
+    alone: list[Any] = []
+    for result in workers.map(method, items, asked, after):
+        if isinstance(result, Lost):
+            alone += parts(result.item)
+        else:
+            yield result
+    yield from workers.map(method, alone, asked)

@@ -18,7 +18,7 @@ from submitit.core.utils import DelayedSubmission
 
 from segshift.config.running import SlurmConfig
 from segshift.execution.stopping import STOPPED
-from segshift.runs import InputError
+from segshift.runs import InputError, one_line
 
 WARNING = 120
 """Seconds between the warning and the end of a task's time."""
@@ -78,4 +78,4 @@ def submit(config: SlurmConfig, logs: Path, command: list[str], cluster: str = "
         )
         return executor.map_array(Command(), tasks)
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-        raise InputError(f"cannot submit to Slurm ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"cannot submit to Slurm ({one_line(str(error), 200)})") from error

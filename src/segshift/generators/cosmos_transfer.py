@@ -36,7 +36,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from segshift.generators.base import SENTENCE, Card, Defaults, Record
-from segshift.generators.flow import Flow
+from segshift.generators.flow import OneFrameFlow
 from segshift.generators.schedule import Point
 from segshift.runs import InputError
 
@@ -66,7 +66,7 @@ USUAL_RANGE = (0.01, 200.0)
 """r_min and r_max at which strengths are counted: those of the published model."""
 
 
-class CosmosTransfer(Flow):
+class CosmosTransfer(OneFrameFlow):
     """The parts. Records: text {"text": [B,L,M]}, layout {"layout": [B,C,h,w]}, the latents of the layout."""
 
     card: ClassVar[Card] = CARD
@@ -78,35 +78,10 @@ class CosmosTransfer(Flow):
     kind_of_scheduler: ClassVar[Any] = UniPCMultistepScheduler
     kind_of_controlnet: ClassVar[Any] = CosmosControlNetModel
 
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        video = (2 * images - 1).to(self.vae.dtype)[:, :, None]
-        mode = self.vae.encode(video).latent_dist.mode()[:, :, 0].float()
-        mean, std = self._scale(mode)
-        return (mode - mean) / std
-
-    @torch.inference_mode()
-    def decode(self, z: Tensor) -> Tensor:
-        mean, std = self._scale(z)
-        video = (z * std + mean).to(self.vae.dtype)[:, :, None]
-        return self._pixels(self.vae.decode(video).sample[:, :, 0])
-
-    def _scale(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel, [1,C,1,1]."""
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(values, device=z.device) for values in (config.latents_mean, config.latents_std)
-        )
-        return mean[None, :, None, None], std[None, :, None, None]
-
     def _embed(self, prompt: str) -> Record:
         words = FRAME.format(prompt)
         found = len(self.tokenizer(words).input_ids)
-        if found > TOKENS:
-            raise InputError(
-                f"the prompt '{prompt}' has {found} tokens with the words around it, and {self.name} reads "
-                f"{TOKENS}: shorten it"
-            )
+        self._require_room(prompt, found, TOKENS)
         tokens = self.tokenizer(words, padding="max_length", max_length=TOKENS, return_tensors="pt")
         out = self.text_encoder(input_ids=tokens.input_ids.to(self.device), output_hidden_states=True)
         layers = [layer.float() for layer in out.hidden_states[1:]]

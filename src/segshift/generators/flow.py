@@ -144,5 +144,39 @@ class Flow(PartsOfAFolder):
         raise NotImplementedError
 
 
+class OneFrameFlow(Flow):
+    """A flow whose VAE is one of videos, each picture a video of one frame, with latents that are normalised
+    by channel."""
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        video = (2 * images - 1).to(self.vae.dtype)[:, :, None]
+        mode = self.vae.encode(video).latent_dist.mode()[:, :, 0].float()
+        mean, std = self._scale(mode)
+        return (mode - mean) / std
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor) -> Tensor:
+        mean, std = self._scale(z)
+        video = (z * std + mean).to(self.vae.dtype)[:, :, None]
+        return self._pixels(self.vae.decode(video).sample[:, :, 0])
+
+    def _scale(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, [1,C,1,1]."""
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(values, device=z.device) for values in (config.latents_mean, config.latents_std)
+        )
+        return mean[None, :, None, None], std[None, :, None, None]
+
+    def _require_room(self, prompt: str, found: int, most: int) -> None:
+        """Raises: InputError for a prompt of more tokens than are read, `found` of `most`."""
+        if found > most:
+            raise InputError(
+                f"the prompt '{prompt}' has {found} tokens with the words around it, and {self.name} reads "
+                f"{most}: shorten it"
+            )
+
+
 def _noise(u: float, m: float) -> float:
     return m * u / (1 + (m - 1) * u)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from segshift.generators.base import SENTENCE, Card, Defaults, Record
-from segshift.generators.flow import Flow, pack, unpack
+from segshift.generators.flow import OneFrameFlow, pack, unpack
 from segshift.generators.schedule import Point
 from segshift.runs import InputError
 
@@ -61,7 +61,7 @@ TOKENS = 256
 """L: rows of text that the transformer is given; prompts of one batch have as many."""
 
 
-class QwenImage(Flow):
+class QwenImage(OneFrameFlow):
     """The parts. Records: text {"text": [B,L,M], "mask": [B,L]}, layout {"layout": [B,N,4C]}."""
 
     card: ClassVar[Card] = CARD
@@ -73,35 +73,10 @@ class QwenImage(Flow):
     kind_of_controlnet: ClassVar[Any] = QwenImageControlNetModel
     usual_shift: ClassVar[float] = exp(0.5 + (0.9 - 0.5) / (8192 - 256) * (48 * 96 - 256))
 
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        video = (2 * images - 1).to(self.vae.dtype)[:, :, None]
-        mode = self.vae.encode(video).latent_dist.mode()[:, :, 0].float()
-        mean, std = self._scale(mode)
-        return (mode - mean) / std
-
-    @torch.inference_mode()
-    def decode(self, z: Tensor) -> Tensor:
-        mean, std = self._scale(z)
-        video = (z * std + mean).to(self.vae.dtype)[:, :, None]
-        return self._pixels(self.vae.decode(video).sample[:, :, 0])
-
-    def _scale(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel, [1,C,1,1]."""
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(values, device=z.device) for values in (config.latents_mean, config.latents_std)
-        )
-        return mean[None, :, None, None], std[None, :, None, None]
-
     def _embed(self, prompt: str) -> Record:
         tokens = self.tokenizer(FRAME.format(prompt), return_tensors="pt").to(self.device)
         found = tokens.input_ids.shape[1] - CUT
-        if found > TOKENS:
-            raise InputError(
-                f"the prompt '{prompt}' has {found} tokens with the words around it, and {self.name} reads "
-                f"{TOKENS}: shorten it"
-            )
+        self._require_room(prompt, found, TOKENS)
         out = self.text_encoder(
             input_ids=tokens.input_ids, output_hidden_states=True
         )  # nothing is padded yet

@@ -117,12 +117,7 @@ def _train(
     if config.gradient_checkpointing:
         method.checkpoint_gradients()
     method.to(accelerator.device).train()
-    optimizers = {
-        player: accelerator.prepare_optimizer(
-            session.optimizer(method.parameter_groups(player), config.lr, config.weight_decay)
-        )
-        for player in method.networks
-    }
+    optimizers = session.optimizers(method, accelerator, config.lr, config.weight_decay)
     digest = hashlib.sha256(repr([frame.id for frame in source.frames]).encode()).hexdigest()
     if start:
         frame_count = f"{len(source.frames)} labelled"

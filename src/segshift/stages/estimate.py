@@ -25,7 +25,6 @@ or strengths later: each has its own `<set>`, and what is there is used again.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -57,8 +56,6 @@ from segshift.scoring.estimate import Scored
 from segshift.settings import Data
 from segshift.stages import evaluate, predict, transfer
 from segshift.training import origins, sharing
-
-_log = logging.getLogger(__name__)
 
 _FREE = (
     "to",

@@ -138,18 +138,17 @@ def _made(
         return
     rows = config.batch_size
     groups = [tuple((frame, None) for frame in todo[i : i + rows]) for i in range(0, len(todo), rows)]
-    alone = []
-    for result in workers.map("predict", groups, asked):
-        if isinstance(result, Lost):  # some frame of it costs the workers their lives
-            alone += [(one,) for one in result.item]
-        else:
-            yield result
-    for result in workers.map("predict", alone, asked):
+    for result in execution.one_by_one(workers, "predict", groups, asked, _alone):
         if isinstance(result, Lost):
             [(frame, _)] = result.item
             yield {"id": frame.id, "error": f"{frame.image}: {result.why}"}
         else:
             yield result
+
+
+def _alone(group: tuple[Any, ...]) -> list[tuple[Any]]:
+    """A group of each of its frames."""
+    return [(one,) for one in group]
 
 
 @dataclass(frozen=True)

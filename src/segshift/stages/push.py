@@ -93,8 +93,9 @@ def _scores(config: PushConfig, trained: TrainConfig) -> dict[str, Any]:
     chosen: dict[str, dict[str, Any]] = {}
     hashes = {}
     for rule in checkpoints.rules(trained):
-        file = "best.safetensors" if rule == trained.select else f"best-{rule}.safetensors"
-        if not (run / "checkpoints" / file).exists():
+        path = checkpoints.best_file(run, rule, trained.select)
+        file = path.name
+        if not path.exists():
             continue
         # Loading it shows that others can
         record = predictor.of(
@@ -179,12 +180,9 @@ def _asking(name: str) -> Iterator[None]:
     except ValueError as error:
         if "README.md" not in str(error):
             raise
-        raise InputError(f"the hub refuses the model card ({_line(error)}): correct --license") from error
+        what = runs.one_line(str(error), 160)
+        raise InputError(f"the hub refuses the model card ({what}): correct --license") from error
 
 
 def _reason(error: HfHubHTTPError) -> str:
     return error.server_message or first_line(error)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

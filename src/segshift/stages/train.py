@@ -7,7 +7,6 @@ stopped; on one CPU the result is bitwise that of a run which was not.
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +31,6 @@ from segshift.training.data import TrainingData
 from segshift.training.keeper import Keeper
 from segshift.training.validation import Validation
 from segshift.training.watch import Watch
-
-_log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, out: str | Path) -> Path:
@@ -74,17 +71,8 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     network = replace(config.network, pretrained=False, weights=None) if start else config.network
     method = checkpoints.method_of(replace(config, network=network), data.source.space, begin=not start)
     method.to(accelerator.device).train()
-    optimizers = {
-        player: accelerator.prepare_optimizer(
-            session.optimizer(
-                method.parameter_groups(player),
-                config.lr,
-                config.weight_decay,
-                config.momentum if config.optimizer == "sgd" else None,
-            )
-        )
-        for player in method.networks
-    }
+    momentum = config.momentum if config.optimizer == "sgd" else None
+    optimizers = session.optimizers(method, accelerator, config.lr, config.weight_decay, momentum)
     crop, steps = config.crop, config.steps
     assert crop is not None and steps is not None
     state: dict[str, Any] = {}

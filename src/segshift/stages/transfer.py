@@ -41,8 +41,8 @@ from segshift.data import frames, tars
 from segshift.data.frames import Dataset, Frame
 from segshift.data.labels import CITYSCAPES, IGNORE, LabelSpace
 from segshift.engine import measuring
-from segshift.engine.journal import Journal
-from segshift.engine.making import Facts, Transferring, loose_files, loose_packs, make_all, place_label
+from segshift.engine.journal import Journal, loose_files
+from segshift.engine.making import Facts, Transferring, loose_packs, make_all, place_label
 from segshift.engine.worker import Failed, Sample, Worker, target_domains
 from segshift.execution import Workers
 from segshift.generators.base import DiffusionFamily, Generator

@@ -138,7 +138,7 @@ def load_run(run: Path, which: Literal["best"] | Select = "best") -> tuple[Metho
             f"{run} has no checkpoint '{which}', for it was trained without the data of that rule: "
             f"choose one of {', '.join(rules(config))}, or train with such a set in a new folder"
         )
-    path = _weights(run, last_step(run)) if which == "last" else _best(run, which, config.select)
+    path = _weights(run, last_step(run)) if which == "last" else best_file(run, which, config.select)
     if not path.exists():
         raise InputError(
             f"no checkpoint {path}: continue the training with the same command until it has written one, or "
@@ -165,7 +165,7 @@ def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str,
 
     Raises: InputError when there is none, or when another file lies in its place.
     """
-    path = _best(run, rule, runs.read_config(run / "config.json", TrainConfig).select)
+    path = best_file(run, rule, runs.read_config(run / "config.json", TrainConfig).select)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()["segshift"]
@@ -180,7 +180,7 @@ def best_record(run: Path, rule: Literal["best"] | Select = "best") -> dict[str,
 def chosen_steps(run: Path) -> dict[Select, int]:
     """Steps done at the checkpoint of every selection rule that has chosen one."""
     config = runs.read_config(run / "config.json", TrainConfig)
-    best = (rule for rule in rules(config)[1:] if _best(run, rule, config.select).exists())
+    best = (rule for rule in rules(config)[1:] if best_file(run, rule, config.select).exists())
     steps: dict[Select, int] = {"last": last_step(run)}
     return steps | {rule: best_record(run, rule)["step"] for rule in best}
 
@@ -217,7 +217,7 @@ def _weights(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{step:08d}.safetensors"
 
 
-def _best(run: Path, rule: str, select: str = "best") -> Path:
+def best_file(run: Path, rule: str, select: str = "best") -> Path:
     """best.safetensors for the run's own rule, `best-<rule>.safetensors` for the others."""
     return (
         run / "checkpoints" / ("best.safetensors" if rule in ("best", select) else f"best-{rule}.safetensors")
@@ -244,7 +244,7 @@ def save_best(run: Path, step: int, method: Method, score: float | None, rule: s
     full."""
     # One entry: safetensors writes several in an order that changes from call to call.
     metadata = {"segshift": json.dumps({"step": step, "score": score})}
-    _write(_best(run, rule), safetensors.torch.save(_tensors(method), metadata=metadata))
+    _write(best_file(run, rule), safetensors.torch.save(_tensors(method), metadata=metadata))
 
 
 def load(run: Path, step: int, method: Method) -> dict[str, Any]:

@@ -60,17 +60,27 @@ def start(out: Path, steps: int, process: int) -> int:
     return done
 
 
-def optimizer(
-    groups: list[tuple[list[torch.nn.Parameter], float]],
+def optimizers(
+    method: Method,
+    accelerator: Accelerator,
     lr: float,
     weight_decay: float,
     momentum: float | None = None,
-) -> Optimizer:
-    """AdamW, or SGD with `momentum`. groups: parameters, and the factor on `lr` that they learn with."""
-    made_of = [{"params": list(parameters), "initial_lr": lr * factor} for parameters, factor in groups]
-    if momentum is not None:
-        return SGD(made_of, lr, momentum, weight_decay=weight_decay)
-    return AdamW(made_of, lr, weight_decay=weight_decay)
+) -> dict[str, Optimizer]:
+    """AdamW of every player, or SGD with `momentum`. A group of parameters learns with its own factor on
+    `lr`."""
+    made: dict[str, Optimizer] = {}
+    for player in method.networks:
+        groups = [
+            {"params": list(parameters), "initial_lr": lr * factor}
+            for parameters, factor in method.parameter_groups(player)
+        ]
+        made[player] = accelerator.prepare_optimizer(
+            AdamW(groups, lr, weight_decay=weight_decay)
+            if momentum is None
+            else SGD(groups, lr, momentum, weight_decay=weight_decay)
+        )
+    return made
 
 
 def resume(
