@@ -184,7 +184,7 @@ def zodi_training(b: Benchmark, device: torch.device, loop: str, precision: torc
 
 def network(b: Benchmark) -> NetworkConfig:
     """What ZoDi's training and prediction are measured with."""
-    return NetworkConfig(encoder="resnet18" if b.tiny else "resnet50", pretrained=False)
+    return NetworkConfig(encoder="tu-test_resnet" if b.tiny else "resnet50", pretrained=False)
 
 
 def iccld_trainings(b: Benchmark, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -193,7 +193,7 @@ def iccld_trainings(b: Benchmark, device: torch.device) -> dict[str, dict[str, A
     The rate is the median of a step, counted in images of the source.
     """
     home = memory.Benchmark(b.out / "iccld", device=b.device)
-    encoder = "resnet18" if b.tiny else "resnet101"
+    encoder = "test_resnet" if b.tiny else "resnet101"
     found = {}
     for name, (config, out) in memory.trainings(home, encoder, False, steps=3 if b.tiny else 30).items():
         if b.tiny:

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda file: None  # no test cuts the power, and the disk is slow
 
 FIRST = ("test_notebook", "test_benchmarks", "test_prior")
 """Files of few tests that take long: begun last, they would let the other processes wait at the end."""

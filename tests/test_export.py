@@ -26,7 +26,7 @@ from segshift.training import checkpoints
 ICCLD = NetworkConfig(
     name="iccld", encoder="test_resnet", pretrained=False, iccld=ICCLDNetworkConfig(latent_channels=4)
 )
-UNET = NetworkConfig(name="unet", encoder="resnet18", pretrained=False)
+UNET = NetworkConfig(name="unet", encoder="tu-test_resnet", pretrained=False)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from transferring import IDS, SIZE, config, grey_levels_apart, manifest, picture
 
 from segshift import generators, runs
 from segshift.__main__ import main
-from segshift.config import DiffusionConfig
+from segshift.config import DiffusionConfig, TransferConfig
 from segshift.data.labels import CITYSCAPES
 from segshift.generators import (
     cosmos_transfer,
@@ -250,8 +250,12 @@ def family_config(home, config):
     return replace(config, diffusion=DiffusionConfig(model=str(home), device="cpu"))
 
 
-def load(config):
-    return generators.load(config)
+@pytest.fixture(scope="module")
+def loaded(home):
+    """The model of `home`, for tests that leave it as it is: to load one takes longer than most of them."""
+    return generators.load(
+        TransferConfig(source="none", diffusion=DiffusionConfig(model=str(home), device="cpu"))
+    )
 
 
 def test_every_family_has_a_tiny_model():
@@ -259,8 +263,8 @@ def test_every_family_has_a_tiny_model():
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_walk_over_an_oracle_returns_the_image(family_config, monkeypatch, eta):
-    model = load(family_config)
+def test_the_walk_over_an_oracle_returns_the_image(loaded, monkeypatch, eta):
+    model = loaded
     z0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def oracle(z, point, text, hint, control_strength):
@@ -283,8 +287,8 @@ def test_the_walk_over_an_oracle_returns_the_image(family_config, monkeypatch, e
         assert torch.allclose(end, z0, atol=1e-5)
 
 
-def test_default_strengths_have_the_noise_to_signal_ratio_of_stable_diffusion(family_config):
-    model, betas = load(family_config), np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+def test_default_strengths_have_the_noise_to_signal_ratio_of_stable_diffusion(loaded):
+    model, betas = loaded, np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     abar = np.cumprod(1 - betas)
     assert model.card.strengths.keys() == STRENGTHS.keys()
     for name, strength in STRENGTHS.items():
@@ -294,12 +298,13 @@ def test_default_strengths_have_the_noise_to_signal_ratio_of_stable_diffusion(fa
             assert point.b / point.a == pytest.approx((1 / published - 1) ** 0.5, rel=0.02)
 
 
-def test_text_layout_and_strength_of_the_layout_act(family_config):
+def test_text_layout_and_strength_of_the_layout_act(family_config, loaded):
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
 
     def drawn(**more):
         told = replace(family_config, **more)
-        [pictures] = stage.transfer_images(told, [image], [label]).values()
+        model = loaded if told.control else None
+        [pictures] = stage.transfer_images(told, [image], [label], model=model).values()
         return pictures[0]
 
     plain = drawn()
@@ -307,15 +312,14 @@ def test_text_layout_and_strength_of_the_layout_act(family_config):
         assert grey_levels_apart(plain, drawn(**more)) > 3
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_and_hardly_on_the_batch_size(family_config):
-    model = load(family_config)
+def test_a_picture_does_not_depend_on_its_neighbours_and_hardly_on_the_batch_size(family_config, loaded):
     images = [trees.picture(id, SIZE) for id in IDS[:4]]
     labels = [trees.train_ids(id, SIZE) for id in IDS[:4]]
 
     def made(order, **more):
         ids, told = [IDS[i] for i in order], replace(family_config, **more)
         pictures = stage.transfer_images(
-            told, [images[i] for i in order], [labels[i] for i in order], ids=ids, model=model
+            told, [images[i] for i in order], [labels[i] for i in order], ids=ids, model=loaded
         )["night"]
         return dict(zip(ids, pictures, strict=True))
 
@@ -324,11 +328,11 @@ def test_a_picture_does_not_depend_on_its_neighbours_and_hardly_on_the_batch_siz
     assert all(grey_levels_apart(whole[id], single[id]) <= 1 for id in single)
 
 
-def test_a_tree_is_written_resumed_and_read_by_torchvision(family_config, tmp_path, monkeypatch):
+def test_a_tree_is_written_resumed_and_read_by_torchvision(family_config, loaded, tmp_path, monkeypatch):
     whole = stage.transfer(family_config, tmp_path / "whole")
     read = torchvision.datasets.Cityscapes(str(whole / "night"), split="train", target_type="semantic")
     assert len(read) == len(IDS) and read[0][0].size == read[0][1].size == SIZE
-    decode, calls = type(load(family_config)).decode, []
+    decode, calls = type(loaded).decode, []
 
     def killed(model, z):
         calls.append(len(z))
@@ -337,18 +341,17 @@ def test_a_tree_is_written_resumed_and_read_by_torchvision(family_config, tmp_pa
         return decode(model, z)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(type(load(family_config)), "decode", killed)
+        patched.setattr(type(loaded), "decode", killed)
         stage.transfer(family_config, tmp_path / "out")
     assert 0 < len(pictures(tmp_path / "out")) < len(pictures(whole))
     out = stage.transfer(family_config, tmp_path / "out")
     assert pictures(out) == pictures(whole) and manifest(out) == manifest(whole)
     weights = manifest(out)[0]["weights"]
-    kind = type(load(family_config))
-    assert weights.keys() == {*kind.parts, "controlnet"}
+    assert weights.keys() == {*loaded.parts, "controlnet"}
 
 
-def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
-    kind = type(load(family_config))
+def test_out_of_memory_halves_the_batch(family_config, loaded, tmp_path, monkeypatch):
+    kind = type(loaded)
     encode = kind.encode
 
     def small(model, images):
@@ -361,27 +364,28 @@ def test_out_of_memory_halves_the_batch(family_config, tmp_path, monkeypatch):
     assert not runs.failures(out) and len(manifest(out)) == len(IDS)
 
 
-def test_fast_leaves_guidance_out_where_a_family_has_a_negative_prompt(family_config):
+def test_fast_leaves_guidance_out_where_a_family_has_a_negative_prompt(family_config, loaded):
     image, label = trees.picture("a", SIZE), trees.train_ids("a", SIZE)
-    model, made = load(family_config), {}
+    made = {}
     for speed in ("exact", "fast"):
         told = replace(family_config, speed=speed, guidance=7.0, strength=0.99, steps=10)
-        [made[speed]] = stage.transfer_images(told, [image], [label], model=model)["night"]
-    assert np.array_equal(made["exact"], made["fast"]) != model.reads_negative
+        [made[speed]] = stage.transfer_images(told, [image], [label], model=loaded)["night"]
+    assert np.array_equal(made["exact"], made["fast"]) != loaded.reads_negative
 
 
 @pytest.mark.parametrize("way", ["parts", "layers"])
-def test_weights_that_wait_on_the_cpu_change_no_picture(family_config, way):
+def test_weights_that_wait_on_the_cpu_change_no_picture(family_config, loaded, way):
     images = [trees.picture(id, SIZE) for id in IDS[:2]]
     labels = [trees.train_ids(id, SIZE) for id in IDS[:2]]
     waiting = replace(family_config, diffusion=replace(family_config.diffusion, offload=way))
-    ours, theirs = (stage.transfer_images(told, images, labels)["night"] for told in (family_config, waiting))
+    ours = stage.transfer_images(family_config, images, labels, model=loaded)["night"]
+    theirs = stage.transfer_images(waiting, images, labels)["night"]
     assert np.array_equal(ours, theirs)
 
 
 @torch.inference_mode()
 def test_every_tensor_is_made_where_the_networks_compute(family_config):
-    model = load(family_config)
+    model = generators.load(family_config)
     modules = [getattr(model, part) for part in (*model.parts, "controlnet", "embed_layout")]
     for module in modules:
         if module is not None:
@@ -406,14 +410,14 @@ def test_pickled_weights_are_refused_and_missing_parts_named(home, tmp_path, con
     for file in (folder / part).glob("*.index.json"):
         file.unlink()
     with pytest.raises(InputError, match=rf"{part} holds .*\.bin.*safetensors only"):
-        load(told)
+        generators.load(told)
     shutil.rmtree(folder / part)
     with pytest.raises(InputError, match=rf"no folder {folder / part}: "):
-        load(told)
+        generators.load(told)
 
 
 def test_parts_are_on_the_gpu_only_while_they_are_used(family_config, monkeypatch):
-    model = load(family_config)
+    model = generators.load(family_config)
     where = {part: "cpu" for part in (*model.parts, "controlnet")}
     parts = {part: getattr(model, part) for part in where}
     names = {id(module): part for part, module in parts.items()}
@@ -479,8 +483,8 @@ def test_models_lists_every_family_with_what_it_takes(capsys):
     assert "2.66 GiB in float16 or bfloat16, 5.33 GiB in float32" in said  # 1.43 billion
 
 
-def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, family_config, capsys):
-    model = load(family_config)
+def test_models_computes_the_memory_of_a_folder_from_its_configurations(home, loaded, capsys):
+    model = loaded
     parts = [getattr(model, part) for part in (*model.parts, "controlnet", "embed_layout")]
     count = sum(weight.numel() for part in parts if part for weight in part.parameters())
     assert main(["models", str(home)]) == 0
@@ -697,7 +701,7 @@ def test_guidance_is_an_input_of_flux_and_its_manifest_has_no_negative_prompt(tm
     folder = tiny_diffusion.flux(tmp_path / "m")
     (folder / "segshift.json").write_text(json.dumps({"steps": 4, "short_side": 64}))
     told = replace(config, diffusion=DiffusionConfig(model=str(folder), device="cpu"))
-    model = load(told)
+    model = generators.load(told)
     rows, run = [], model.transformer.forward
     model.transformer.forward = lambda hidden_states, guidance, **more: (
         rows.append((len(hidden_states), guidance.tolist())),

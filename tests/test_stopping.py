@@ -167,7 +167,7 @@ def test_the_command_leaves_with_143_and_one_line(tmp_path: Path):
         "--source",
         f"cityscapes:{data}:train",
     ]
-    command += ["--select", "last", "--network.encoder", "resnet18", "--network.no-pretrained"]
+    command += ["--select", "last", "--network.encoder", "tu-test_resnet", "--network.no-pretrained"]
     command += ["--size", "32", "64", "--crop", "32", "64", "--device", "cpu", "--steps", "100000"]
     process = begun(command, tmp_path)
     log = tmp_path / "out" / "metrics.jsonl"
