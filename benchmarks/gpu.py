@@ -195,7 +195,7 @@ def iccld_trainings(b: Benchmark, device: torch.device) -> dict[str, dict[str, A
     home = memory.Benchmark(b.out / "iccld", device=b.device)
     encoder = "test_resnet" if b.tiny else "resnet101"
     found = {}
-    for name, (config, out) in memory.trainings(home, encoder, False, steps=3 if b.tiny else 30).items():
+    for name, (config, out) in memory.trainings(home, encoder, False, steps=2 if b.tiny else 30).items():
         if b.tiny:
             config = small(config)
         if device.type == "cuda":
@@ -210,8 +210,16 @@ def iccld_trainings(b: Benchmark, device: torch.device) -> dict[str, dict[str, A
 
 
 def small(config: TrainConfig) -> TrainConfig:
-    """The same training on small images."""
-    return replace(config, size=(64, 128), target_size=(64, 128), crop=(64, 64), workers=0, precision="no")
+    """The same training of a small UNet on small images."""
+    return replace(
+        config,
+        size=(64, 128),
+        target_size=(64, 128),
+        crop=(64, 64),
+        workers=0,
+        precision="no",
+        iccld=replace(config.iccld, unet_channels=(8, 16)),
+    )
 
 
 def prediction(b: Benchmark, device: torch.device) -> Lines:

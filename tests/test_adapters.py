@@ -8,7 +8,7 @@ import pytest
 import torch
 import training
 import trees
-from test_export import onnx_run, told
+from test_export import onnx_file, told
 from test_predict import trained
 
 from segshift.config import ExportConfig, NetworkConfig, PredictConfig
@@ -143,7 +143,7 @@ def test_adapters_are_merged_for_an_export_and_the_run_stays_as_it_is(tmp_path, 
     assert count == 3 and difference < 1e-3 and equal > 99.9
     images = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
     expected, _ = inference.infer(method, images)
-    torch.testing.assert_close(torch.from_numpy(onnx_run(out, images / 255)), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(onnx_file(out)(images / 255)), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_file_with_adapters_is_read_into_a_network_without(tmp_path):

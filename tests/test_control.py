@@ -138,10 +138,12 @@ def test_the_layout_is_learnt_and_nothing_else_changes(config, data, tmp_path, h
         drawn = CITYSCAPES.paint(trees.train_ids(id, SIZE))
         trees.save(tmp_path / f"day/leftImg8bit/train/{id.split('_')[0]}/{id}_leftImg8bit.png", drawn)
     shutil.copytree(data / "gtFine", tmp_path / "day" / "gtFine")
-    config = replace(config, source=f"cityscapes:{tmp_path}/day:train", steps=24, batch_size=4)
+    config = replace(
+        config, source=f"cityscapes:{tmp_path}/day:train", steps=12, batch_size=4, checkpoint_every=12
+    )
     learnt, still = (  # the draws of a step are the same in both
-        [line["noise"] for line in logged(stage.train(replace(config, lr=lr), tmp_path / str(lr)))][-8:]
-        for lr in (3e-3, 1e-9)
+        [line["noise"] for line in logged(stage.train(replace(config, lr=lr), tmp_path / str(lr)))][-4:]
+        for lr in (1e-2, 1e-9)
     )
     assert np.mean(learnt) < 0.9 * np.mean(still)
     assert before == {path: path.read_bytes() for path in homes["prior"].rglob("*.safetensors")}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,14 @@ def day(tmp_path: Path) -> str:
     return f"cityscapes:{trees.cityscapes(tmp_path / 'day')}:train"
 
 
-def onnx_run(file: Path, images: torch.Tensor) -> np.ndarray:
-    [found] = onnxruntime.InferenceSession(file).run(None, {"images": images.numpy()})
-    return found
+def onnx_file(file: Path) -> Callable[[torch.Tensor], np.ndarray]:
+    session = onnxruntime.InferenceSession(file)
+    return lambda images: session.run(None, {"images": images.numpy()})[0]
 
 
-def pt2_run(file: Path, images: torch.Tensor) -> np.ndarray:
-    return torch.export.load(file).module()(images).detach().numpy()
+def pt2_file(file: Path) -> Callable[[torch.Tensor], np.ndarray]:
+    network = torch.export.load(file).module()
+    return lambda images: network(images).detach().numpy()
 
 
 def told(text: str) -> tuple[int, float, float]:
@@ -50,26 +52,27 @@ def told(text: str) -> tuple[int, float, float]:
     return int(found[1]), float(found[2]), float(found[3])
 
 
-@pytest.mark.parametrize(("name", "run_file"), [("net.onnx", onnx_run), ("net.pt2", pt2_run)])
-def test_a_file_of_one_size_gives_the_logits_of_the_run(tmp_path: Path, day: str, capsys, name, run_file):
+@pytest.mark.parametrize(("name", "reader"), [("net.onnx", onnx_file), ("net.pt2", pt2_file)])
+def test_a_file_of_one_size_gives_the_logits_of_the_run(tmp_path: Path, day: str, capsys, name, reader):
     run = trained(tmp_path / "run", day, classes=13, size=(30, 50), crop=(16, 32))  # to be padded
     out = export(ExportConfig(str(run)), tmp_path / name)
     count, difference, equal = told(capsys.readouterr().out)
     assert count == 3 and difference < 1e-4 and equal > 99.9
     images = torch.randint(0, 256, (1, 3, 30, 50), dtype=torch.uint8)
     expected, _ = inference.infer(checkpoints.load_run(run)[0], images)
-    np.testing.assert_allclose(run_file(out, images / 255), expected, atol=1e-4)
+    np.testing.assert_allclose(reader(out)(images / 255), expected, atol=1e-4)
 
 
 def test_a_dynamic_file_takes_any_number_and_size_and_gives_train_ids_where_asked(tmp_path: Path, day: str):
-    for name, argmax, network in (("logits", False, UNET), ("classes", True, TWO_CONVS)):
-        run = trained(tmp_path / f"run-{name}", day, network=network)
+    for name, argmax, kind in (("logits", False, UNET), ("classes", True, TWO_CONVS)):
+        run = trained(tmp_path / f"run-{name}", day, network=kind)
         method = checkpoints.load_run(run)[0]
         out = export(ExportConfig(str(run), dynamic=True, argmax=argmax, opset=20), tmp_path / f"{name}.onnx")
+        network = onnx_file(out)
         for shape in ((1, 3, STRIDE, 3 * STRIDE), (2, 3, 2 * STRIDE, STRIDE)):
             images = torch.randint(0, 256, shape, dtype=torch.uint8)
             expected, _ = inference.infer(method, images)
-            found = onnx_run(out, images / 255)
+            found = network(images / 255)
             if argmax:
                 assert found.dtype == np.uint8 and (found == expected.argmax(1).numpy()).mean() > 0.999
             else:
@@ -95,14 +98,15 @@ def test_the_sampled_prediction_of_iccld_is_exported_with_the_noise_of_seed_0(
     method = checkpoints.load_run(run)[0]
     torch.nn.init.normal_(method.average.module.denoiser.unet.conv_out.weight, std=0.3)  # or noise is nothing
     checkpoints.save_best(run, 3, method, None)
-    for name, run_file in (("net.onnx", onnx_run), ("net.pt2", pt2_run)):
+    for name, reader in (("net.onnx", onnx_file), ("net.pt2", pt2_file)):
         out = export(ExportConfig(str(run)), tmp_path / name)
         count, difference, equal = told(capsys.readouterr().out)
         assert count == 3 and difference < 1e-2 and equal > 99
         images = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
         expected, other = (inference.infer(method, images, [seed])[0] for seed in (0, 1))
+        network = reader(out)
         for _ in range(2):  # nothing is drawn
-            np.testing.assert_allclose(run_file(out, images / 255), expected, atol=1e-2)
+            np.testing.assert_allclose(network(images / 255), expected, atol=1e-2)
         assert abs(other - expected).max() > 0.05
     with pytest.raises(InputError, match="samples its prediction from noise of the image's size"):
         export(ExportConfig(str(run), dynamic=True), tmp_path / "dynamic.onnx")

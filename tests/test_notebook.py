@@ -11,6 +11,7 @@ from PIL import Image
 SMALLER = {
     "source_train=8": "source_train=3",
     "target_val=6": "target_val=3",
+    'to=("night",))': 'to=("night",), steps=5)',
     '"steps": 35': '"steps": 2',
     'encoder="resnet18"': 'encoder="tu-test_resnet"',
 }

@@ -9,7 +9,7 @@ import torch
 import training
 import trees
 from safetensors.torch import save_file
-from test_export import onnx_run, told
+from test_export import onnx_file, told
 from test_predict import trained
 
 from segshift.config import ExportConfig, NetworkConfig, PredictConfig
@@ -171,7 +171,7 @@ def test_an_export_gives_the_logits_of_the_run(tmp_path, capsys, head, dynamic):
     assert count == 3 and difference < 1e-3 and equal > 99.9
     images = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
     expected, _ = inference.infer(checkpoints.load_run(run)[0], images)
-    torch.testing.assert_close(torch.from_numpy(onnx_run(out, images / 255)), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(onnx_file(out)(images / 255)), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_file_of_weights_predicts_with_its_head(tmp_path):

@@ -23,6 +23,11 @@ from segshift.generators.base import Defaults, DiffusionFamily, Record, join
 from segshift.runs import InputError
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Of a network's weights. Its own property walks over every module: a millisecond, many times a step."""
+    return next(module.parameters()).dtype
+
+
 class PartsOfAFolder(DiffusionFamily):
     """A family whose constructor takes its name, a module for each of `parts`, `controlnet` (or None),
     `scheduler`, a tokenizer for each of `tokenizers`, `defaults` and `hashes`."""
@@ -49,7 +54,7 @@ class PartsOfAFolder(DiffusionFamily):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(self, self.walks).dtype
+        return dtype_of(getattr(self, self.walks))
 
     def _pixels(self, images: Tensor) -> Tensor:
         """[B,3,H,W] in [-1, 1] to uint8, cut off (not rounded) to grey levels, as ZoDi's code does. Raises:

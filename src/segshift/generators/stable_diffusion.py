@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from segshift.generators.base import Card, Defaults, Record
-from segshift.generators.parts import PartsOfAFolder
+from segshift.generators.parts import PartsOfAFolder, dtype_of
 from segshift.generators.schedule import Point, Points, PredictionType
 from segshift.runs import InputError
 
@@ -119,9 +119,10 @@ class StableDiffusion(PartsOfAFolder):
         """`output`, with gradients. t: a number, or one for each row [B]. layout: that of a hint."""
         residuals: dict[str, Any] = {}
         if layout is not None and self.controlnet is not None:
+            dtype = dtype_of(self.controlnet)
             down, middle = self.controlnet(
-                **self._given(z, t, text, self.controlnet.dtype),
-                **self._layout(layout.to(self.controlnet.dtype)),
+                **self._given(z, t, text, dtype),
+                **self._layout(layout.to(dtype)),
                 conditioning_scale=control_strength,
                 return_dict=False,
             )

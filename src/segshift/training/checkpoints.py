@@ -26,6 +26,7 @@ import os
 import platform
 import re
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -194,6 +195,7 @@ def describe(run: Path, space: LabelSpace, device: torch.device) -> None:
     )
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)
