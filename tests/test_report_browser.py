@@ -114,7 +114,9 @@ def scores(section, column: int) -> list[float]:
 def test_pictures_are_there_and_of_a_list_only_what_is_in_view(page):
     section = gallery(page, "#frames")
     assert section.locator(".count").text_content() == f"{COUNT + 2} frames"
-    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    page.wait_for_function(
+        "() => [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    )
     section.locator(".more button").click()
     tall = section.locator(".rows").evaluate("list => list.clientHeight")
     page.evaluate(
@@ -122,7 +124,7 @@ def test_pictures_are_there_and_of_a_list_only_what_is_in_view(page):
         "innerHeight)"
     )
     order = sorted(row["id"] for row in page.evaluate("galleries[1].kept"))
-    page.wait_for_function("galleries[1].drawn.has(galleries[1].kept.length - 1)")
+    page.wait_for_function("() => galleries[1].drawn.has(galleries[1].kept.length - 1)")
     assert len(order) == COUNT + 2 and 0 < section.locator(".strip").count() < 20 and tall > 4000
     assert all(page.evaluate("[...document.images].map(image => image.src.startsWith('data:image/webp'))"))
 
@@ -192,7 +194,7 @@ def test_errors_are_red_void_is_dark_and_the_rest_is_grey(page, file: Path):
     section.get_by_text("errors", exact=True).click()
     assert section.locator("canvas").count() == 4
     page.wait_for_function(
-        "[...document.querySelectorAll('#frames canvas')].every(canvas => canvas.width === 64)"
+        "() => [...document.querySelectorAll('#frames canvas')].every(canvas => canvas.width === 64)"
     )
     drawn = (
         section.locator("canvas")
@@ -236,7 +238,7 @@ def test_tabs_change_by_keyboard(page):
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(page, scheme: str):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function("galleries.every(gallery => gallery.cell < 200)")
+    page.wait_for_function("() => galleries.every(gallery => gallery.cell < 200)")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     ground, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"

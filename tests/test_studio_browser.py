@@ -84,8 +84,8 @@ def page(tab, address: str, reached) -> Iterator:
 def pictures(page) -> list[str]:
     """What the pictures are called, once all five are loaded."""
     page.wait_for_function(
-        "(() => { const all = [...document.querySelectorAll('.picture img')];"
-        " return all.length === 5 && all.every(image => image.complete && image.naturalWidth === 256); })()"
+        "() => { const all = [...document.querySelectorAll('.picture img')];"
+        " return all.length === 5 && all.every(image => image.complete && image.naturalWidth === 256); }"
     )
     return page.locator(".picture img").evaluate_all("images => images.map(image => image.alt)")
 
