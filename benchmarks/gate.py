@@ -20,7 +20,7 @@ from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import DiffusionConfig, GateConfig, TownConfig
 from segshift.recipes.experiment import Experiment, Row, Target, with_validation
-from segshift.recipes.runner import Scores, by_checkpoint, fill, run_experiment
+from segshift.recipes.runner import ScoreTable, by_checkpoint, fill, run_experiment
 from segshift.recipes.town import JITTER, town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json, read_lines, slug
@@ -89,7 +89,7 @@ def cost(tree: Path) -> dict[str, float]:
     return {"seconds": mean(line["seconds"] for line in lines) + before / domains / len(lines), **numbers}
 
 
-def table(scores: Scores, costs: dict[str, dict[str, dict[str, float]]]) -> str:
+def table(scores: ScoreTable, costs: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown: mIoU % mean ± standard deviation over seeds by variant, rule and target, and what each
     variant cost.
     """

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from segshift.config import TownConfig
-from segshift.recipes.runner import Scores
+from segshift.recipes.runner import ScoreTable
 from segshift.recipes.town import TOWN_DOMAINS
 from segshift.runs import cpus, write_json
 
@@ -62,11 +62,11 @@ def circumstances(*packages: str) -> dict[str, Any]:
     }
 
 
-def scores_of(lines: list[dict]) -> Scores:
+def scores_of(lines: list[dict]) -> ScoreTable:
     """From the lines of scores.json, rows in the table's order; "ZoDi night" and its like, which know one
     domain, in one row.
     """
-    scores: Scores = {}
+    scores: ScoreTable = {}
     for line in lines:
         only = next(iter(line["miou"])) if len(line["miou"]) == 1 else ""
         found = scores.setdefault((line["row"].removesuffix(f" {only}"), line["checkpoint"]), {})

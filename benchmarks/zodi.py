@@ -26,7 +26,7 @@ from settings import Trainings, protocol, scores_of, write_results
 
 from segshift.config import TownConfig, TransferConfig
 from segshift.recipes.experiment import Experiment, Row, Target, with_validation
-from segshift.recipes.runner import Scores, by_checkpoint, run_experiment
+from segshift.recipes.runner import ScoreTable, by_checkpoint, run_experiment
 from segshift.recipes.town import town_target, town_training, town_transfer
 from segshift.recipes.zodi import town_rows, transferred_val
 from segshift.runs import read_json
@@ -107,7 +107,7 @@ def _needed(name: str, rows: tuple[Row, ...], transfers: dict[str, TransferConfi
     return any(_needed(other, rows, transfers) for other in readers)
 
 
-def table(scores: Scores) -> str:
+def table(scores: ScoreTable) -> str:
     """Markdown: mIoU % mean ± standard deviation per row, rule and target, and the share of the gap that is
     closed by the last checkpoint."""
     domains = tuple(dict.fromkeys(domain for found in scores.values() for domain in found))

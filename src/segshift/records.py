@@ -305,7 +305,7 @@ class Estimated(TypedDict):
     iou: dict[str, Between]
 
 
-class TargetImages(TypedDict):
+class TargetImagesRecord(TypedDict):
     """What unlabelled images of the target say of a generator."""
 
     count: int
@@ -323,7 +323,7 @@ class DomainEstimate(TypedDict):
     transfer_cost: Between
     drop: Between
     failing: list[str]
-    target_images: NotRequired[TargetImages | None]
+    target_images: NotRequired[TargetImagesRecord | None]
 
 
 class Judge(TypedDict):

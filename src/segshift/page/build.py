@@ -25,7 +25,7 @@ from segshift.config import ReportConfig
 from segshift.data import frames
 from segshift.data.labels import LabelSpace
 from segshift.page import charts, gallery, inputs, tables
-from segshift.page.gallery import Gallery, Pictures, Predicted
+from segshift.page.gallery import Gallery, Packs, Predicted
 from segshift.page.inputs import Folder
 from segshift.page.tables import Column, Group
 from segshift.runs import InputError
@@ -40,7 +40,7 @@ def page(config: ReportConfig) -> str:
     if not folders:
         raise InputError("no folder to report on: name run folders, evaluation folders or transferred trees")
     of = {stage: [f for f in folders if f.stage == stage] for stage in inputs.STAGES}
-    groups, pictures = tables.groups_of(of["evaluate"]), Pictures()
+    groups, pictures = tables.groups_of(of["evaluate"]), Packs()
     parts = {
         "title": config.title,
         "groups": [(group, _evaluated(group, pictures)) for group in groups],
@@ -81,7 +81,7 @@ def _reliability(found: dict, index: int) -> Markup:
     return Markup(charts.reliability(found, index))
 
 
-def _evaluated(group: Group, pictures: Pictures) -> Gallery:
+def _evaluated(group: Group, pictures: Packs) -> Gallery:
     """Every frame that was evaluated, with every model's prediction."""
     firsts = [
         None if first is None else group.models.index(first) for first in map(group.first, group.models)
@@ -121,7 +121,7 @@ def _predicted(evaluation: Folder, domain: str | None) -> Predicted:
     return Predicted(Path(evaluation.config.predictions), by_frame, by_class)
 
 
-def _unlabelled(folders: list[Folder], pictures: Pictures) -> list[tuple[str, Gallery]]:
+def _unlabelled(folders: list[Folder], pictures: Packs) -> list[tuple[str, Gallery]]:
     """Galleries of predictions alone, as of a test split, by data set."""
     by_data: dict[str, dict[str, Predicted]] = {}
     for folder, name in zip(folders, inputs.names([f.config.run for f in folders]), strict=True):
@@ -132,14 +132,14 @@ def _unlabelled(folders: list[Folder], pictures: Pictures) -> list[tuple[str, Ga
     return [(data, _predicted_alone(data, columns, pictures)) for data, columns in by_data.items()]
 
 
-def _predicted_alone(data: str, columns: dict[str, Predicted], pictures: Pictures) -> Gallery:
+def _predicted_alone(data: str, columns: dict[str, Predicted], pictures: Packs) -> Gallery:
     try:
         return gallery.predicted(frames.load(data), columns, pictures)
     except InputError as error:
         return Gallery("predictions", "", (), list(columns), notes=[f"No pictures: {error}"])
 
 
-def _transfers(folders: list[Folder], pictures: Pictures) -> list[dict]:
+def _transfers(folders: list[Folder], pictures: Packs) -> list[dict]:
     """By source data set: its frames, their layouts, and each domain's pictures of them."""
     sources: dict[str, dict[str, tuple[Path, list[dict]]]] = {}
     for folder in folders:
@@ -221,7 +221,7 @@ def _estimates(folders: list[Folder], evaluations: list[Folder]) -> list[dict]:
             "about": result["protocol"],
             "level": result["level"],
             "rows": [],
-            "judge": estimate.judge(result),
+            "judge": estimate.judge_name(result),
         }
         for slug, domain in result["domains"].items():
             true = _truth(truths.get(_same(result, slug), []), f"{name}, {domain['name']}")

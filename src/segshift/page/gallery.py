@@ -37,7 +37,7 @@ from segshift.page import charts as drawing
 from segshift.runs import InputError
 from segshift.scoring import predictions
 
-Row = dict[str, Any]
+Strip = dict[str, Any]
 
 WIDTHS = ((400, 420), (3_000, 320), (15_000, 256))
 """Pictures of a gallery up to a number, and their width in pixels; more are FINEST wide."""
@@ -46,8 +46,8 @@ PACK = 100
 """Pictures in a pack."""
 
 
-class Pictures:
-    """The pictures of a page, each once, in the order in which they came."""
+class Packs:
+    """The pictures of a page, each once, in the order in which they came, in packs of PACK."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
@@ -72,7 +72,7 @@ class Gallery:
     classes: tuple[str, ...]
     columns: list[str]
     domains: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Strip] = field(default_factory=list)
     firsts: list[int | None] = field(default_factory=list)
     """By column, the one that its gain is counted from."""
     notes: list[str] = field(default_factory=list)
@@ -90,11 +90,11 @@ class Gallery:
         """Whether some prediction comes with a picture of its entropy."""
         return any(cell and cell.get("u") is not None for row in self.rows for cell in row["cells"])
 
-    def add(self, found: Sequence[Frame], make: Callable[[Frame, int], Row], pictures: Pictures) -> None:
+    def add(self, found: Sequence[Frame], make: Callable[[Frame, int], Strip], pictures: Packs) -> None:
         """Make a row of each frame; `make` is given the width of its pictures too."""
         width = _width(max(self.frames, len(found)) * (len(self.columns) + 2))
 
-        def attempt(frame: Frame) -> Row | InputError:
+        def attempt(frame: Frame) -> Strip | InputError:
             try:
                 return make(frame, width)
             except InputError as error:
@@ -135,14 +135,14 @@ def add_evaluated(
     data: Dataset,
     ids: Sequence[str],
     columns: Sequence[Predicted | None],
-    pictures: Pictures,
+    pictures: Packs,
 ) -> None:
     """Add the frames `ids` of a labelled data set, with every column's prediction."""
     gallery.domains.append(domain)
     index, sources, gates = len(gallery.domains) - 1, *_origin(data)
     train_ids = [data.space.names.index(name) for name in gallery.classes]
 
-    def make(frame: Frame, width: int) -> Row:
+    def make(frame: Frame, width: int) -> Strip:
         image, label = frames.read_image(frame.image), frames.read_label(frame, data.space)
         # What the scores do not count is void here too
         label = np.where(np.isin(label, train_ids), label, IGNORE)
@@ -195,7 +195,7 @@ def _cell(
     }
 
 
-def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Pictures) -> Gallery:
+def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Packs) -> Gallery:
     """Predictions without labels, by the name of their run."""
     gallery = Gallery("predictions", "confidence", data.space.names, list(columns))
     there = [
@@ -203,7 +203,7 @@ def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Picture
     ]
     gallery.domains = list(dict.fromkeys(frame.domain for frame in there))
 
-    def make(frame: Frame, width: int) -> Row:
+    def make(frame: Frame, width: int) -> Strip:
         image = frames.read_image(frame.image)
         size = drawing.fit(image.shape, width)
         cells = [_cell(column, frame, data, size, []) for column in columns.values()]
@@ -223,7 +223,7 @@ def predicted(data: Dataset, columns: Mapping[str, Predicted], pictures: Picture
     return gallery
 
 
-def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictures: Pictures) -> Gallery:
+def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictures: Packs) -> Gallery:
     """What was made of the frames of `source`: by domain, the tree and the lines of its manifest."""
     lines = {name: {line["id"]: line for line in of_tree} for name, (_, of_tree) in trees.items()}
     judged = any("gate" in line for by_id in lines.values() for line in by_id.values())
@@ -236,7 +236,7 @@ def transferred(source: str, trees: Mapping[str, tuple[Path, list[dict]]], pictu
     gallery.classes = data.space.names
     gallery.domains = list(dict.fromkeys(frame.domain for frame in data.frames))
 
-    def make(frame: Frame, width: int) -> Row:
+    def make(frame: Frame, width: int) -> Strip:
         image = frames.read_image(frame.image)
         label = None if frame.label is None else frames.read_label(frame, data.space)
         size = drawing.fit(image.shape, width)

@@ -21,7 +21,7 @@ from segshift.scoring.metrics import spread
 
 
 @dataclass(frozen=True)
-class Model:
+class ScoredModel:
     """One row of the headline table: a run's checkpoint, or a folder of predictions from elsewhere."""
 
     key: str
@@ -58,7 +58,7 @@ class Column:
     """
     sources: dict[str, tuple[Folder, str | None]] = field(default_factory=dict)
     """By key of the model: the evaluation, and the domain to take its frames from (None: all together)."""
-    models: list[Model] = field(default_factory=list)
+    models: list[ScoredModel] = field(default_factory=list)
 
     @property
     def best(self) -> float | None:
@@ -71,13 +71,15 @@ class Column:
         """Keys of the models whose confidence was evaluated."""
         return {key for key, scores in self.scores.items() if scores.get("calibration")}
 
-    def values(self, models: Sequence[Model], name: str | None = None) -> list[float]:
+    def values(self, models: Sequence[ScoredModel], name: str | None = None) -> list[float]:
         """mIoU %, or IoU % of a class, of the models that have one here."""
         scores = [self.scores[m.key] for m in models if m.key in self.scores]
         found = [s["iou"][name] if name else s["miou"] for s in scores]
         return [100 * value for value in found if value is not None]
 
-    def difference(self, model: Model, first: Model | None, name: str | None = None) -> float | None:
+    def difference(
+        self, model: ScoredModel, first: ScoredModel | None, name: str | None = None
+    ) -> float | None:
         """Points of mIoU, or of a class' IoU, of a model over the first; None where one of them has none."""
         if first is None or not {model.key, first.key} <= self.scores.keys():
             return None
@@ -92,10 +94,10 @@ class Group:
 
     classes: tuple[str, ...]
     colours: dict[str, str]
-    models: list[Model] = field(default_factory=list)
+    models: list[ScoredModel] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
 
-    def first(self, model: Model, rule: str | None = None) -> Model | None:
+    def first(self, model: ScoredModel, rule: str | None = None) -> ScoredModel | None:
         """What a model's gain is counted from: in an experiment its first row, of the same seed, chosen by
         the same `rule` or by one of the rules that choose the model. Of a run outside an experiment, the
         first that shares its rule, or else the first of all. None where that is not there, or is the model
@@ -109,7 +111,7 @@ class Group:
             found = alike[0] if alike[0] != model else self.models[0]
         return None if found == model else found
 
-    def called(self, model: Model) -> str:
+    def called(self, model: ScoredModel) -> str:
         """The model's name, and what tells it from others of that name."""
         alike = [set(other.about.split(", ")) for other in self.models if other.name == model.name]
         return ", ".join(
@@ -126,10 +128,10 @@ class Group:
         )
 
     @property
-    def over_seeds(self) -> list[tuple[str, str, tuple[tuple[Model, Model | None], ...]]]:
+    def over_seeds(self) -> list[tuple[str, str, tuple[tuple[ScoredModel, ScoredModel | None], ...]]]:
         """Name, checkpoint, and every seed's model with what it gains over, of rows with several seeds. Rules
         that choose the same checkpoint in every seed, and the same to gain over, share a line."""
-        by_rule: dict[tuple[Path, str, str], dict[str, list[Model]]] = {}
+        by_rule: dict[tuple[Path, str, str], dict[str, list[ScoredModel]]] = {}
         for model in self.models:
             if model.seed is None:
                 continue
@@ -155,7 +157,7 @@ class Group:
         ]
 
     def spread(
-        self, column: Column, pairs: Sequence[tuple[Model, Model | None]], name: str | None = None
+        self, column: Column, pairs: Sequence[tuple[ScoredModel, ScoredModel | None]], name: str | None = None
     ) -> tuple[str, str]:
         """mIoU %, or IoU % of a class, and gain, mean ± standard deviation over seeds; with their number
         where some lack it.
@@ -205,7 +207,7 @@ def groups_of(evaluations: Sequence[Folder]) -> list[Group]:
         seed = run.parent if re.fullmatch(r"seed-\d+", run.parent.name) else None
         rules = tuple(made.get("rules") or [made["selection"]])
         row = inputs.TITLES.get(run.name, run.name) if seed else ""
-        model = Model(f"{run} {about}", name, about, rules, predictions.details(made), seed, row)
+        model = ScoredModel(f"{run} {about}", name, about, rules, predictions.details(made), seed, row)
         if model not in group.models:
             group.models.append(model)
         # its frames kept their source's domain

@@ -50,7 +50,7 @@ from segshift.town import writer
 from segshift.training import checkpoints
 
 T = TypeVar("T")
-Scores = dict[tuple[str, Select], dict[str, list[float]]]
+ScoreTable = dict[tuple[str, Select], dict[str, list[float]]]
 """By row and selection rule: mIoU % by target, one for each seed."""
 
 _STAGES: dict[str, tuple[type, Callable[..., Path]]] = {
@@ -169,10 +169,10 @@ def _run(e: Experiment, out: Path, where: EngineConfig) -> None:
         say.rule(f"{folder}: {', '.join(config.to)}")
         shown.append(str(transfer.transfer(replace(config, where=where), out / folder)))
     write_failures(out, [line for folder in shown for line in failures(Path(folder))])
-    scores: Scores = {}
+    scores: ScoreTable = {}
     job = Trainings(e, out)
     todo = [(seed, i) for seed in range(e.seeds) for i in range(len(e.rows))]
-    found: dict[tuple[int, int], tuple[list[str], Scores]] = {}
+    found: dict[tuple[int, int], tuple[list[str], ScoreTable]] = {}
     complete = 0
     with (
         execution.workers(where, job, e.rows[0].train.device) as workers,
@@ -229,14 +229,14 @@ class Trainings:
 
     def rows(
         self, items: Iterable[tuple[int, int]], asked: Callable[[], bool]
-    ) -> Iterator[tuple[tuple[int, int], list[str], Scores]]:
+    ) -> Iterator[tuple[tuple[int, int], list[str], ScoreTable]]:
         """Of each (seed, number of the row): itself, the folders to report on, and the scores."""
         for seed, i in items:
             if asked():
                 return
             row = self.of(seed)[i]
             Console().rule(f"train: {row.name}, seed {seed}")
-            scores: Scores = {}
+            scores: ScoreTable = {}
             shown = _row(row, self.experiment.targets, self.home(seed) / slug(row.name), seed, scores)
             yield (seed, i), shown, scores
 
@@ -267,7 +267,7 @@ def _preflight(experiment: Experiment) -> None:
             networks.build(network, classes)
 
 
-def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: Scores) -> list[str]:
+def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores: ScoreTable) -> list[str]:
     """Train a row on a seed and add its `scores`; returns the folders to report on. A checkpoint that several
     rules choose is predicted and evaluated once, in the folder of the first of them."""
     config = replace(row.train, seed=row.train.seed + seed)
@@ -312,7 +312,7 @@ def _row(row: Row, targets: tuple[Target, ...], folder: Path, seed: int, scores:
     return shown
 
 
-def table(experiment: Experiment, scores: Scores) -> Table:
+def table(experiment: Experiment, scores: ScoreTable) -> Table:
     """mIoU % per row, selection rule and target, and each row's gain over the first by the same rule."""
     title = f"{experiment.name}: mIoU % on the target's labels, which no training saw"
     about = [f"published: {experiment.published}"] if experiment.published else []
@@ -334,7 +334,7 @@ def table(experiment: Experiment, scores: Scores) -> Table:
     return view
 
 
-def by_checkpoint(scores: Scores) -> dict[tuple[str, str], dict[str, list[float]]]:
+def by_checkpoint(scores: ScoreTable) -> dict[tuple[str, str], dict[str, list[float]]]:
     """By row and checkpoint, a line of a table each. Rules by which a row has the same scores everywhere
     share a line. Rows called oracle are trained on the target's labels."""
     lines: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -348,7 +348,7 @@ def by_checkpoint(scores: Scores) -> dict[tuple[str, str], dict[str, list[float]
     return lines
 
 
-def gains(scores: Scores, first: str) -> Scores:
+def gains(scores: ScoreTable, first: str) -> ScoreTable:
     """Of every other row over the row `first` of the same rule, target and seed."""
     return {
         (row, rule): {

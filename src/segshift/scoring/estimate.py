@@ -280,7 +280,7 @@ def ranking(
     return sorted(lines, key=lambda line: -(line["miou"]["value"] or 0.0))
 
 
-def judge(result: Mapping[str, Any]) -> str:
+def judge_name(result: Mapping[str, Any]) -> str:
     """Of estimate.json: the name of the generator that judged; of a folder, its own name."""
     return result["generator"]["model"].rstrip("/").rpartition("/")[2]
 

@@ -35,7 +35,8 @@ def print_estimate(result: dict[str, Any], who: str) -> None:
             )
     Console().print(detail)
     view = Table(
-        title=f"predicted mIoU %, with {result['level']:.0%} intervals; judged by {estimate.judge(result)}",
+        title=f"predicted mIoU %, with {result['level']:.0%} intervals; "
+        f"judged by {estimate.judge_name(result)}",
         caption=result["protocol"],
     )
     for heading in (
@@ -76,7 +77,7 @@ def print_ranking(ranked: dict[str, Any]) -> None:
             "predicted",
             "is the best",
             title=f"{domain['name']}: predicted mIoU %, with {ranked['level']:.0%} intervals; judged by "
-            f"{estimate.judge(first)}",
+            f"{estimate.judge_name(first)}",
             caption=ranked["protocol"],
         )
         for line in domain["ranking"]:
@@ -101,7 +102,7 @@ def print_warnings(result: dict[str, Any], who: str) -> None:
                 "%s: %s leaves the frames as they are (%.2f grey levels off on average): what was measured "
                 "is the score on the source",
                 domain["name"],
-                estimate.judge(result),
+                estimate.judge_name(result),
                 domain["changed"],
             )
         elif np.mean([draw["changed"] for draw in domain["own_draws"]]) < UNCHANGED:
@@ -109,7 +110,7 @@ def print_warnings(result: dict[str, Any], who: str) -> None:
                 "%s: %s leaves the frames of the own domain as they are, so what it spoils by itself is not "
                 "known, and the interval is too narrow",
                 domain["name"],
-                estimate.judge(result),
+                estimate.judge_name(result),
             )
         source, loss = domain["source"]["miou"]["value"], domain["transfer_cost"]["value"]
         if source and loss > source / 2:

@@ -79,11 +79,11 @@ def mixed(
     pseudo: y^t [B, H, W]. trust: the weight of its pixels, q [B, H, W].
     """
     mask = class_mask(label)
-    images = augment(mix(mask, source, target), strength)
+    images = strong_view(mix(mask, source, target), strength)
     return images, mix(mask, label, pseudo), torch.where(mask, 1.0, trust)
 
 
-def augment(images: Tensor, strength: StrongAugmentation) -> Tensor:
+def strong_view(images: Tensor, strength: StrongAugmentation) -> Tensor:
     """Images [B, 3, H, W] in [0, 1], jittered and blurred, the result in [0, 1] too."""
     count, device = len(images), images.device
     jittered = torch.rand(count, device=device) < strength.jitter_probability

@@ -75,7 +75,7 @@ from segshift.generators import schedule
 from segshift.generators.schedule import Points
 from segshift.methods.base import Batch, Method, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
-from segshift.methods.iccld.classmix import augment, mixed, pseudo_label
+from segshift.methods.iccld.classmix import mixed, pseudo_label, strong_view
 from segshift.methods.iccld.self_training import SelfTraining, average_of, latent_network, pad_label
 from segshift.networks.iccld import LATENT_STRIDE, Decoder, Denoiser, Discriminator, LatentSegmenter
 from segshift.networks.segmenter import Segmenter
@@ -292,7 +292,9 @@ class AdversarialDiffusion(Method):
         else:
             z_0, condition = (
                 images,
-                network.encode(prepare(augment(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[0],
+                network.encode(prepare(strong_view(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[
+                    0
+                ],
             )
             position = torch.ones_like(images[: 2 * count, :1])
         both = [torch.cat([skip[:count], skip_mix]) for skip, skip_mix in zip(skips, skips_mix, strict=True)]

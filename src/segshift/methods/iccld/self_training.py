@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from segshift.data.labels import IGNORE
 from segshift.methods.base import Batch, Method, cross_entropy, weighted_cross_entropy
 from segshift.methods.iccld import ICCLDConfig
-from segshift.methods.iccld.classmix import augment, class_thresholds, mixed, pseudo_label
+from segshift.methods.iccld.classmix import class_thresholds, mixed, pseudo_label, strong_view
 from segshift.networks.iccld import HEAD_LR, STRIDES, LabelEncoder, LatentSegmenter, class_shares
 from segshift.networks.segmenter import Segmenter
 from segshift.runs import InputError
@@ -212,7 +212,9 @@ class SelfTraining(Method):
         images = [x_s, x_mix]
         if c.masked_weight:
             images.append(
-                hide_blocks(augment(x_t, c.augmentation), c.masked_block, c.masked_ratio, self.segmenter.mean)
+                hide_blocks(
+                    strong_view(x_t, c.augmentation), c.masked_block, c.masked_ratio, self.segmenter.mean
+                )
             )
         x = self.segmenter.prepare(torch.cat(images))
         network, (height, width), count = latent_network(self.segmenter), y_s.shape[-2:], len(x_s)
