@@ -5,6 +5,7 @@ Skipped where there is no Gradio (`pip install 'segshift[studio]'`), no Playwrig
 
 import socket
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -18,7 +19,8 @@ from segshift.data.labels import CITYSCAPES
 from segshift.stages import studio
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-pytest.importorskip("gradio", reason="no Gradio: pip install 'segshift[studio]'")
+NO_GRADIO = "no Gradio: pip install 'segshift[studio]'"
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason=NO_GRADIO)
 
 
 @pytest.fixture(scope="module")
