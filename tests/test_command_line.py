@@ -1,5 +1,6 @@
 """The command line and named experiments: what a stranger types, and what comes back."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_every_command_explains_itself(command: str, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"segshift {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["recipes"], []])
+def test_a_reader_that_leaves_early_is_no_error(command: list[str], monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:  # as `| head` leaves it
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert main(command) == 0
+    assert not capsys.readouterr().err
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys):

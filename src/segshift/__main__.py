@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(CONTINUE[INTERRUPTED], file=sys.stderr)
         return INTERRUPTED
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # as rich ends it
+            return 0
         if error.code != STOPPED:
             raise
         from segshift import execution

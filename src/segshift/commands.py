@@ -384,7 +384,7 @@ def _done(command: Callable[[], Any]) -> Any:
     try:
         return command()
     except SystemExit as stop:
-        if stop.code == execution.STOPPED:
+        if stop.code == execution.STOPPED or isinstance(stop.__context__, BrokenPipeError):
             raise
         raise InputError(
             f"your own code ended the process ({described(stop)}): raise an error instead"
