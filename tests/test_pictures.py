@@ -134,6 +134,20 @@ def test_load_takes_files_pictures_and_arrays_and_says_how_sure_it_is(tmp_path: 
         loaded.predict(tmp_path / "nowhere.png")
 
 
+def test_a_photograph_of_a_turned_camera_stands_upright(tmp_path: Path):
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the top is on the right
+    photo = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(photo, exif=turned)
+    expected = np.rot90(pixels[..., 0] // 14, 3)
+    out = predicted(tmp_path, photo)
+    np.testing.assert_array_equal(predictions.read(out / "photo.png", CITYSCAPES), expected)
+    assert (frames.read_image(out / "overlays" / "photo.png")[:, 8:] > 100).all()
+    np.testing.assert_array_equal(segshift.load(BOX, device="cpu").predict(photo), expected)
+
+
 def broken(folder: Path) -> Path:
     """A folder of files that are no pictures and no videos."""
     (folder / "text.jpg").parent.mkdir(exist_ok=True)

@@ -91,7 +91,7 @@ def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
 def _rgb(picture: Picture) -> np.ndarray:
     """[H, W, 3] uint8. Raises: InputError."""
     if isinstance(picture, str | os.PathLike):
-        return frames.read_image(Path(picture).expanduser())
+        return frames.read_image(Path(picture).expanduser(), upright=True)
     if isinstance(picture, Image.Image):
         return np.array(picture.convert("RGB"))
     found = np.asarray(picture)

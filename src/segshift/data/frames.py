@@ -22,7 +22,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segshift import records, runs
 from segshift.data import layouts, segments, tars
@@ -363,9 +363,11 @@ _BROKEN = (
 )
 """What Pillow and OpenCV raise on files that are missing, truncated, too large or no pictures."""
 
+_RESTORE = "restore the file, or remove the frame"
+
 
 @contextmanager
-def open_picture(path: Path, cure: str = "restore the file, or remove the frame") -> Iterator[Image.Image]:
+def open_picture(path: Path, cure: str = _RESTORE) -> Iterator[Image.Image]:
     """The picture in a file. Only what reads its pixels belongs into the block.
 
     Raises: InputError on a file that cannot be read, for which `cure` says what to do.
@@ -394,10 +396,14 @@ def image_size(path: Path) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB [H, W, 3] uint8. Grey, palette, RGBA and 16-bit pictures are converted. Raises: InputError."""
-    with open_picture(path) as picture:
-        return rgb(picture)
+def read_image(path: Path, cure: str = _RESTORE, *, upright: bool = False) -> np.ndarray:
+    """RGB [H, W, 3] uint8. Grey, palette, RGBA and 16-bit pictures are converted. Raises: InputError, as
+    `open_picture`.
+
+    upright: as the camera was held (EXIF), for pictures without labels; labels lie as the pixels do.
+    """
+    with open_picture(path, cure) as picture:
+        return rgb(ImageOps.exif_transpose(picture) if upright else picture)
 
 
 def rgb(picture: Image.Image) -> np.ndarray:

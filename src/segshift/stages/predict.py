@@ -202,7 +202,7 @@ class Predicting:
             shown = config.images is not None and picture is None  # of a video the frames are drawn later
             try:
                 if picture is None:
-                    picture = frames.read_image(frame.image)
+                    picture = frames.read_image(frame.image, upright=config.images is not None)
                 native = frames.image_size(frame.label) if frame.label else picture.shape[:2]
             except InputError as error:
                 failed.append({"id": frame.id, "error": str(error)})

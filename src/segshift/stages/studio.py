@@ -20,7 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 from markupsafe import Markup, escape
-from PIL import ImageOps
 from rich.console import Console
 
 from segshift import execution, generators, predictor
@@ -185,8 +184,7 @@ def read(photo: Path, label: Path | None, space: LabelSpace) -> tuple[np.ndarray
     Raises: InputError, with the files' names alone.
     """
     try:
-        with frames.open_picture(photo, "upload a PNG or a JPEG") as picture:
-            image = frames.rgb(ImageOps.exif_transpose(picture))
+        image = frames.read_image(photo, "upload a PNG or a JPEG", upright=True)
         ids = None if label is None else frames.read_label(Frame("", "", label, label), space)
     except InputError as error:
         told = str(error)
