@@ -2,6 +2,8 @@
 
 import socket
 import sys
+import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from segshift import generators
+from segshift.__main__ import main
 from segshift.config import StudioConfig, TransferConfig
 from segshift.data import frames
 from segshift.data.labels import CITYSCAPES, SYNTHIA
@@ -124,7 +127,8 @@ def test_what_is_no_picture_or_no_label_of_it_is_refused(tmp_path: Path, example
 
 def test_a_photograph_of_100_megapixels_is_scaled_down(tmp_path: Path):
     photo = save(tmp_path / "photo.png", np.zeros((8000, 12_500), np.uint8), compress_level=1)
-    assert studio.read(photo, None, CITYSCAPES)[0].shape == (1311, 2048, 3)
+    with warnings.catch_warnings(action="error"):  # Pillow's would show in the terminal
+        assert studio.read(photo, None, CITYSCAPES)[0].shape == (1311, 2048, 3)
 
 
 def test_a_label_is_scaled_down_with_its_photograph(tmp_path: Path, monkeypatch):
@@ -145,6 +149,17 @@ def test_a_photograph_stands_upright(tmp_path: Path):
     photo = save(tmp_path / "photo.png", pixels, exif=turned)
     image, _ = studio.read(photo, None, CITYSCAPES)
     assert image.shape == (40, 20, 3) and (image[:, 10:] == 255).all()
+
+
+def test_ctrl_c_is_its_usual_end(monkeypatch, capsys):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studio, "serving", lambda config: nullcontext("http://127.0.0.1:7860"))
+    monkeypatch.setattr(studio.time, "sleep", interrupted)
+    assert main(["studio"]) == 0
+    told = capsys.readouterr()
+    assert "Ctrl-C ends it" in told.out and not told.err
 
 
 def test_a_port_in_use_and_a_missing_gradio_are_told_at_once(monkeypatch):

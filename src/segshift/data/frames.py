@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import struct
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -373,7 +374,9 @@ def open_picture(path: Path, cure: str = _RESTORE) -> Iterator[Image.Image]:
     Raises: InputError on a file that cannot be read, for which `cure` says what to do.
     """
     try:
-        with Image.open(tars.content(path)) as picture:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            opened = Image.open(tars.content(path))  # it warns of half of MAX_PIXELS
+        with opened as picture:
             yield picture
     except _BROKEN as error:
         if path.is_symlink() and not path.exists():

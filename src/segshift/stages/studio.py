@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -283,8 +283,9 @@ def studio(config: StudioConfig) -> None:
     execution.one_process("studio")
     with serving(config) as address:
         Console(soft_wrap=True, highlight=False).print(f"studio: {address} (Ctrl-C ends it)")
-        while True:
-            time.sleep(1)
+        with suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(1)
 
 
 @contextmanager
@@ -465,10 +466,15 @@ def _page(gr: Any, studio: Studio, examples: list[tuple[Path, Path | None, str]]
                     ]
                 with gr.Row():
                     if studio.network is not None:
-                        shown.append(picture("Network on the source", "Its classes there", "classes"))
+                        shown.append(
+                            picture(
+                                "Network on the source", "What the network sees in the photograph", "classes"
+                            )
+                        )
                     note = gr.HTML(min_width=180, elem_classes="note")
                     if studio.network is not None:
-                        shown.append(picture("Network on the generated", "Its classes there", "classes"))
+                        sees = "What the network sees in the generated picture"
+                        shown.append(picture("Network on the generated", sees, "classes"))
                 shown += [note, gr.HTML()]
         quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         domain.input(usual, [domain, sentence, strength], strength, **quiet)
