@@ -8,7 +8,7 @@ import reversing
 import trees
 from test_experiments import small
 from test_predict import bytes_of, trained
-from transferring import IDS, config, manifest, pictures, prior, source  # noqa: F401
+from transferring import IDS, config, load_once, manifest, pictures, prior, source  # noqa: F401
 
 from segshift import execution, runs
 from segshift.config import EngineConfig, EstimateConfig, PredictConfig
@@ -24,6 +24,7 @@ from segshift.stages.transfer import transfer
 def engine(monkeypatch) -> EngineConfig:
     monkeypatch.setitem(execution.ENGINES, "ray", "reversing")
     monkeypatch.setattr(reversing, "deadly", set())
+    load_once(monkeypatch)  # each item goes to a new worker
     return EngineConfig("ray")
 
 

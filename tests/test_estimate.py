@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_masks import eomt, saved
 from training import config as training_config
+from transferring import load_once
 
 from segshift import networks as segmentation_networks
 from segshift import outputs, records, runs
@@ -27,7 +28,6 @@ from segshift.config import (
     DiffusionConfig,
     EstimateConfig,
     NetworkConfig,
-    TownConfig,
     TrainConfig,
     TransferConfig,
 )
@@ -39,7 +39,7 @@ from segshift.recipes import runner
 from segshift.runs import InputError
 from segshift.scoring import bootstrap, label_free, metrics
 from segshift.stages.estimate import estimate
-from segshift.town.writer import town as write_town
+from segshift.town import writer
 from segshift.training import checkpoints
 from segshift.training.origins import identity
 
@@ -194,6 +194,11 @@ def home(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     torch.save(networks.two_convs(19).state_dict(), home / "mine.pth")
     return home
+
+
+@pytest.fixture(autouse=True)
+def one_model(monkeypatch):
+    load_once(monkeypatch)
 
 
 def config(home: Path, **changes) -> EstimateConfig:
@@ -962,10 +967,8 @@ def test_another_judge_and_target_images_have_rows_of_their_own(benchmark):
 def test_the_benchmark_runs_on_a_tiny_town(benchmark, tmp_path: Path, monkeypatch):
     tiny_diffusion.prior(tmp_path / "package" / "town" / "prior")  # in place of the embedded one
     monkeypatch.setattr(loading, "resources", SimpleNamespace(files=lambda name: tmp_path / "package"))
-    town = TownConfig(
-        height=64, width=128, source_train=1, source_val=10, target_train=20, target_val=2, workers=1
-    )
-    write_town(town, tmp_path / "town")
+    counts = {"cityscapes/train": 1, "cityscapes/val": 10, "acdc/night/train": 20, "acdc/night/val": 2}
+    writer.write(tmp_path / "town", height=64, width=64, counts=counts, workers=1)
     for seed in range(2):
         run = tmp_path / f"seed-{seed}" / "source-only"
         trained = training_config(

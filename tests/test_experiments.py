@@ -8,6 +8,7 @@ import pytest
 import tiny_diffusion
 import trees
 from rich.console import Console
+from transferring import load_once
 
 from segshift import outputs
 from segshift.config import DiffusionConfig, ICCLDNetworkConfig, NetworkConfig, TownConfig, TrainConfig
@@ -19,6 +20,16 @@ from segshift.recipes.zodi import town_rows
 from segshift.runs import InputError, failures, read_config, read_json, slug
 from segshift.scoring import metrics
 from segshift.town import writer
+
+
+@pytest.fixture(autouse=True)
+def one_model(monkeypatch):
+    load_once(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_diffusion.prior(tmp_path_factory.mktemp("prior") / "model")
 
 
 def small(model: Path, validation: str | None = town_target("clear")) -> Experiment:
@@ -49,8 +60,8 @@ def small(model: Path, validation: str | None = town_target("clear")) -> Experim
     )
 
 
-def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Path, capsys):
-    experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
+def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Path, model, capsys):
+    experiment = small(model, validation=None)
     first = runner.run_experiment(experiment, tmp_path / "first")
     shown = capsys.readouterr().out
     assert "source only" in shown and "ZoDi, gain" in shown
@@ -70,9 +81,9 @@ def test_an_experiment_runs_repeats_and_is_left_alone_when_finished(tmp_path: Pa
 
 
 def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refused(
-    tmp_path: Path, monkeypatch, capsys
+    tmp_path: Path, model, monkeypatch, capsys
 ):
-    experiment = small(tiny_diffusion.prior(tmp_path / "model"), validation=None)
+    experiment = small(model, validation=None)
     outputs.begin(tmp_path / "out", "run", experiment)
     broken = writer.town(experiment.town, tmp_path / "out" / "town") / "cityscapes/leftImg8bit/train"
     image = sorted(broken.rglob("*.png"))[0]
@@ -86,8 +97,8 @@ def test_frames_that_failed_are_told_at_the_end_and_several_processes_are_refuse
         runner.run_experiment(experiment, tmp_path / "two")
 
 
-def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Path, capsys):
-    experiment = small(tiny_diffusion.prior(tmp_path / "model"))
+def test_further_seeds_share_the_images_and_are_spread_in_the_table(tmp_path: Path, model, capsys):
+    experiment = small(model)
     out = runner.run_experiment(experiment, tmp_path / "out")
     images = {
         path: path.stat().st_mtime_ns

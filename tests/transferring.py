@@ -4,6 +4,7 @@ Test modules import the fixtures by name.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import tiny_diffusion
 import torch
 import trees
 
-from segshift import runs
+from segshift import generators, runs
 from segshift.config import DiffusionConfig, TransferConfig
-from segshift.generators import stable_diffusion
+from segshift.engine import making
+from segshift.generators import loading, stable_diffusion
 
 torch.set_num_threads(1)  # these networks are too small to share
 SIZE = (64, 64)
@@ -24,6 +26,25 @@ IDS = (
     "ulm_000000_000019",
     "ulm_000001_000019",
 )
+
+
+_loaded = {}
+
+
+def load_once(monkeypatch) -> None:
+    """The stage loads a folder's model only once: that takes as long as to transfer a few frames."""
+    monkeypatch.setattr(making, "generators", SimpleNamespace(load=_load))
+
+
+def _load(config: TransferConfig) -> generators.Generator | generators.DiffusionFamily:
+    town, place = config.diffusion.model == "town", Path(config.diffusion.model)
+    files = sorted((loading.home(config.diffusion, {}, ()) if town else place).rglob("*.*"))
+    if config.generator is not None or not files:
+        return generators.load(config)
+    key = repr((config.diffusion, config.control, [(str(file), file.stat().st_mtime_ns) for file in files]))
+    if key not in _loaded:
+        _loaded[key] = generators.load(config)
+    return _loaded[key]
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +63,8 @@ def source(tmp_path) -> Path:
 
 
 @pytest.fixture
-def config(source, prior) -> TransferConfig:
+def config(source, prior, monkeypatch) -> TransferConfig:
+    load_once(monkeypatch)
     where = DiffusionConfig(model=str(prior), device="cpu")
     return TransferConfig(source=f"cityscapes:{source}:train", batch_size=2, diffusion=where)
 

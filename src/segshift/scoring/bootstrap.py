@@ -89,16 +89,20 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def shown(matrix: np.ndarray) -> np.ndarray:
-    """IoU [C] of the classes that a labelled pixel shows, of M [C, C + 1]; nan for the others, also where one
-    is predicted.
+    """IoU [..., C] of the classes that a labelled pixel shows, of M [..., C, C + 1]; nan for the others, also
+    where one is predicted.
     """
-    return np.where(matrix.sum(1) > 0, metrics.iou(matrix), np.nan)
+    return np.where(matrix.sum(-1) > 0, metrics.iou(matrix), np.nan)
 
 
-def scores(source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: float = SHARE) -> np.ndarray:
-    """S, O, T and P per class, [4, C], from summed matrices [C, C + 1] each; `share`: u."""
+def scores(
+    source: np.ndarray, own: np.ndarray, transferred: np.ndarray, share: float | np.ndarray = SHARE
+) -> np.ndarray:
+    """S, O, T and P per class, [..., 4, C], from summed matrices [..., C, C + 1] each; `share`: u, a number
+    or [..., 1]."""
     measured = [shown(m) for m in (source, own, transferred)]
-    return np.stack([*measured, np.clip((1 - share) * measured[2] + share * correct(*measured), 0, 1)])
+    predicted = np.clip((1 - share) * measured[2] + share * correct(*measured), 0, 1)
+    return np.stack([*measured, predicted], axis=-2)
 
 
 def resampled(
@@ -126,7 +130,8 @@ def resampled(
         )
         summed.append(np.tensordot(weights[..., None] * draws, matrices.astype(np.float64), 2))
     shares = rng.normal(SHARE, UNSURE, resamples)
-    return np.stack([scores(s, o, t, share) for s, o, t, share in zip(*summed, shares, strict=True)])
+    source, own, transferred = summed
+    return scores(source, own, transferred, shares[:, None])
 
 
 def weights(frames: int, resamples: int, seed: int, what: str = "bootstrap") -> np.ndarray:

@@ -79,10 +79,11 @@ def restrict(matrix: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
-    """Per-class IoU in [0, 1], float64 [C]; nan for a class that is neither in the truth nor predicted."""
-    true_positive = np.diagonal(matrix).astype(np.float64)
-    union = matrix.sum(1) + matrix[:, : len(matrix)].sum(0) - true_positive
-    return np.divide(true_positive, union, out=np.full(len(matrix), np.nan), where=union > 0)
+    """Per-class IoU in [0, 1], float64 [..., C], of M [..., C, C + 1]; nan for a class that is neither in the
+    truth nor predicted."""
+    true_positive = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    union = matrix.sum(-1) + matrix[..., : matrix.shape[-2]].sum(-2) - true_positive
+    return np.divide(true_positive, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
 def miou(matrix: np.ndarray) -> float:
