@@ -8,7 +8,8 @@ import reversing
 import trees
 from test_experiments import small
 from test_predict import bytes_of, trained
-from transferring import IDS, config, load_once, manifest, pictures, prior, source  # noqa: F401
+from transferring import IDS, load_once, manifest, pictures, prior, source  # noqa: F401
+from transferring import quick as config  # noqa: F401
 
 from segshift import execution, runs
 from segshift.config import EngineConfig, EstimateConfig, PredictConfig

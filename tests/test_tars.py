@@ -14,7 +14,8 @@ import trees
 from PIL import Image
 from training import config as training
 from training import trees_of
-from transferring import IDS, SIZE, config, manifest, pictures, prior, source  # noqa: F401
+from transferring import IDS, SIZE, manifest, pictures, prior, source  # noqa: F401
+from transferring import quick as config  # noqa: F401
 
 from segshift import runs
 from segshift.config import PredictConfig

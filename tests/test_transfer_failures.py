@@ -17,7 +17,6 @@ from PIL import Image
 from transferring import (  # noqa: F401
     IDS,
     SIZE,
-    config,
     grey_levels_apart,
     manifest,
     model,
@@ -25,6 +24,7 @@ from transferring import (  # noqa: F401
     prior,
     source,
 )
+from transferring import quick as config  # noqa: F401
 
 from segshift import runs
 from segshift.data import frames
@@ -207,7 +207,7 @@ def test_a_process_that_merges_late_loses_no_line_of_another(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strength": 0.2}, "strength 0.2 of 4 steps walks none.*0.25 or more"),
+        ({"strength": 0.2, "steps": 4}, "strength 0.2 of 4 steps walks none.*0.25 or more"),
         ({"to": ()}, "no target domain"),
         ({"to": ("night", "Night ")}, "'Night ' is empty or given twice"),
         ({"to": ("...",)}, "'...' is empty"),

@@ -6,6 +6,7 @@ The reference network is replaced where a test needs verdicts of both kinds: eve
 the network sees the car again in one picture of three, by a pixel that comes from the signs of the noise.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -18,18 +19,24 @@ import trees
 from PIL import Image
 from transferring import (  # noqa: F401
     SIZE,
-    config,
     grey_levels_apart,
+    load_once,
     manifest,
     model,
     pictures,
     prior,
-    source,
 )
 
 from segshift import __main__ as command_line
 from segshift import outputs, runs
-from segshift.config import GateConfig, NetworkConfig, TrainConfig, TransferConfig, ZoDiConfig
+from segshift.config import (
+    DiffusionConfig,
+    GateConfig,
+    NetworkConfig,
+    TrainConfig,
+    TransferConfig,
+    ZoDiConfig,
+)
 from segshift.data import frames
 from segshift.data import samples as batches
 from segshift.data.labels import CITYSCAPES, LabelSpace
@@ -60,19 +67,50 @@ def reference(run: Path, source: str, space: LabelSpace = CITYSCAPES, **changes)
     return run
 
 
-@pytest.fixture
-def gated(tmp_path, config):
-    """Three frames of road over car, in two batches, and a reference network with random weights."""
-    root = trees.cityscapes(tmp_path / "plain", IDS, SIZE)
-    for path in root.glob("gtFine/*/*/*.png"):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, prior) -> TransferConfig:
+    root = tmp_path_factory.mktemp("gated")
+    data = f"cityscapes:{trees.cityscapes(root / 'plain', IDS, SIZE)}:train"
+    for path in (root / "plain").glob("gtFine/*/*/*.png"):
         trees.save(path, CITYSCAPES.to_file(LABEL))
-    data = f"cityscapes:{root}:train"
-    judge = GateConfig(str(reference(tmp_path / "run", data)), fraction=0.8, tries=3)
-    return replace(config, source=data, steps=3, gate=judge)
+    judge = GateConfig(str(reference(root / "run", data)), fraction=0.8, tries=3)
+    where = DiffusionConfig(model=str(prior), device="cpu")
+    return TransferConfig(source=data, batch_size=2, steps=3, diffusion=where, gate=judge)
+
+
+@pytest.fixture
+def gated(told, monkeypatch) -> TransferConfig:
+    """Three frames of road over car, in two batches, and a reference network with random weights; to be left
+    as they are."""
+    load_once(monkeypatch)
+    return told
 
 
 @pytest.fixture
 def strict(monkeypatch):
+    be_strict(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(told, tmp_path_factory) -> Path:
+    """What one process writes under `strict`; to be left as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        load_once(patch)
+        be_strict(patch)
+        return stage.transfer(told, tmp_path_factory.mktemp("strict") / "whole")
+
+
+@pytest.fixture(scope="module")
+def once(told, tmp_path_factory) -> Path:
+    """The same with one try."""
+    with pytest.MonkeyPatch.context() as patch:
+        load_once(patch)
+        be_strict(patch)
+        alone = replace(told, gate=replace(told.gate, tries=1))
+        return stage.transfer(alone, tmp_path_factory.mktemp("strict") / "once")
+
+
+def be_strict(monkeypatch) -> None:
     """A network that sees the car in a third of the transferred pictures, and is expected to see it in all;
     on sources it is always right."""
     known: set[bytes] = set()
@@ -144,9 +182,8 @@ def test_what_a_domain_leaves_is_measured_on_first_draws_of_some_frames(gated, s
     assert compared[1][0].shape == (1, 19)
 
 
-def test_failures_are_drawn_again_by_a_seed_of_their_own_and_recorded(gated, strict, tmp_path, model):
-    out = stage.transfer(gated, tmp_path / "out")
-    lines = manifest(out)
+def test_failures_are_drawn_again_by_a_seed_of_their_own_and_recorded(gated, strict, whole, model):
+    out, lines = whole, manifest(whole)
     assert runs.read_json(out / "gate.json")["thresholds"] == {"frame": 0.8, "region": 0.8}
     assert any(line["gate"]["tries"] > 1 for line in lines) and any(line["seed"] != 42 for line in lines)
     data = frames.load(gated.source)
@@ -167,10 +204,9 @@ def test_failures_are_drawn_again_by_a_seed_of_their_own_and_recorded(gated, str
         assert grey_levels_apart(again, frames.read_image(frames.place(data, frame, out / "night"))) <= 1
 
 
-def test_ignored_regions_are_void_in_a_label_of_their_own(gated, strict, tmp_path):
-    out = stage.transfer(replace(gated, gate=replace(gated.gate, tries=1)), tmp_path / "out")
-    data = frames.load(f"cityscapes:{out}/night:train")
-    decisions = {line["id"]: line["gate"]["decision"] for line in manifest(out)}
+def test_ignored_regions_are_void_in_a_label_of_their_own(gated, once):
+    data = frames.load(f"cityscapes:{once}/night:train")
+    decisions = {line["id"]: line["gate"]["decision"] for line in manifest(once)}
     assert "ignored" in decisions.values()
     for frame in data.frames:
         label, ignored = frames.read_label(frame, CITYSCAPES), decisions[frame.id] == "ignored"
@@ -195,8 +231,7 @@ def test_dropped_frames_are_left_out_and_recorded_and_stay_so(gated, strict, tmp
     assert pictures(stage.transfer(config, out)) == before
 
 
-def test_a_killed_or_sharded_gated_run_ends_with_the_same_bytes(gated, strict, tmp_path, monkeypatch):
-    whole = stage.transfer(gated, tmp_path / "whole")
+def test_a_killed_or_sharded_gated_run_ends_with_the_same_bytes(gated, strict, whole, tmp_path, monkeypatch):
     write, written = making._write, []
 
     def killed(*arguments):
@@ -219,8 +254,7 @@ def test_a_killed_or_sharded_gated_run_ends_with_the_same_bytes(gated, strict, t
     assert first == second
 
 
-def test_shards_of_a_gated_run_write_what_one_process_writes(gated, strict, tmp_path):
-    whole = stage.transfer(gated, tmp_path / "whole")
+def test_shards_of_a_gated_run_write_what_one_process_writes(gated, strict, whole, tmp_path):
     for shard in ("1/2", "0/2"):
         stage.transfer(replace(gated, shard=shard), tmp_path / "parts")
     assert pictures(tmp_path / "parts") == pictures(whole) and manifest(tmp_path / "parts") == manifest(whole)
@@ -232,13 +266,12 @@ def test_in_reference_mode_every_redraw_has_its_own_stream(gated, strict, tmp_pa
     assert drawn and len({line["seed"] for line in drawn}) == len(drawn)
 
 
-def test_training_reads_the_transferred_frames_own_label(gated, strict, tmp_path):
-    out = stage.transfer(replace(gated, gate=replace(gated.gate, tries=1)), tmp_path / "out")
-    source, made = frames.load(gated.source), frames.load(f"cityscapes:{out}/night:train")
+def test_training_reads_the_transferred_frames_own_label(gated, once):
+    source, made = frames.load(gated.source), frames.load(f"cityscapes:{once}/night:train")
     shown = batches.Pictures(SIZE, CITYSCAPES, range(19), keep=True)
     plain = {"crop": SIZE, "jitter": (0, 0, 0, 0), "seed": 0}
     samples = batches.Samples(batches.pair_up(source, [made]), shown, **plain)
-    ignored = {line["id"] for line in manifest(out) if line["gate"]["decision"] == "ignored"}
+    ignored = {line["id"] for line in manifest(once) if line["gate"]["decision"] == "ignored"}
     for k in range(3):
         sample = samples[k]
         void = (sample["transferred_label"] != sample["label"]).numpy()
@@ -326,9 +359,10 @@ def test_the_reference_is_a_source_only_run_on_the_same_classes(gated, tmp_path)
 
 
 def test_thresholds_of_other_weights_are_refused(gated, strict, tmp_path):
+    run = Path(shutil.copytree(gated.gate.reference, tmp_path / "run"))
+    gated = replace(gated, gate=replace(gated.gate, reference=str(run)))
     out = stage.transfer(gated, tmp_path / "out")
     frames.load(f"cityscapes:{out}/night").frames[0].image.unlink()
-    run = Path(gated.gate.reference)
     torch.manual_seed(5)
     told = runs.read_config(run / "config.json", TrainConfig)
     checkpoints.save_best(run, 1, checkpoints.method_of(told, CITYSCAPES), None)

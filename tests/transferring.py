@@ -69,6 +69,14 @@ def config(source, prior, monkeypatch) -> TransferConfig:
     return TransferConfig(source=f"cityscapes:{source}:train", batch_size=2, diffusion=where)
 
 
+@pytest.fixture
+def quick(source, prior, monkeypatch) -> TransferConfig:
+    """The same in fewer batches and steps; to be imported as `config`."""
+    load_once(monkeypatch)
+    where = DiffusionConfig(model=str(prior), device="cpu")
+    return TransferConfig(source=f"cityscapes:{source}:train", batch_size=3, steps=3, diffusion=where)
+
+
 def pictures(out: Path) -> dict[str, bytes]:
     """Every picture under OUT, by its path there."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.png"))}
