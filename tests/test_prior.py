@@ -16,7 +16,7 @@ from segshift.runs import InputError
 from segshift.town import prior, prior_data
 
 TINY = PriorConfig(
-    scenes=6, height=64, width=128, vae_steps=2, vae_batch=1, steps=4, batch=2, checkpoint_every=1, workers=1
+    scenes=4, height=64, width=96, vae_steps=2, vae_batch=1, steps=3, batch=2, checkpoint_every=1, workers=1
 )
 
 
