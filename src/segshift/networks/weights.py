@@ -146,18 +146,11 @@ def load_tensors(module: nn.Module, tensors: Tensors, path: Path) -> None:
     unexpected = sorted(tensors.keys() - own.keys())
     other = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     if missing or unexpected or other:
-        found = [
-            f"{len(keys)} {what} (such as '{keys[0]}')"
-            for keys, what in (
-                (missing, "tensors missing"),
-                (unexpected, "unknown"),
-                (other, "of another shape"),
-            )
-            if keys
-        ]
+        counts = {"tensors missing": missing, "unknown": unexpected, "of another shape": other}
+        found = ", ".join(f"{len(keys)} {what}" for what, keys in counts.items() if keys)
         raise InputError(
-            f"{path} is a checkpoint of another network: {', '.join(found)}: name the network and encoder "
-            "it was trained with"
+            f"{path} is a checkpoint of another network: {found}, such as "
+            f"'{(missing or unexpected or other)[0]}': name the network and encoder it was trained with"
         )
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
