@@ -62,7 +62,7 @@ def step1(data: Path, **changes) -> TrainConfig:
         size=(32, 64),
         crop=(32, 32),
         batch_size=4,
-        steps=4,
+        steps=3,
         optimizer="adamw",
         lr=1e-3,
         checkpoint_every=2,
@@ -79,9 +79,38 @@ def step2(data: Path, run: Path, **changes) -> TrainConfig:
     return replace(step1(data), method="adversarial_diffusion", from_run=str(run), **changes)
 
 
+def trained(config: TrainConfig, folder: Path) -> Path:
+    """The run `folder`/whole; beside it, `folder`/killed is what a kill in its last step leaves: a checkpoint
+    of step 2.
+    """
+    kind = SelfTraining if config.method == "self_training" else AdversarialDiffusion
+    whole = folder / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        training.copy_in_step(patch, kind, config.steps - 1, whole, folder / "killed")
+        return train(config, whole)
+
+
+def assert_the_killed_run_goes_on_to_the_same_bytes(config: TrainConfig, folder: Path) -> None:
+    whole, killed = folder / "whole", folder / "killed"
+    assert checkpoints.last_step(killed) == 2
+    train(config, killed)
+    assert training.same(whole, killed) and training.logged(whole) == training.logged(killed)
+
+
 @pytest.fixture(scope="module")
 def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(step1(data), tmp_path_factory.mktemp("step1"))
+    return trained(step1(data, steps=4), tmp_path_factory.mktemp("step1"))
+
+
+@pytest.fixture(scope="module")
+def first_of_images(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = replace(SETTINGS, diffused="image")
+    return trained(step1(data, steps=4, iccld=settings), tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def second(data: Path, first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(step2(data, first, steps=1), tmp_path_factory.mktemp("step2"))
 
 
 def test_a_target_of_fewer_frames_than_a_batch_is_trained_on(first: Path):
@@ -121,7 +150,7 @@ RECORDED = {
 
 
 def test_the_losses_of_both_steps_are_those_on_record(data: Path, first: Path, tmp_path: Path):
-    second = train(step2(data, first, accumulate=2, steps=3), tmp_path)
+    second = train(step2(data, first, accumulate=2, steps=2), tmp_path)
     for run, lines in ((first, RECORDED["first"]), (second, RECORDED["second"])):
         for line, expected, rel in zip(
             training.logged(run), lines, (1e-6, 1e-4), strict=False
@@ -129,10 +158,9 @@ def test_the_losses_of_both_steps_are_those_on_record(data: Path, first: Path, t
             assert {name: line[name] for name in expected} == pytest.approx(expected, rel=rel)
 
 
-def test_step_2_starts_from_the_teacher_of_step_1(data: Path, first: Path, tmp_path: Path):
-    train(step2(data, first, steps=1), tmp_path)
+def test_step_2_starts_from_the_teacher_of_step_1(first: Path, second: Path):
     before, _, _ = checkpoints.load_run(first, "last")
-    after, _, _ = checkpoints.load_run(tmp_path, "last")
+    after, _, _ = checkpoints.load_run(second, "last")
     assert isinstance(before, SelfTraining) and isinstance(after, AdversarialDiffusion)
     x = torch.rand(2, 3, 32, 64)
     ours, theirs = after.adapted.state_dict(), before.teacher.module.state_dict()
@@ -144,9 +172,9 @@ def test_step_2_starts_from_the_teacher_of_step_1(data: Path, first: Path, tmp_p
 
 def test_a_run_is_not_continued_on_other_target_frames(data: Path, tmp_path: Path, monkeypatch):
     target = trees.cityscapes(tmp_path / "target", training.IDS[:4], labelled=False)
-    config = step1(data, target=f"cityscapes:{target}:train")
+    config = step1(data, target=f"cityscapes:{target}:train", checkpoint_every=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
+        patch.setattr(SelfTraining, "after_step", _stop_in(SelfTraining.after_step, 1))
         train(config, tmp_path / "run")
     trees.cityscapes(target, training.IDS[4:], labelled=False)
     with pytest.raises(
@@ -158,19 +186,17 @@ def test_a_run_is_not_continued_on_other_target_frames(data: Path, tmp_path: Pat
 @pytest.mark.parametrize("diffused", ["label", "image"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_either_step_resumes_bitwise(
-    step: int, diffused: str, data: Path, first: Path, tmp_path: Path, monkeypatch
+    step: int, diffused: str, data: Path, first: Path, first_of_images: Path, tmp_path: Path
 ):
+    begun = first if diffused == "label" else first_of_images
     settings = replace(SETTINGS, diffused=diffused)
-    begun = first if diffused == "label" else train(step1(data, iccld=settings), tmp_path / "first")
-    config = step1(data, iccld=settings) if step == 1 else step2(data, begun, iccld=settings)
-    kind = SelfTraining if step == 1 else AdversarialDiffusion
-    whole = begun if step == 1 else train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(kind, "after_step", _stop_after(kind.after_step, 3))
-        train(config, tmp_path / "killed")
-    train(config, tmp_path / "killed")
-    assert training.same(whole, tmp_path / "killed")
-    assert training.logged(whole) == training.logged(tmp_path / "killed")
+    if step == 1:
+        config = step1(data, steps=4, iccld=settings)
+        assert_the_killed_run_goes_on_to_the_same_bytes(config, begun.parent)
+    else:
+        config = step2(data, begun, iccld=settings)
+        trained(config, tmp_path)
+        assert_the_killed_run_goes_on_to_the_same_bytes(config, tmp_path)
 
 
 def test_transferred_frames_are_one_more_labelled_source(
@@ -183,23 +209,19 @@ def test_transferred_frames_are_one_more_labelled_source(
     monkeypatch.setattr(
         batches.Pictures, "label", lambda self, frame: drawn.append(frame.label) or read(self, frame)
     )
-    whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
+    whole = trained(config, tmp_path)
     assert {(tmp_path / "moved/night") in path.parents for path in drawn} == {False, True}
-    assert training.logged(whole) != training.logged(first)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
-        train(config, stopped)
-    train(config, stopped)
-    assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
+    assert training.logged(whole)[0] != training.logged(first)[0]
+    assert_the_killed_run_goes_on_to_the_same_bytes(config, tmp_path)
     trees.synthia(tmp_path / "synthia")
-    assert train(step1(data, more_sources=(f"synthia:{tmp_path}/synthia",)), tmp_path / "other")
+    assert train(step1(data, more_sources=(f"synthia:{tmp_path}/synthia",), steps=1), tmp_path / "other")
     with pytest.raises(InputError, match="takes no --more-sources"):
         train(training.config(data, more_sources=config.more_sources), tmp_path / "zodi")
 
 
 def test_sixteen_classes_go_through_both_steps_and_are_all_that_is_predicted(data: Path, tmp_path: Path):
-    begun = train(step1(data, classes=16, steps=2), tmp_path / "first")
-    run = train(step2(data, begun, classes=16, steps=2), tmp_path / "second")
+    begun = train(step1(data, classes=16, steps=1), tmp_path / "first")
+    run = train(step2(data, begun, classes=16, steps=1), tmp_path / "second")
     out = predict(PredictConfig(str(run), f"cityscapes:{data}/day:train", device="cpu"), tmp_path / "out")
     found = {
         value
@@ -211,7 +233,7 @@ def test_sixteen_classes_go_through_both_steps_and_are_all_that_is_predicted(dat
 
 
 def test_step_2_follows_its_own_settings_before_and_after_an_interruption(
-    data: Path, first: Path, tmp_path: Path, monkeypatch
+    data: Path, first: Path, second: Path, tmp_path: Path
 ):
     settings = replace(
         SETTINGS,
@@ -220,16 +242,12 @@ def test_step_2_follows_its_own_settings_before_and_after_an_interruption(
         augmentation=StrongAugmentation(jitter_probability=0.0),
     )
     config = step2(data, first, iccld=settings)
-    whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AdversarialDiffusion, "after_step", _stop_after(AdversarialDiffusion.after_step, 3))
-        train(config, stopped)
-    train(config, stopped)
-    assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
-    assert training.logged(whole) != training.logged(train(step2(data, first), tmp_path / "other"))
+    whole = trained(config, tmp_path)
+    assert_the_killed_run_goes_on_to_the_same_bytes(config, tmp_path)
+    assert training.logged(whole)[0] != training.logged(second)[0]
 
 
-def _stop_after(after_step, step: int):
+def _stop_in(after_step, step: int):
     def stopping(self, done):
         if done == step:
             raise KeyboardInterrupt
@@ -239,16 +257,16 @@ def _stop_after(after_step, step: int):
 
 
 def test_a_continued_run_needs_neither_published_weights_nor_the_run_of_step_1(
-    data: Path, tmp_path: Path, monkeypatch
+    data: Path, first: Path, tmp_path: Path, monkeypatch
 ):
-    step_1 = train(step1(data), tmp_path / "first")
+    step_1 = shutil.copytree(first, tmp_path / "first")
     config = step2(data, step_1, network=replace(NETWORK, pretrained=True))  # the run of step 1 brings them
     monkeypatch.setattr("timm.create_model", _offline(timm.create_model))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AdversarialDiffusion, "after_step", _stop_after(AdversarialDiffusion.after_step, 3))
+        patch.setattr(AdversarialDiffusion, "after_step", _stop_in(AdversarialDiffusion.after_step, 2))
         train(config, tmp_path / "run")
     shutil.rmtree(step_1)
-    assert checkpoints.last_step(train(config, tmp_path / "run")) == 4
+    assert checkpoints.last_step(train(config, tmp_path / "run")) == 3
 
 
 def _offline(create):
@@ -278,9 +296,9 @@ def test_two_processes_train_both_players(data: Path, first: Path, tmp_path: Pat
 
 def test_step_2_refuses_a_step_1_that_is_not_finished(data: Path, tmp_path: Path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
-        train(step1(data), tmp_path / "first")
-    with pytest.raises(InputError, match="is at step 2 of 4: continue it"):
+        patch.setattr(SelfTraining, "after_step", _stop_in(SelfTraining.after_step, 1))
+        train(step1(data, checkpoint_every=1), tmp_path / "first")
+    with pytest.raises(InputError, match="is at step 1 of 3: continue it"):
         train(step2(data, tmp_path / "first"), tmp_path / "second")
 
 
@@ -414,11 +432,11 @@ def test_a_target_of_one_image_is_trained_on_in_both_steps(data: Path, tmp_path:
         assert all(np.isfinite(line[name]) for line in steps for name in line if name != "observed")
 
 
-@pytest.mark.parametrize("trained, gone", [(True, {3, 4}), (False, {3, 4}), (True, {1, 2, 3, 4})])
+@pytest.mark.parametrize("trained, gone", [(True, {2, 3}), (False, {2, 3}), (True, {1, 2, 3})])
 def test_a_training_that_loses_a_class_says_so_and_keeps_the_step_before(
     data: Path, tmp_path: Path, monkeypatch, caplog, trained, gone
 ):
-    """Looks after steps 1 to 4, and before the first where the network is trained."""
+    """Looks after steps 1 to 3, and before the first where the network is trained."""
 
     def scripted(self, method, frames, pictures, labelled=False):
         counts = (1000 * self.expected).round().astype(int)
@@ -430,26 +448,21 @@ def test_a_training_that_loses_a_class_says_so_and_keeps_the_step_before(
     monkeypatch.setattr(Watch, "_predict", scripted)
     run = train(step1(data, validate_every=1), tmp_path)
     looks = {line["step"]: line["target"]["lost"] for line in training.logged(run) if "target" in line}
-    assert list(looks) == ([0] if trained else []) + [1, 2, 3, 4]
+    assert list(looks) == ([0] if trained else []) + [1, 2, 3]
     assert {step for step, lost in looks.items() if lost} == gone
-    assert checkpoints.chosen_steps(run) == {"last": 4, "target": min(gone) - 1}
-    assert f"the training has lost {looks[4][0]} on the target" in caplog.text
+    assert checkpoints.chosen_steps(run) == {"last": 3, "target": min(gone) - 1}
+    assert f"the training has lost {looks[3][0]} on the target" in caplog.text
 
 
-def test_the_watch_goes_on_from_the_peaks_of_the_checkpoint(data: Path, tmp_path: Path, monkeypatch):
+def test_the_watch_goes_on_from_the_peaks_of_the_checkpoint(data: Path, tmp_path: Path):
     config = step1(data, validate_every=1)
-    whole, stopped = train(config, tmp_path / "whole"), tmp_path / "stopped"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SelfTraining, "after_step", _stop_after(SelfTraining.after_step, 3))
-        train(config, stopped)
-    train(config, stopped)
-    assert training.same(whole, stopped) and training.logged(whole) == training.logged(stopped)
+    trained(config, tmp_path)
+    assert_the_killed_run_goes_on_to_the_same_bytes(config, tmp_path)
 
 
-def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, first: Path, tmp_path: Path):
-    run = train(step2(data, first, steps=2), tmp_path / "run")
+def test_prediction_depends_on_the_frame_and_the_seed_alone(data: Path, second: Path, tmp_path: Path):
     plain = PredictConfig(
-        run=str(run), data=step1(data).target, uncertainty=True, draws=3, sampling_steps=2, batch_size=1
+        run=str(second), data=step1(data).target, uncertainty=True, draws=3, sampling_steps=2, batch_size=1
     )
     one = predict(plain, tmp_path / "one")
     two = predict(replace(plain, batch_size=3), tmp_path / "two")
@@ -484,7 +497,7 @@ def test_a_sliding_window_covers_every_pixel(data: Path, first: Path, tmp_path: 
 
 
 def test_windows_cover_every_pixel_and_average_where_they_overlap(
-    data: Path, first: Path, tmp_path: Path, monkeypatch
+    data: Path, second: Path, tmp_path: Path, monkeypatch
 ):
     """A network that says of a pixel what its own colour says gives the same with any window, step 2 and its
     maps too.
@@ -495,8 +508,7 @@ def test_windows_cover_every_pixel_and_average_where_they_overlap(
         return logits, {"entropy": images[:, 0], "spread": images[:, 1]}
 
     monkeypatch.setattr(AdversarialDiffusion, "predict_with_uncertainty", by_colour)
-    run = train(step2(data, first, steps=1), tmp_path / "run")
-    plain = PredictConfig(run=str(run), data=step1(data).target, uncertainty=True, draws=2)
+    plain = PredictConfig(run=str(second), data=step1(data).target, uncertainty=True, draws=2)
     full = predict(plain, tmp_path / "full")
     files = [path.relative_to(full) for path in sorted(full.rglob("*.png"))]
     assert {file.parts[0] for file in files} >= {"uncertainty"} and len(

@@ -1,6 +1,7 @@
 """Tiny trainings, for the tests of everything that trains."""
 
 import os
+import shutil
 import socket
 from dataclasses import replace
 from multiprocessing import get_context
@@ -107,6 +108,18 @@ def stop_in_step(monkeypatch, step: int) -> None:
         whole(self, done)
 
     monkeypatch.setattr(ZoDi, "after_step", after_step)
+
+
+def copy_in_step(monkeypatch, method: type[Method], step: int, run: Path, to: Path) -> None:
+    """What a kill in this step leaves of `run`, while that trains on."""
+    whole = method.after_step
+
+    def after_step(self, done):
+        if done == step:
+            shutil.copytree(run, to)
+        whole(self, done)
+
+    monkeypatch.setattr(method, "after_step", after_step)
 
 
 def start(config: TrainConfig, out: Path, environment: dict[str, str] | None = None) -> BaseProcess:
