@@ -8,11 +8,12 @@ import pytest
 import torch
 import training
 import trees
-from test_export import onnx_file, told
+from test_export import onnx_file, pt2_file, told
 from test_predict import trained
 
 from segshift.config import ExportConfig, NetworkConfig, PredictConfig
 from segshift.methods.source_only.training import SourceOnly
+from segshift.methods.zodi.adaptation import ZoDi
 from segshift.networks import build
 from segshift.networks.adapters import merged
 from segshift.networks.options import ICCLDNetworkConfig
@@ -98,16 +99,16 @@ def test_an_interrupted_training_gives_the_same_bytes_and_moves_the_adapters_alo
     data, tmp_path, monkeypatch, adapter
 ):
     config = training.config(
-        data, network=tiny(adapter), size=(32, 64), crop=(32, 32), optimizer="adamw", lr=1e-2, steps=4
+        data, network=tiny(adapter), size=(32, 64), crop=(32, 32), optimizer="adamw", lr=1e-2, steps=3
     )
     train(replace(config, steps=1, checkpoint_every=1), tmp_path / "one")
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        training.stop_in_step(stopped, 3)
-        train(config, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        training.copy_in_step(patch, ZoDi, 2, tmp_path / "whole", tmp_path / "parts")
+        train(config, tmp_path / "whole")
+    assert checkpoints.last_step(tmp_path / "parts") == 2
     train(config, tmp_path / "parts")
     assert training.same(tmp_path / "whole", tmp_path / "parts")
-    state = read_pickled(checkpoints._weights(tmp_path / "whole", 4).with_suffix(".state"))
+    state = read_pickled(checkpoints._weights(tmp_path / "whole", 3).with_suffix(".state"))
     moments = state["optimizers"]["segmenter"]["state"].values()
     method = checkpoints.load_run(tmp_path / "whole", "last")[0]
     trained_ones = sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -121,7 +122,7 @@ def test_an_interrupted_training_gives_the_same_bytes_and_moves_the_adapters_alo
 @pytest.mark.parametrize("encoder", ["test_vit", "test_convnext"])
 def test_both_steps_of_iccld_train_adapters_in_their_encoder(data, tmp_path, encoder):
     network = tiny(name="iccld", encoder=encoder, iccld=ICCLDNetworkConfig(latent_channels=4))
-    second = training.both_steps(data, network, tmp_path, lr=1e-2, steps=2)
+    second = training.both_steps(data, network, tmp_path, lr=1e-2, steps=1)
     assert any("lora_B" in name for name in training.last(tmp_path / "second"))
     out = predict(PredictConfig(str(tmp_path / "second"), second.source, device="cpu"), tmp_path / "out")
     assert (out / "predictions.jsonl").is_file()
@@ -129,8 +130,12 @@ def test_both_steps_of_iccld_train_adapters_in_their_encoder(data, tmp_path, enc
         train(replace(second, network=replace(network, adapter="none")), tmp_path / "other")
 
 
-@pytest.mark.parametrize("adapter", KINDS)
-def test_adapters_are_merged_for_an_export_and_the_run_stays_as_it_is(tmp_path, capsys, adapter):
+@pytest.mark.parametrize(
+    ("adapter", "name", "reader"), [("lora", "net.onnx", onnx_file), ("mica", "net.pt2", pt2_file)]
+)
+def test_adapters_are_merged_for_an_export_and_the_run_stays_as_it_is(
+    tmp_path, capsys, adapter, name, reader
+):
     day = f"cityscapes:{trees.cityscapes(tmp_path / 'day')}:train"
     run = trained(tmp_path / "run", day, network=tiny(adapter), crop=(32, 32))
     method = moved(checkpoints.load_run(run)[0])
@@ -138,12 +143,12 @@ def test_adapters_are_merged_for_an_export_and_the_run_stays_as_it_is(tmp_path, 
     alone = merged(method)
     assert not any("lora" in name for name in alone.state_dict()) and merged(alone) is alone
     assert any("lora" in name for name in method.state_dict())
-    out = export(ExportConfig(str(run)), tmp_path / "net.onnx")
+    out = export(ExportConfig(str(run)), tmp_path / name)
     count, difference, equal = told(capsys.readouterr().out)
     assert count == 3 and difference < 1e-3 and equal > 99.9
     images = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
     expected, _ = inference.infer(method, images)
-    torch.testing.assert_close(torch.from_numpy(onnx_file(out)(images / 255)), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(reader(out)(images / 255)), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_file_with_adapters_is_read_into_a_network_without(tmp_path):
