@@ -62,27 +62,27 @@ def test_byol_continues_with_its_target(data, tmp_path, monkeypatch):
 
 def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
     """SIGKILL, twice, from another process: the files alone carry the run on."""
-    settings = config(data, **dropping(steps=2000, checkpoint_every=20, validate_every=50))
+    settings = config(data, **dropping(steps=2000, checkpoint_every=10, validate_every=25))
     process = start(settings, tmp_path / "killed")
     deadline = time.monotonic() + 240
     while (
-        checkpoints.last_step(tmp_path / "killed") < 60 and time.monotonic() < deadline and process.is_alive()
+        checkpoints.last_step(tmp_path / "killed") < 30 and time.monotonic() < deadline and process.is_alive()
     ):
         time.sleep(0.005)
     process.kill()
     process.join()
     reached = checkpoints.last_step(tmp_path / "killed")
-    assert 60 <= reached < 2000
+    assert 30 <= reached < 2000
 
     # The rest of 2000 steps would be long: the same states up to a common step are the same run.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_in_step(patch, reached + 20)
+            stop_in_step(patch, reached + 10)
             train(settings, tmp_path / "killed")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_in_step(patch, reached + 20)
+            stop_in_step(patch, reached + 10)
             train(settings, tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
@@ -91,7 +91,7 @@ def test_a_killed_process_loses_nothing_that_was_saved(data, tmp_path):
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
-    settings = config(data, **dropping(steps=2000, checkpoint_every=20))
+    settings = config(data, **dropping(steps=2000, checkpoint_every=5))
     process = start(settings, tmp_path / "run")
     try:
         deadline = time.monotonic() + 240

@@ -114,22 +114,35 @@ class World:
         shared = str(at / "estimate" / "transferred")
         estimate(replace(self.estimating, run=both, transferred=shared), at / "ranked")
         shutil.copytree(at, self.copy, symlinks=True)
+        self.held = contents(self.copy)
 
     def restore(self) -> None:
         """Bring back the files that were changed, and delete those that were added."""
-        for path in sorted(self.root.rglob("*"), reverse=True):  # what is in a folder before the folder
-            there = self.copy / path.relative_to(self.root)
-            if path.is_dir() and not path.is_symlink():
-                if not there.is_dir():
-                    path.rmdir()
-            elif not os.path.lexists(there) or path.lstat().st_mtime_ns != there.lstat().st_mtime_ns:
-                path.unlink()
-        for there in sorted(self.copy.rglob("*")):
-            path = self.root / there.relative_to(self.copy)
-            if there.is_dir() and not there.is_symlink():
-                path.mkdir(exist_ok=True)
-            elif not os.path.lexists(path):
-                shutil.copy2(there, path, follow_symlinks=False)
+        now = contents(self.root)
+        wrong = {name for name in now.keys() | self.held.keys() if now.get(name, 0) != self.held.get(name, 0)}
+        for name in sorted(wrong & now.keys(), reverse=True):  # what is in a folder before the folder
+            path = self.root / name
+            path.rmdir() if now[name] is None else path.unlink()
+        for name in sorted(wrong & self.held.keys()):
+            path = self.root / name
+            if self.held[name] is None:
+                path.mkdir()
+            else:
+                shutil.copy2(self.copy / name, path, follow_symlinks=False)
+
+
+def contents(root: Path) -> dict[str, int | None]:
+    """When each file below `root` was changed; None for a folder."""
+    found: dict[str, int | None] = {}
+    folders = [str(root)]
+    while folders:
+        for entry in os.scandir(folders.pop()):
+            folder = entry.is_dir(follow_symlinks=False)
+            if folder:
+                folders.append(entry.path)
+            name = entry.path[len(str(root)) + 1 :]
+            found[name] = None if folder else entry.stat(follow_symlinks=False).st_mtime_ns
+    return found
 
 
 def report_on(*names: str) -> Command:
