@@ -1,5 +1,6 @@
 """Output folders: nothing of the user's is overwritten, and a failed start leaves nothing behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -251,6 +252,17 @@ def too_much(config, out):
 
 def too_much_for_torch(config, out):
     torch.empty(2**60)
+
+
+def full(config, out):
+    raise OSError(errno.ENOSPC, "No space left on device", "/data/prior.log")
+
+
+def test_a_full_disk_is_no_defect(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("segshift.town.writer.town", full)
+    refused(
+        ["town", str(tmp_path / "out")], capsys, "disk full", "/data/prior.log", "free some space and run"
+    )
 
 
 def too_much_for_a_worker(config, out):

@@ -154,6 +154,46 @@ def test_out_of_memory_goes_on_in_halves(tmp_path: Path, day: str, monkeypatch):
         predict(replace(config, batch_size=0), tmp_path / "none")
 
 
+def test_one_image_without_memory_is_listed_and_the_others_are_predicted(
+    tmp_path: Path, day: str, monkeypatch
+):
+    config = PredictConfig(str(trained(tmp_path / "run", day)), day, batch_size=1, device="cpu")
+    whole = predict(config, tmp_path / "whole")
+    plain, calls = inference.infer, []
+
+    def limited(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(inference, "infer", limited)
+    out = predict(config, tmp_path / "out")
+    [failed] = runs.failures(out)
+    assert failed["id"] == frames.load(day).frames[1].id
+    assert "too little memory for one image of (32, 64): give a --window" in failed["error"]
+    predict(config, out)
+    assert bytes_of(out) == bytes_of(whole)
+
+
+def test_a_full_disk_is_one_sentence_and_the_next_start_goes_on(tmp_path: Path, day: str, monkeypatch):
+    config = PredictConfig(str(trained(tmp_path / "run", day)), day, batch_size=1, device="cpu")
+    whole, opened, out = predict(config, tmp_path / "whole"), Path.open, tmp_path / "out"
+
+    def full(path, mode="r", *arguments, **named):
+        record = path.name == "predictions.jsonl" and mode == "a"
+        return opened(Path("/dev/full") if record else path, mode, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(
+            InputError, match=f"disk full while writing {out}/predictions.jsonl: free some space"
+        ):
+            predict(config, out)
+    predict(config, out)
+    assert bytes_of(out) == bytes_of(whole)
+
+
 def test_a_corrupt_image_is_listed_and_the_others_are_done(tmp_path: Path, day: str):
     run = trained(tmp_path / "run", day)
     image = frames.load(day).frames[1].image

@@ -1,7 +1,9 @@
 """The embedded prior: captions, tokenizer, latents, training that resumes, and the folder it ships in."""
 
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from segshift import execution, outputs
 from segshift.config import DiffusionConfig, PriorConfig
 from segshift.generators import stable_diffusion
 from segshift.runs import InputError
@@ -89,6 +92,29 @@ def test_interrupted_training_ends_with_the_same_weights(whole: Path, tmp_path: 
     loaded = stable_diffusion.load_model(DiffusionConfig(model=str(whole / "model"), device="cpu"))
     assert loaded.defaults.guidance == prior.DEFAULTS["guidance"]
     assert loaded.embed(["driving at night, best quality"])["text"].shape == (1, prior.MAX_TOKENS, 64)
+
+
+def test_asked_to_end_it_saves_the_step_in_hand(tmp_path: Path, monkeypatch):
+    """And goes on from it, which the test before shows."""
+    loss, calls = prior.vae_loss, []
+
+    def asked(*arguments):
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*arguments)
+
+    monkeypatch.setattr(prior, "vae_loss", asked)
+    with pytest.raises(SystemExit) as told:
+        prior.train(replace(TINY, scenes=1, checkpoint_every=100), tmp_path / "out")
+    state = torch.load(tmp_path / "out" / "vae.state.pt", weights_only=True)
+    assert told.value.code == execution.STOPPED and state["step"] == len(calls) == 1
+
+
+def test_a_training_that_another_process_does_is_left_to_it(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(outputs, "_hold", lambda *a: False)
+    monkeypatch.setattr(outputs, "PATIENCE", 0.0)
+    with pytest.raises(InputError, match="another process works in"):
+        prior.train(TINY, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["vae.state.pt", "prior.state.pt", "latents.pt"])

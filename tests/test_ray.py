@@ -67,10 +67,12 @@ def nodes(folder: Path) -> set[str]:
 def cluster():
     from ray.cluster_utils import Cluster
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:  # the workers find this module
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         made.add_node(num_cpus=1)
+        signal.signal(signal.SIGTERM, before)
         yield made
         ray.shutdown()
         made.shutdown()
@@ -150,7 +152,9 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path: Path):
 
 
 def test_without_an_address_it_starts_on_loopback_alone(tmp_path: Path):
+    before = signal.getsignal(signal.SIGTERM)
     with execution.workers(EngineConfig("ray"), Job(tmp_path), "cpu") as workers:
+        assert signal.getsignal(signal.SIGTERM) == before  # Ray's own would leave with another code
         assert sorted(workers.map("double", ["a", "b"], never)) == [("a", "aa"), ("b", "bb")]
     assert ray.util.get_node_ip_address() == "127.0.0.1"
     ray.shutdown()

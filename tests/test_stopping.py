@@ -18,15 +18,21 @@ from training import in_two_processes, last, logged, same, trees_of
 from transferring import config, manifest, pictures, prior, source  # noqa: F401
 
 from segshift import execution, runs
-from segshift.config import PredictConfig
+from segshift.__main__ import _leave, main
+from segshift.config import EvaluateConfig, PredictConfig
 from segshift.engine import making
 from segshift.methods.base import Method
 from segshift.methods.zodi.adaptation import ZoDi
 from segshift.recipes import runner
 from segshift.scoring import predictions
+from segshift.stages import check as checking
+from segshift.stages import evaluate as evaluating
+from segshift.stages import export as exporting
 from segshift.stages import transfer as transferring
+from segshift.stages.evaluate import evaluate
 from segshift.stages.predict import predict
 from segshift.stages.train import train
+from segshift.town import writer
 from segshift.training import checkpoints, session
 
 
@@ -142,6 +148,53 @@ def test_an_experiment_ends_with_the_stage_in_hand_and_continues(tmp_path: Path,
     assert not (out / "scores.json").exists() and last(out / "seed-0" / "source-only")
     runner.run_experiment(experiment, out)
     assert (out / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
+
+
+SMALL_TOWN = (
+    "--height 32 --width 64 --source-train 2 --source-val 0 --target-train 0 --target-val 0 --workers 1"
+)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> Path:
+    """data/, a run/ on it, its predictions/ and their evaluation/."""
+    home = tmp_path_factory.mktemp("stages")
+    data = f"cityscapes:{trees.cityscapes(home / 'data')}:train"
+    run = trained(home / "run", data)
+    predict(PredictConfig(str(run), data, device="cpu"), home / "predictions")
+    evaluate(EvaluateConfig(str(home / "predictions"), data), home / "evaluation")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "name"),
+    [
+        ("town OUT " + SMALL_TOWN, writer, "_save"),
+        ("check --data cityscapes:HOME/data:train --workers 1 --out OUT", checking, "_inspect"),
+        (
+            "evaluate OUT --predictions HOME/predictions --data cityscapes:HOME/data:train --workers 1",
+            evaluating,
+            "_matrix",
+        ),
+        ("report OUT --runs HOME/evaluation", runs, "atomic"),
+        ("export OUT/net.pt2 --run HOME/run", exporting, "_write"),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_a_short_stage_ends_at_once_and_leaves_nothing_half_written(
+    command, where, name, evaluated: Path, tmp_path: Path, monkeypatch, capsys
+):
+    words = command.replace("HOME", str(evaluated)).replace("OUT", str(tmp_path / "out")).split()
+    with monkeypatch.context() as patch:
+        asked_after(patch, where, name, 1 if where is exporting else 2)
+        before = signal.signal(signal.SIGTERM, _leave)  # as the installed command does
+        try:
+            assert main(words) == 143
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert "asked to end: run the same command again to continue" in capsys.readouterr().err
+    assert not list(tmp_path.rglob(f"{runs.TEMPORARY}*"))
+    assert main(words) == 0
 
 
 def test_data_workers_leave_sigterm_to_the_training(tmp_path: Path):

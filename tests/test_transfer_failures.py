@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_device
 import tiny_diffusion
+import torch
 import trees
 from PIL import Image
 from transferring import (  # noqa: F401
@@ -158,6 +159,27 @@ def test_out_of_memory_halves_the_batch_and_goes_on(config, tmp_path, monkeypatc
     monkeypatch.setattr(zodi, "transfer", small_device.for_none)
     with pytest.raises(InputError, match=r"too little memory for one image .* smaller --short-side"):
         stage.transfer(config, tmp_path / "none")
+
+
+def test_one_frame_without_memory_is_listed_and_the_others_are_made(config, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(making.generators, "load", lambda *a, **k: model)
+    config = replace(config, batch_size=1)
+    plain, calls = zodi.transfer, []
+
+    def limited(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(zodi, "transfer", limited)
+    out = stage.transfer(config, tmp_path / "out")
+    [failed] = runs.failures(out)
+    assert failed["id"] == IDS[2] and "too little memory for one image" in failed["error"]
+    assert "give a smaller --short-side" in failed["error"] and len(failed["error"]) <= 300
+    assert [line["id"] for line in manifest(out)] == [id for id in IDS if id != IDS[2]]
+    stage.transfer(config, out)
+    assert len(calls) == len(IDS) + 1 and len(manifest(out)) == len(IDS) and not runs.failures(out)
 
 
 def test_a_full_disk_leaves_nothing_half_written_and_the_run_continues(config, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import traceback
@@ -343,10 +344,11 @@ def run_command(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if debug or not _lacks_memory(error):
+        known = _lacking(error)
+        if debug or not known:
             traceback.print_exc()
-        if _lacks_memory(error):
-            what = one_line(f"too little memory ({described(error)}): {_LESS}")
+        if known:
+            what = one_line(f"{known[0]} ({described(error)}): {known[1]}")
             errors.print("[bold red]error[/]", escape(what))
             return 2
         errors.print(
@@ -368,15 +370,20 @@ def run_command(words: list[str]) -> int:
 
 
 _LESS = "take smaller pictures (--size, --short-side), a smaller --batch-size, or fewer --workers"
+_MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "BrokenProcessPool")
 _MEMORY = re.compile(
     "can't allocate memory|insufficient memory|out of memory|killed by signal", re.IGNORECASE
 )
 """What torch, OpenCV and data workers say where memory runs out."""
 
 
-def _lacks_memory(error: Exception) -> bool:
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError", "BrokenProcessPool")
-    return named or bool(_MEMORY.search(str(error)))
+def _lacking(error: Exception) -> tuple[str, str] | None:
+    """What the machine lacks, and what to do; None where it is something else."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk full", "free some space and run the same command again"
+    if type(error).__name__ in _MEMORY_ERRORS or _MEMORY.search(str(error)):
+        return "too little memory", _LESS
+    return None
 
 
 def _done(command: Callable[[], Any]) -> Any:

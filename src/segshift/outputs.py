@@ -138,8 +138,9 @@ def alone(out: Path, index: int = 0, count: int = 1) -> Iterator[None]:
     """
     new = not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("a+")
+        with runs.on_disk(out / LOCK):
+            out.mkdir(parents=True, exist_ok=True)
+            lock = (out / LOCK).open("a+")
     except OSError as error:
         raise InputError(
             f"cannot write to {out} ({error.strerror}): choose a writable output folder"

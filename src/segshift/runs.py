@@ -71,6 +71,19 @@ def user_path(text: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """What writes `path`. Raises: InputError when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"disk full while writing {path}: free some space and run the same command again"
+        ) from error
+
+
+@contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block succeeds and vanishes when it fails.
 
@@ -78,21 +91,19 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # With the user's own permissions, so that colleagues can read the result
-        temporary.touch(exist_ok=False)
+        with on_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # With the user's own permissions, so that colleagues can read the result
+            temporary.touch(exist_ok=False)
     except OSError as error:
         raise InputError(
             f"cannot write {path} ({error.strerror}): choose a writable output folder"
         ) from error
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with on_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"disk full while writing {path}: free some space and run the same command again"
-            ) from error
         if error.errno == errno.EISDIR:
             raise InputError(f"{path} is a folder, expected a file: move it, or name a new output") from error
         if error.errno == errno.ENAMETOOLONG:

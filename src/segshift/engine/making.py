@@ -332,9 +332,10 @@ def place_label(config: TransferConfig, label: Path, path: Path) -> None:
         return
     temporary = path.with_name(f"{runs.TEMPORARY}{secrets.token_hex(8)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.symlink_to(place)
-        os.replace(temporary, path)
+        with runs.on_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.symlink_to(place)
+            os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot link {path} to {place} ({error.strerror}): choose --labels copy") from error
     finally:

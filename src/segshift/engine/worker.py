@@ -2,7 +2,8 @@
 asks.
 
 What a batch yields is whole; one that ran out of memory is begun again with half of the rows. A frame that
-the generator cannot make is reported, and its neighbours are made without it.
+the generator cannot make, or has no memory for where others had enough, is reported, and its neighbours are
+made without it.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Worker:
         self.targets = target_domains(
             config, model.card.strengths if isinstance(model, DiffusionFamily) else STRENGTHS
         )
-        self.limit = config.batch_size
+        self.limit, self.made = config.batch_size, False
         self.gate: Gate | None = None
         if isinstance(model, DiffusionFamily):
             model = zodi.ZoDiGenerator(model, config, space, self.targets)
@@ -158,11 +159,11 @@ class Worker:
         except torch.OutOfMemoryError as error:
             raise self._too_little(image) from error
 
-    def _too_little(self, image: np.ndarray) -> InputError:
+    def _too_little(self, image: np.ndarray) -> FrameError:
         cure = (
             "" if self.config.custom_generator else "--diffusion.dtype float16, --diffusion.offload parts, "
         )
-        return InputError(
+        return FrameError(
             f"{self.generator.device} has too little memory for one image of {image.shape[:2]}: "
             f"give a smaller --short-side, {cure}or another device"
         )
@@ -173,7 +174,7 @@ class Worker:
         """Make what the samples want, all of one working size, in batches of `rows`, halved when memory runs
         out; until it is `asked` to end, between two domains of a batch.
 
-        Raises: InputError out of memory at one row.
+        Raises: InputError out of memory at one row, before any image is made.
         """
         while not asked() and (waiting := [sample for sample in samples if sample.wanted]):
             rows = min(rows, self.limit)
@@ -181,13 +182,23 @@ class Worker:
                 yield from self._batch(waiting[:rows], rows, asked)
                 continue
             except torch.OutOfMemoryError as error:
-                if rows == 1:
+                if rows == 1 and not self.made:
                     raise self._too_little(waiting[0].image) from error
             # outside the handler, which keeps the tensors of the failed batch alive
-            self.limit = rows // 2
-            _log.warning("out of memory with %d images at once, going on with %d", rows, self.limit)
             if self.generator.device.type == "cuda":
                 torch.cuda.empty_cache()
+            if rows > 1:
+                self.limit = rows // 2
+                _log.warning("out of memory with %d images at once, going on with %d", rows, self.limit)
+                continue
+            yield from self._failed(waiting[0])
+
+    def _failed(self, sample: Sample) -> Iterator[Failed]:
+        """What one sample still wants, which there is no memory for."""
+        wanted, sample.wanted = set(sample.wanted), []
+        for target in self.targets:
+            if target.slug in wanted:
+                yield Failed(sample, target, self._too_little(sample.image))
 
     def run_all(self, samples: list[Sample]) -> Iterator[Made | Failed]:
         """`run` for samples of any sizes, in batches as large as the configuration's at most."""
@@ -219,6 +230,7 @@ class Worker:
     def _finished(self, one: Made | Failed, seconds: float) -> Made | Failed:
         if isinstance(one, Failed):
             return one
+        self.made = True
         picture = one.picture
         if self.config.output_size == "source":
             picture = resize(picture, one.sample.image.shape[:2])

@@ -7,7 +7,8 @@ record, and a lost worker costs the item that it held, which goes to another. Th
 cluster has GPUs at the moment.
 
 An item whose workers die on machines that live on, as one that takes all memory, is given up after ATTEMPTS;
-a machine that is lost, as a preempted one, does not count.
+a machine that is lost, as a preempted one, does not count. An error that ends the stage, as a full disk on
+one machine, lets the others finish what they have in hand.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +135,7 @@ class Cluster:
                 self._next()
             try:
                 return _result(idle[0].actor.once.remote(method, arguments))
-            except RayError as error:
+            except (RayError, MemoryError) as error:
                 self._dismiss(idle[0])
                 if attempt == ATTEMPTS - 1:
                     raise InputError(
@@ -151,13 +153,16 @@ class Cluster:
     ) -> Iterator[Any]:
         order, ending = _Order.of(len(items), after), False
         tries: dict[int, int] = {}
+        failure: InputError | None = None
         while True:
-            if asked() and not ending:
+            if not ending and (failure or asked()):
                 ending = True
                 order.ready.clear()
                 self._ask_to_end()
             busy = [worker for worker in self.hired if worker.item is not None]
             if not busy and not order.ready:
+                if failure:
+                    raise failure
                 return  # done, or asked to end
             if order.ready:
                 self._hire(len(busy) + len(order.ready))
@@ -171,7 +176,10 @@ class Cluster:
             i, ended.item = ended.item, None
             try:
                 results = _result(ended.task, FETCH)
-            except RayError as error:
+            except InputError as error:
+                ended.task, failure = None, failure or error
+                continue
+            except (RayError, MemoryError) as error:
                 self._dismiss(ended)
                 if ending:
                     continue
@@ -244,6 +252,7 @@ def _terminate(pid: int) -> None:
 def workers(config: EngineConfig, job: Any, device: str) -> Cluster:
     """device: cpu, or what the workers choose. Raises: InputError where there is no such cluster."""
     if not ray.is_initialized():
+        on_request = signal.getsignal(signal.SIGTERM)
         try:
             if config.ray.address is None:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -261,6 +270,9 @@ def workers(config: EngineConfig, job: Any, device: str) -> Cluster:
                 f"no Ray cluster at --ray.address {config.ray.address} ({_short(error)}): start one with "
                 "'ray start --head', or leave the address out"
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_request)  # Ray puts its own, whose exit code is no 143
     return Cluster("GPU" if device != "cpu" and ray.cluster_resources().get("GPU") else "CPU", job)
 
 
@@ -268,16 +280,16 @@ _QUIET: dict[str, Any] = {"include_dashboard": False, "logging_level": logging.W
 
 
 def _result(task: Any, timeout: float | None = None) -> Any:
-    """Raises: InputError of the job itself; RuntimeError for a defect in it; RayError where the worker
-    died."""
+    """Raises: InputError of the job itself; MemoryError where its machine has too little; RuntimeError for a
+    defect in it; RayError where the worker died."""
     try:
         return ray.get(task, timeout=timeout)
     except RayTaskError as error:
-        if isinstance(error.cause, InputError):
+        if isinstance(error.cause, InputError | MemoryError):
             raise error.cause from None
         raise RuntimeError(f"in a Ray worker: {error}") from error
 
 
 def _short(error: Exception) -> str:
     """The end of its message, where the cause stands."""
-    return " ".join(str(error).split())[-120:]
+    return " ".join(str(error).split())[-120:] or type(error).__name__

@@ -135,8 +135,8 @@ def _train(
     with (
         session.draining(accelerator) as asked,
         session.shown(title, config.steps, start, first) as tell,
-        session.log(out, start) if first else nullcontext(lambda line: None) as write,
         session.translate_errors(out),
+        session.log(out, start) if first else nullcontext(lambda line: None) as write,
     ):
 
         def done(step: int, line: dict[str, Any]) -> bool:

@@ -71,10 +71,12 @@ def predict(config: PredictConfig, out: str | Path, loaded: Predictor | None = N
             "outside of it"
         )
     job = Predicting(config, replace(data, frames=()), output.path, loaded)
-    with execution.workers(config.where, job, config.device) as workers:
+    with (
+        outputs.alone(output.path),  # first: another driver may hold the workers as well
+        execution.workers(config.where, job, config.device) as workers,
+    ):
         facts: Facts = workers.once("facts")
-        with outputs.alone(output.path):
-            return _work(config, replace(data, space=facts.space), video, output, workers, facts)
+        return _work(config, replace(data, space=facts.space), video, output, workers, facts)
 
 
 def _work(
@@ -99,6 +101,7 @@ def _work(
     failed: list[dict[str, str]] = []
     begun = time.perf_counter()
     with (
+        runs.on_disk(out / "predictions.jsonl"),
         execution.draining() as asked,
         runs.progress(f"predict on {facts.device}", len(data.frames), done=len(lines)) as bar,
         (out / "predictions.jsonl").open("a", encoding="utf-8") as log,
@@ -172,6 +175,8 @@ class Predicting:
     out: Path
     loaded: Predictor | None
     """What predicts, where it is loaded already."""
+    predicted: bool = False
+    """Some image, so there is memory for most."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "loaded": None}
@@ -218,10 +223,15 @@ class Predicting:
                     method, images.to(device), seeds, window=config.window, uncertainty=config.uncertainty
                 )
             except torch.OutOfMemoryError as error:
-                raise InputError(
+                told = (
                     f"{device} has too little memory for one image of {tuple(images.shape[2:])}: give a "
                     "--window or a smaller --size; what is predicted is kept"
-                ) from error
+                )
+                if not self.predicted:
+                    raise InputError(told) from error
+                failed += [{"id": frame.id, "error": told} for frame, _, _ in batch]
+                continue
+            self.predicted = True
             for i, (frame, native, shown) in enumerate(batch):
                 file = frames.place(data, frame, out)
                 if config.uncertainty:

@@ -112,8 +112,8 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     with (
         session.draining(accelerator) as asked,
         session.shown(title, steps, start, first) as tell,
-        keeper.log(start),
         session.translate_errors(out),
+        keeper.log(start),
     ):
         if before != config.steps:
             keeper.write({"step": start, "steps": config.steps, "steps_before": before})

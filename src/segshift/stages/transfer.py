@@ -92,7 +92,10 @@ def transfer(config: TransferConfig, out: str | Path) -> Path:
         if lines and any(wanted.values()) and execution.current().first:
             _say_what_is_missing(wanted, journal, count)
         job = Transferring(config, replace(dataset, frames=()), out)
-        with execution.workers(config.where, job, config.diffusion.device) as workers:
+        with (
+            outputs.alone(out, index, count),  # first: another driver may hold the workers as well
+            execution.workers(config.where, job, config.diffusion.device) as workers,
+        ):
             _work(config, dataset, wanted, output, journal, workers, (index, count))
     if count > 1:
         _warn_of_other_shares(config, dataset, journal, count)
@@ -118,29 +121,30 @@ def _work(
     if output.check():  # thresholds of other settings
         (out / "gate.json").unlink(missing_ok=True)
     told = workers.once("measure", measuring.sample(config, dataset)) if config.gate else None
-    with outputs.alone(out, *share):
-        output.claim()  # not before all settings have proved good
-        for slug in journal.slugs:
-            (frames.describe_tar if journal.packed else frames.describe)(dataset, out / slug)
-        if told:
-            runs.write_json(out / "gate.json", told)
-        _warn_of_the_town(config, dataset, facts)
-        journal.merge(known)
-        total = len(wanted) * len(journal.slugs)
-        done = total - sum(map(len, wanted.values()))
-        shown = runs.progress(f"transfer on {facts.device}", total, done=done)
-        with execution.draining() as asked:
-            try:
-                with shown if execution.current().first else nullcontext() as bar:
-                    for line, pictures in make_all(config, dataset, wanted, workers, journal, asked):
-                        journal.add(line)
-                        if bar:
-                            bar.advance(pictures)
-            finally:
-                journal.add({"finished": True})
-                journal.merge(known)
-        if share[1] == 1 and not loose_packs(dataset, dataset.frames, journal):
-            shutil.rmtree(loose_files(out), ignore_errors=True)  # empty folders
+    output.claim()  # not before all settings have proved good
+    if share[1] == 1:
+        runs.remove_unfinished(out)
+    for slug in journal.slugs:
+        (frames.describe_tar if journal.packed else frames.describe)(dataset, out / slug)
+    if told:
+        runs.write_json(out / "gate.json", told)
+    _warn_of_the_town(config, dataset, facts)
+    journal.merge(known)
+    total = len(wanted) * len(journal.slugs)
+    done = total - sum(map(len, wanted.values()))
+    shown = runs.progress(f"transfer on {facts.device}", total, done=done)
+    with execution.draining() as asked:
+        try:
+            with shown if execution.current().first else nullcontext() as bar:
+                for line, pictures in make_all(config, dataset, wanted, workers, journal, asked):
+                    journal.add(line)
+                    if bar:
+                        bar.advance(pictures)
+        finally:
+            journal.add({"finished": True})
+            journal.merge(known)
+    if share[1] == 1 and not loose_packs(dataset, dataset.frames, journal):
+        shutil.rmtree(loose_files(out), ignore_errors=True)  # empty folders
 
 
 def begun(out: Path) -> bool:

@@ -38,11 +38,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from segshift.config import PriorConfig
 from segshift.data.labels import CITYSCAPES
+from segshift.execution import draining
 from segshift.execution.device import pick
 from segshift.generators import schedule
 from segshift.generators.schedule import Points
 from segshift.networks.weights import load_tensors, read_pickled, read_tensors
-from segshift.outputs import begin
+from segshift.outputs import alone, begin
 from segshift.runs import InputError, atomic, progress, write_json
 from segshift.town.prior_data import MIXES, WORDS, caption, degrade, draw_data
 
@@ -241,7 +242,7 @@ def _steps(
     if state_path.exists():
         start = _resume(state_path, module, average, optimizer)
     log = out / f"{name}.log"
-    with progress(name, steps, done=start) as bar:
+    with draining() as asked, progress(name, steps, done=start) as bar:
         for step in range(start, steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
@@ -264,7 +265,8 @@ def _steps(
                 with log.open("a") as file:
                     file.write(json.dumps({"step": step + 1, "loss": total / 100}) + "\n")
                 total = 0.0
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
+            leaving = asked()
+            if leaving or (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
                 state = {
                     "step": step + 1,
                     "module": module.state_dict(),
@@ -273,6 +275,8 @@ def _steps(
                 }
                 with atomic(state_path) as temporary:
                     torch.save(state, temporary)
+            if leaving:
+                break
     return average.module
 
 
@@ -462,6 +466,11 @@ def train(config: PriorConfig, out: str | Path) -> Path:
         free=("workers", "checkpoint_every", "threads", "device", "steps"),
         begun=lambda out: (out / "data" / "images.npy").exists(),
     )
+    with alone(out):
+        return _train(config, out)
+
+
+def _train(config: PriorConfig, out: Path) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     images, labels, mixes = draw_data(config, out / "data")

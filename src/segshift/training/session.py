@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -208,7 +207,8 @@ def log(out: Path, start: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 def translate_errors(out: Path) -> Iterator[None]:
     """What can go wrong in a long run through no fault of ours, as one sentence."""
     try:
-        yield
+        with runs.on_disk(out):
+            yield
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"out of GPU memory in {out}: take a larger --accumulate, a smaller --crop or "
@@ -220,10 +220,4 @@ def translate_errors(out: Path) -> Iterator[None]:
         raise InputError(
             "a micro-batch of one image leaves the network's batch norm one value to average: take a "
             "larger --batch-size, a smaller --accumulate, or fewer processes"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"disk full while writing {out}: free some space and run the same command again"
         ) from error
