@@ -415,10 +415,11 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     segmenter = build(own(), 5)
     before = segmenter.network.classifier.weight.clone()
     with pytest.raises(
-        InputError, match=r"w.safetensors is a checkpoint of another network: 8 tensors missing, 4 unknown, such as"
+        InputError,
+        match=r"w.safetensors is a checkpoint of another network: 8 tensors missing, 4 unknown, such as",
     ):
         load_weights(segmenter, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="2 of another shape, such as 'classifier.bias'"):
+    with pytest.raises(InputError, match=r"2 of another shape, such as 'classifier.bias'"):
         load_weights(segmenter, tmp_path / "six.safetensors")
     assert torch.equal(before, segmenter.network.classifier.weight)
 
