@@ -126,6 +126,7 @@ def test_a_very_wide_picture_is_read(tmp_path: Path):
     assert read_label(label, CITYSCAPES).shape == (2, 20000)
 
 
+@pytest.mark.filterwarnings("error")  # nothing of Pillow's own reaches the user
 def test_whatever_is_in_a_picture_is_read_or_refused(tmp_path: Path):
     picture, rng = Image.fromarray(trees.picture("x", (8, 12))), np.random.default_rng(0)
     colours = {"png": picture, "jpg": picture, "bmp": picture, "tif": picture, "webp": picture}
@@ -146,6 +147,7 @@ def test_whatever_is_in_a_picture_is_read_or_refused(tmp_path: Path):
             path.write_bytes(broken)
             for read in (
                 lambda path=path: read_image(path),
+                lambda path=path: read_image(path, upright=True),
                 lambda path=path: read_label(trees.label_frame(path), CITYSCAPES),
                 lambda path=path: read_label(trees.label_frame(path), SYNTHIA),
                 lambda path=path: predictions.read(path, CITYSCAPES),

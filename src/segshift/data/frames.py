@@ -374,8 +374,8 @@ def open_picture(path: Path, cure: str = _RESTORE) -> Iterator[Image.Image]:
     Raises: InputError on a file that cannot be read, for which `cure` says what to do.
     """
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            opened = Image.open(tars.content(path))  # it warns of half of MAX_PIXELS
+        with warnings.catch_warnings(action="ignore"):
+            opened = Image.open(tars.content(path))  # it warns of half of MAX_PIXELS, and of odd metadata
         with opened as picture:
             yield picture
     except _BROKEN as error:
@@ -406,7 +406,13 @@ def read_image(path: Path, cure: str = _RESTORE, *, upright: bool = False) -> np
     upright: as the camera was held (EXIF), for pictures without labels; labels lie as the pixels do.
     """
     with open_picture(path, cure) as picture:
-        return rgb(ImageOps.exif_transpose(picture) if upright else picture)
+        return rgb(_turned(picture) if upright else picture)
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """As the camera was held; as it is where the EXIF data are broken, of which Pillow warns."""
+    with warnings.catch_warnings(action="ignore"):
+        return ImageOps.exif_transpose(picture)
 
 
 def rgb(picture: Image.Image) -> np.ndarray:
