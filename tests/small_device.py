@@ -17,5 +17,18 @@ def for_one_image(function, rows: list[int]):
     return limited
 
 
+def for_all_but_one(function, number: int):
+    """`function`, out of memory in its call of this number, from 1 on; and the list of its calls."""
+    calls = []
+
+    def limited(*arguments, **named):
+        calls.append(1)
+        if len(calls) == number:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return function(*arguments, **named)
+
+    return limited, calls
+
+
 def for_none(*_):
     raise torch.OutOfMemoryError("none at all")

@@ -14,6 +14,7 @@ import pytest
 import tiny_diffusion
 import torch
 import torchvision
+import transferring
 import trees
 from diffusers import (
     ControlNetModel,
@@ -253,7 +254,7 @@ def family_config(home, config):
 @pytest.fixture(scope="module")
 def loaded(home):
     """The model of `home`, for tests that leave it as it is: to load one takes longer than most of them."""
-    return generators.load(
+    return transferring.loaded(
         TransferConfig(source="none", diffusion=DiffusionConfig(model=str(home), device="cpu"))
     )
 

@@ -159,14 +159,7 @@ def test_one_image_without_memory_is_listed_and_the_others_are_predicted(
 ):
     config = PredictConfig(str(trained(tmp_path / "run", day)), day, batch_size=1, device="cpu")
     whole = predict(config, tmp_path / "whole")
-    plain, calls = inference.infer, []
-
-    def limited(*arguments, **named):
-        calls.append(1)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(*arguments, **named)
-
+    limited, _ = small_device.for_all_but_one(inference.infer, 2)
     monkeypatch.setattr(inference, "infer", limited)
     out = predict(config, tmp_path / "out")
     [failed] = runs.failures(out)

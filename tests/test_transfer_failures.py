@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import small_device
 import tiny_diffusion
-import torch
 import trees
 from PIL import Image
 from transferring import (  # noqa: F401
@@ -164,14 +163,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(config, tmp_path, monkeypatc
 def test_one_frame_without_memory_is_listed_and_the_others_are_made(config, tmp_path, monkeypatch, model):
     monkeypatch.setattr(making.generators, "load", lambda *a, **k: model)
     config = replace(config, batch_size=1)
-    plain, calls = zodi.transfer, []
-
-    def limited(*arguments, **named):
-        calls.append(1)
-        if len(calls) == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(*arguments, **named)
-
+    limited, calls = small_device.for_all_but_one(zodi.transfer, 3)
     monkeypatch.setattr(zodi, "transfer", limited)
     out = stage.transfer(config, tmp_path / "out")
     [failed] = runs.failures(out)

@@ -33,10 +33,11 @@ _loaded = {}
 
 def load_once(monkeypatch) -> None:
     """The stage loads a folder's model only once: that takes as long as to transfer a few frames."""
-    monkeypatch.setattr(making, "generators", SimpleNamespace(load=_load))
+    monkeypatch.setattr(making, "generators", SimpleNamespace(load=loaded))
 
 
-def _load(config: TransferConfig) -> generators.Generator | generators.DiffusionFamily:
+def loaded(config: TransferConfig) -> generators.Generator | generators.DiffusionFamily:
+    """The model, the same for the same files and options; to be left as it is."""
     town, place = config.diffusion.model == "town", Path(config.diffusion.model)
     files = sorted((loading.home(config.diffusion, {}, ()) if town else place).rglob("*.*"))
     if config.generator is not None or not files:

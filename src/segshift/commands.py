@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import traceback
@@ -36,7 +35,7 @@ from segshift.config import (
     TransferConfig,
 )
 from segshift.execution import SlurmConfig
-from segshift.runs import Failure, InputError, failures, one_line, user_path
+from segshift.runs import FREE_SPACE, Failure, InputError, disk_is_full, failures, one_line, user_path
 from segshift.users_code import described
 
 # The stages are imported where they are used: `--help` and wrong options do not wait for torch.
@@ -379,8 +378,8 @@ _MEMORY = re.compile(
 
 def _lacking(error: Exception) -> tuple[str, str] | None:
     """What the machine lacks, and what to do; None where it is something else."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk full", "free some space and run the same command again"
+    if disk_is_full(error):
+        return "disk full", FREE_SPACE
     if type(error).__name__ in _MEMORY_ERRORS or _MEMORY.search(str(error)):
         return "too little memory", _LESS
     return None

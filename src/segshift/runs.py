@@ -70,17 +70,22 @@ def user_path(text: str | os.PathLike[str]) -> str:
     return os.path.abspath(expanded)
 
 
+FREE_SPACE = "free some space and run the same command again"
+
+
+def disk_is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def on_disk(path: Path) -> Iterator[None]:
     """What writes `path`. Raises: InputError when the disk is full."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not disk_is_full(error):
             raise
-        raise InputError(
-            f"disk full while writing {path}: free some space and run the same command again"
-        ) from error
+        raise InputError(f"disk full while writing {path}: {FREE_SPACE}") from error
 
 
 @contextmanager

@@ -290,12 +290,8 @@ class AdversarialDiffusion(Method):
             z_0, condition = self.adapted.label_encoder(torch.cat([label, pad_label(y_t, size)])), images
             position = F.avg_pool2d((weight * (label != IGNORE))[:, None], LATENT_STRIDE)
         else:
-            z_0, condition = (
-                images,
-                network.encode(prepare(strong_view(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)))[
-                    0
-                ],
-            )
+            view = strong_view(torch.cat([x_s, x_mix, x_t]), self.config.augmentation)
+            z_0, condition = images, network.encode(prepare(view))[0]
             position = torch.ones_like(images[: 2 * count, :1])
         both = [torch.cat([skip[:count], skip_mix]) for skip, skip_mix in zip(skips, skips_mix, strict=True)]
         return Views(z_0, condition, both, label, weight, position)
