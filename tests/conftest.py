@@ -13,8 +13,10 @@ import torch
 torch.set_num_threads(1)
 os.fsync = lambda file: None  # no test cuts the power, and the disk is slow
 
-FIRST = ("test_notebook", "test_benchmarks", "test_prior")
-"""Files of few tests that take long: begun last, they would let the other processes wait at the end."""
+FIRST = ("test_notebook", "test_benchmarks", "test_prior", "test_families", "test_vit")
+"""Files that take long, alone or after their neighbours in the alphabet: begun last, they would let the other
+processes wait at the end.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

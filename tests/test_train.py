@@ -273,5 +273,5 @@ def test_data_workers_leave_ctrl_c_to_the_training(data, tmp_path, monkeypatch):
         (tmp_path / f"worker{worker}").write_text(str(blocked))
 
     monkeypatch.setattr(session, "_data_worker", record)
-    train(config(data, steps=2, workers=2), tmp_path / "run")
-    assert [path.read_text() for path in sorted(tmp_path.glob("worker*"))] == ["True", "True"]
+    train(config(data, steps=2, workers=1), tmp_path / "run")
+    assert [path.read_text() for path in tmp_path.glob("worker*")] == ["True"]
