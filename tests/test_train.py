@@ -1,3 +1,4 @@
+import multiprocessing
 import signal
 
 import numpy as np
@@ -173,6 +174,7 @@ def test_a_truncated_image_stops_the_run_with_its_path(data, tmp_path, workers):
     with pytest.raises(InputError, match=str(path)) as caught:
         train(settings, tmp_path / "run")
     assert "Traceback" not in str(caught.value)
+    assert not multiprocessing.active_children()  # they would keep the process, which waits for them
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_frames(data, tmp_path, monkeypatch):

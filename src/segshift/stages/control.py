@@ -133,6 +133,9 @@ def _train(
     keeper = _Keeper(config, out, method, accelerator, drawn.frames[:DRAWN], album, palette)
     title = f"train ControlNet on {accelerator.device.type}"
     with (
+        session.micro_batches(
+            chosen, start, config.steps, config.batch_size, config.accumulate, config.workers, accelerator
+        ) as micro_batches,
         session.draining(accelerator) as asked,
         session.shown(title, config.steps, start, first) as tell,
         session.translate_errors(out),
@@ -156,9 +159,7 @@ def _train(
         loop.fit(
             method,
             optimizers,
-            session.micro_batches(
-                chosen, start, config.steps, config.batch_size, config.accumulate, config.workers, accelerator
-            ),
+            micro_batches,
             accelerator,
             start=start,
             steps=config.steps,

@@ -105,11 +105,11 @@ def _train(config: TrainConfig, output: Output, accelerator: Accelerator, data: 
     if first:  # everything that can be wrong has been looked at
         output.claim()
         checkpoints.describe(out, data.source.space, accelerator.device)
-    micro_batches = session.micro_batches(
-        samples, start, steps, config.batch_size, config.accumulate, config.workers, accelerator
-    )
     title = f"train {config.method} on {accelerator.device.type}"
     with (
+        session.micro_batches(
+            samples, start, steps, config.batch_size, config.accumulate, config.workers, accelerator
+        ) as micro_batches,
         session.draining(accelerator) as asked,
         session.shown(title, steps, start, first) as tell,
         session.translate_errors(out),

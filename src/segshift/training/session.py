@@ -129,6 +129,7 @@ def require_finite(method: Method, step: int) -> None:
             )
 
 
+@contextmanager
 def micro_batches(
     samples: batches.Samples,
     start: int,
@@ -137,13 +138,15 @@ def micro_batches(
     parts: int,
     workers: int,
     accelerator: Accelerator,
-) -> Iterator[batches.Batch | InputError]:
-    """What `loop.fit` takes: this process's micro-batches, `parts` a step, from step `start` on."""
+) -> Iterator[Iterator[batches.Batch | InputError]]:
+    """What `loop.fit` takes: this process's micro-batches, `parts` a step, from step `start` on. The data
+    workers end with the block, however it ends: torch leaves that to the collector of garbage, and the
+    traceback of an error would keep them, and the process that waits for them, for ever."""
     schedule = batches.Schedule(
         start, steps, batch_size, parts, accelerator.process_index, accelerator.num_processes
     )
     with execution.starting_workers():
-        return iter(
+        made: Any = iter(
             DataLoader(
                 samples,
                 batch_sampler=schedule,
@@ -153,6 +156,11 @@ def micro_batches(
                 pin_memory=accelerator.device.type == "cuda",
             )
         )
+    try:
+        yield made
+    finally:
+        if workers:
+            made._shutdown_workers()
 
 
 def _data_worker(_worker: int) -> None:
