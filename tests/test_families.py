@@ -27,7 +27,6 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
 )
-from huggingface_hub.errors import GatedRepoError
 from transferring import IDS, SIZE, config, grey_levels_apart, manifest, pictures, prior, source  # noqa: F401
 
 from segshift import generators, runs
@@ -137,16 +136,6 @@ def test_of_a_hub_name_the_index_alone_is_fetched(tmp_path, monkeypatch):
     [name] = stable_diffusion.CARD.models
     assert generators.family(DiffusionConfig(model=name)) is stable_diffusion
     assert asked == [(name, loading.REVISIONS[name], ["model_index.json", "segshift.json"])]
-
-
-def test_a_licence_that_nobody_accepted_is_named_with_its_page(monkeypatch):
-    def gated(*args, **kwargs):
-        raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
-
-    monkeypatch.setattr(loading, "snapshot_download", gated)
-    monkeypatch.setattr(loading.hub, "access", nullcontext)
-    with pytest.raises(InputError, match=r"some/model is given to those who .* do so at .*/some/model, then"):
-        generators.family(DiffusionConfig(model="some/model"))
 
 
 def test_the_embedded_prior_is_a_stable_diffusion():

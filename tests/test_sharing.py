@@ -15,9 +15,10 @@ import yaml
 from test_predict import trained
 
 import segshift
-from segshift import runs
+from segshift import generators, networks, runs
 from segshift.__main__ import main
 from segshift.config import (
+    DiffusionConfig,
     EstimateConfig,
     EvaluateConfig,
     ExportConfig,
@@ -26,6 +27,7 @@ from segshift.config import (
     PushConfig,
     TrainConfig,
 )
+from segshift.data.labels import CITYSCAPES
 from segshift.runs import InputError
 from segshift.stages import estimate, push
 from segshift.stages.evaluate import evaluate
@@ -288,6 +290,33 @@ def test_a_run_that_cannot_be_had_is_one_sentence(hub, monkeypatch, name, token,
     upload(hub, "ada/hidden", hidden)
     with pytest.raises(InputError, match=told):
         segshift.load(name)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda name: segshift.load(f"hf:{name}"),
+        lambda name: generators.family(DiffusionConfig(model=name)),
+        lambda name: networks.build(NetworkConfig(name=f"hf:{name}"), CITYSCAPES.classes),
+    ],
+)
+def test_what_the_hub_does_not_give_to_this_login_is_told_alike(hub, monkeypatch, ask):
+    monkeypatch.setenv("HF_TOKEN", "hf_ben")
+    upload(hub, "ada/gated", {"config.json": b"{}", "model_index.json": b"{}"}).gated = True
+    upload(hub, "ada/mine", {"config.json": b"{}"}).private = True
+    with pytest.raises(
+        InputError, match="ada/gated is given to those who accept its terms: do so at http://"
+    ):
+        ask("ada/gated")
+    with pytest.raises(InputError, match=r"there is no ada/mine on http://.*, or it is private: correct"):
+        ask("ada/mine")
+    monkeypatch.setattr(hub, "readable", refuse)
+    with pytest.raises(InputError, match=r"http://\S+ does not let this login read ada/mine: log in"):
+        ask("ada/mine")
+
+
+def refuse(*_):
+    raise hub_server.Refusal(403, "Your token has no right to read this")
 
 
 def test_without_the_hub_the_cache_serves_and_nothing_waits(run, hub, unreachable, monkeypatch):

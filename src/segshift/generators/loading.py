@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -103,17 +103,12 @@ def folder(
                 home = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
                 if all(any((home / file).exists() for file in of_one) for of_one in names):
                     break
-    except GatedRepoError as error:
-        raise InputError(
-            f"{name} is given to those who accept its licence: do so at {constants.ENDPOINT}/{name}, then "
-            f"log in here (hf auth login), or point to a local copy with {option} /path"
-        ) from error
     except (OSError, HfHubHTTPError, HTTPError, HFValidationError) as error:
-        raise InputError(
+        told = hub.refusal(name, revision, error) or (
             f"cannot download {', '.join(wanted or more)} of {name} (revision {revision or 'main'}) from "
-            f"the Hugging Face hub ({_line(error)}): go online once, or point to a local copy with {option} "
-            "/path"
-        ) from error
+            f"the Hugging Face hub ({_line(error)}): go online once"
+        )
+        raise InputError(f"{told}, or point to a local copy with {option} /path") from error
     return home
 
 

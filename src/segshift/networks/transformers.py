@@ -73,11 +73,11 @@ def _reading(name: str, pretrained: bool) -> Iterator[None]:
             yield
     except OSError as error:
         files = "config.json and model.safetensors" if pretrained else "config.json"
-        raise InputError(
+        told = hub.refusal(name, None, error) or (
             f"cannot read {files} of '{name}', neither as a local folder nor from the hub "
-            f"({first_line(error)}): download them where there is a network, and name their folder with "
-            "--network.name hf:<folder>"
-        ) from error
+            f"({first_line(error)}): download them where there is a network"
+        )
+        raise InputError(f"{told}, and name their folder with --network.name hf:<folder>") from error
     except ValueError as error:
         raise InputError(
             f"'{name}' is no semantic segmentation network of transformers ({first_line(error)}): name "

@@ -17,15 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from segshift import hub, runs
 from segshift.config import TrainConfig
@@ -56,25 +49,12 @@ def pulled(name: str) -> Path:
     try:
         with hub.access():
             home = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{repository} is given to those who accept its terms: do so at "
-            f"{constants.ENDPOINT}/{repository}, then log in here (hf auth login)"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"there is no {repository} on {constants.ENDPOINT}, or it is private: correct the name, or log "
-            "in (hf auth login) as somebody who may read it"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(
-            f"{repository} has no revision '{revision}': name a branch, a tag or a commit of it"
-        ) from error
     except HFValidationError as error:
         raise InputError(f"'{repository}' is no name on the hub ({first_line(error)}): correct it") from error
     except (OSError, HfHubHTTPError, HTTPError) as error:
         raise InputError(
-            f"cannot download {name} ({first_line(error)}): go online once, or name a run folder"
+            hub.refusal(repository, revision, error)
+            or f"cannot download {name} ({first_line(error)}): go online once, or name a run folder"
         ) from error
     _require_run(home, name)
     return home
