@@ -8,6 +8,7 @@ import full_size
 import gate
 import gpu
 import memory
+import prior
 import pytest
 import recipe
 import settings
@@ -208,3 +209,28 @@ def test_the_full_size_benchmark_transfers_a_frame_at_a_tiny_size(tmp_path: Path
     assert '"code": 0, "frames": 1' in capsys.readouterr().out
     assert len(manifest(tmp_path / "transferred")) == 1
     assert manifest(tmp_path / "transferred")[0]["settings"]["steps"] == 2
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> Path:
+    """A measurement of the embedded prior with a judge that has learnt next to nothing."""
+    out = tmp_path_factory.mktemp("prior")
+    prior.main(prior.Benchmark(out, scenes=2, judge_scenes=1, steps=2))
+    return out
+
+
+def test_the_priors_benchmark_measures_every_domain_and_draws_its_streets(judged: Path):
+    lines = (judged / "prior.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in prior.MEASURES]
+    assert all(line.count("|") == 9 for line in lines[2:])
+    assert (judged / "town.jpg").stat().st_size > 10_000
+
+
+def test_a_prior_that_draws_the_truth_keeps_everything(judged: Path, monkeypatch: pytest.MonkeyPatch):
+    benchmark = prior.Benchmark(judged, scenes=2, judge_scenes=1, steps=2)
+    labels, true = prior.streets(1, 2)
+    monkeypatch.setattr(prior, "transfer_images", lambda *a, **k: true)
+    told = prior.measure(prior.judge(benchmark), "town", labels, true, judged / "true.jpg")
+    for name in ("kept", "small kept", "sharpness", "recognised"):
+        assert told[name] == dict.fromkeys(prior.TOWN_DOMAINS, 1.0), name
+    assert set(told["decoded kept"].values()) != {1.0}

@@ -94,6 +94,27 @@ def test_interrupted_training_ends_with_the_same_weights(whole: Path, tmp_path: 
     assert loaded.embed(["driving at night, best quality"])["text"].shape == (1, prior.MAX_TOKENS, 64)
 
 
+def test_attention_and_group_norm_are_computed_in_float32_under_autocast():
+    """And the network's other parts are not told apart: they get what autocast gives them."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 8, 4, generator=rng).bfloat16() for _ in range(3))
+    norm, layer = torch.nn.GroupNorm(2, 4), torch.nn.Linear(4, 4)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with torch.autocast("cpu", torch.bfloat16), prior.Float32():
+        told = attention(q, k, v), norm(q[0].transpose(1, 2)[..., :2, :2].reshape(1, 4, -1)), layer(q)
+    wide = attention(q.float(), k.float(), v.float()).bfloat16()
+    assert torch.equal(told[0], wide) and not torch.equal(told[0], attention(q, k, v))
+    assert [t.dtype for t in told] == [torch.bfloat16] * 3
+
+
+def test_the_loss_counts_rare_classes_more_and_keeps_its_size():
+    labels = np.zeros((1, 8, 8), np.uint8)
+    labels[0, 0, 0] = 17
+    weights = prior.class_weights(labels)
+    assert weights[17] > 4 * weights[0]
+    assert float(weights[labels.astype(int)].mean()) == pytest.approx(1)
+
+
 def test_asked_to_end_it_saves_the_step_in_hand(tmp_path: Path, monkeypatch):
     """And goes on from it, which the test before shows."""
     loss, calls = prior.vae_loss, []
