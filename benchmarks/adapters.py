@@ -97,7 +97,7 @@ def rates(b: Benchmark, configs: dict[str, TrainConfig]) -> dict[str, float]:
     loops = {}
     for name, config in configs.items():
         settings = train_speed.Settings(config.network, CROP, config.batch_size, device=device.type)
-        loops[name] = train_speed.steps(settings)["joint"]
+        loops[name] = train_speed.step(settings, "joint")
     seconds = train_speed.turns(loops, device, b.rounds)
     return {name: configs[name].batch_size / median(times) for name, times in seconds.items()}
 

@@ -179,7 +179,7 @@ def zodi_training(b: Benchmark, device: torch.device, loop: str, precision: torc
     """Four pairs at the published crop."""
     crop, pairs = ((64, 64), 2) if b.tiny else ((384, 768), 4)
     settings = train_speed.Settings(network(b), crop, pairs, device=device.type)
-    return Line(train_speed.steps(settings, precision)[loop], pairs, "pairs/s")
+    return Line(train_speed.step(settings, loop, precision), pairs, "pairs/s")
 
 
 def network(b: Benchmark) -> NetworkConfig:

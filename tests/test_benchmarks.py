@@ -17,9 +17,11 @@ import zodi
 from transferring import manifest
 
 from segshift import runs
+from segshift.data.labels import CITYSCAPES
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.town import town_training
 from segshift.runs import InputError
+from segshift.training import checkpoints
 
 PLAIN = town_training(steps=1, images=2)
 
@@ -223,6 +225,8 @@ def test_the_priors_benchmark_measures_every_domain_and_draws_its_streets(judged
     lines = (judged / "prior.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in prior.MEASURES]
     assert all(line.count("|") == 9 for line in lines[2:])
+    space = checkpoints.read_space(judged / "judge")
+    assert space.names == CITYSCAPES.names and space.ids == tuple(range(19))  # else it is judged by others
     assert (judged / "town.jpg").stat().st_size > 10_000
 
 
