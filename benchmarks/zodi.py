@@ -10,6 +10,8 @@ The controls train as ZoDi does, with equal steps and images, on other pictures 
     noise            Gaussian noise with the mean and deviation of each of ZoDi's pictures (`noise`)
     weather filters  the source under classical filters (`weather`)
     ZoDi + filters   each frame's picture by ZoDi or by the filters, one or the other by chance
+    perfect pictures the same streets as the town itself renders them in the target's weather: what a
+                     generator without a fault would be worth (`truth`)
 
 Writes OUT/zodi.md and OUT/zodi.json (every figure,
 machine, versions, date). Running it again continues.
@@ -37,6 +39,7 @@ PICTURES = {
     "weather filters": ("filters",),
     "ZoDi": ("transferred",),
     "ZoDi + filters": ("transferred", "filters"),
+    "perfect pictures": ("truth",),
 }
 """Rows that train as ZoDi does, and the folders of transfers that their pictures are from."""
 NAMES = ("source only", "source + jitter", *PICTURES, "oracle")
@@ -82,6 +85,7 @@ def experiment(b: Benchmark) -> Experiment:
         "transferred": replace(town_transfer(*b.domains), mode=b.mode),
         "transferred-val": replace(town_transfer(*b.domains, split="val"), mode=b.mode),
         "filters": replace(town_transfer(*b.domains), generator="weather:build"),
+        "truth": replace(town_transfer(*b.domains), generator="truth:build"),
     }
     transfers |= {
         f"noise-{domain}": TransferConfig(

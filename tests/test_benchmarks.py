@@ -8,19 +8,24 @@ import full_size
 import gate
 import gpu
 import memory
+import numpy as np
 import prior
 import pytest
 import recipe
 import settings
 import torch
+import truth
 import zodi
 from transferring import manifest
 
 from segshift import runs
+from segshift.data import frames
 from segshift.data.labels import CITYSCAPES
+from segshift.generators import Domain
 from segshift.recipes.experiment import Experiment, Row, Target
 from segshift.recipes.town import town_training
 from segshift.runs import InputError
+from segshift.town import scenes, weather, writer
 from segshift.training import checkpoints
 
 PLAIN = town_training(steps=1, images=2)
@@ -238,3 +243,12 @@ def test_a_prior_that_draws_the_truth_keeps_everything(judged: Path, monkeypatch
     for name in ("kept", "small kept", "sharpness", "recognised"):
         assert told[name] == dict.fromkeys(prior.TOWN_DOMAINS, 1.0), name
     assert set(told["decoded kept"].values()) != {1.0}
+
+
+def test_perfect_pictures_are_the_towns_own_of_the_same_streets(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(truth, "TOWN", replace(truth.TOWN, source_train=2))
+    writer.write(tmp_path, counts={"cityscapes/train": 2})
+    images = [frames.read_image(path) for path in sorted(tmp_path.rglob("*_leftImg8bit.png"))]
+    layers = scenes.draw(scenes.BENCHMARK, 1, *images[1].shape[:2])
+    made = truth.build()(images[1], None, Domain("night", "driving at night", 0.9), 0)
+    assert np.array_equal(made, weather.render(layers, ("night",), 0))
