@@ -16,6 +16,7 @@ import estimate
 import gate
 import memory
 import photographs
+import prior
 import pytest
 import real_case
 import recipe
@@ -175,6 +176,7 @@ SHOWN = [
     )
 ]
 TABLES = {
+    "prior": lambda told: prior.table(told["measured"]),
     "adapters": lambda told: adapters.table(told["rows"]),
     "estimate": estimate.tables,
     "estimate-night": estimate.tables,
